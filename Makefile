@@ -1,0 +1,102 @@
+# hsaqd: `make help` lists what there is.
+# One object tree per build flavour (build/, build/asan/, …); every .c below a module's folder belongs to it.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+VERSION := $(shell cat VERSION)
+
+FLAVOUR ?=
+BUILD   := build$(if $(FLAVOUR),/$(FLAVOUR))
+CC      ?= gcc
+PYTHON  ?= python3
+
+BASE_PKGS   := jansson libpcre2-8
+DAEMON_PKGS := libmicrohttpd libuv sqlite3 nettle
+WORKER_PKGS := libutf8proc libxxhash openblas
+ALL_PKGS    := $(BASE_PKGS) $(DAEMON_PKGS) $(WORKER_PKGS)
+
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
+OPTIMIZE ?= -O2
+# No -march: hot loops choose AVX2/AVX-512 at run time (kernels/cpu/simd.h), so one binary serves every x86-64 machine.
+CFLAGS_ALL = -std=c17 -D_GNU_SOURCE $(OPTIMIZE) -g -fno-math-errno -pthread $(OPENMP) $(WARNINGS) $(SANITIZE) -I. \
+             -DHSAQ_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(ALL_PKGS) 2>/dev/null) $(CFLAGS)
+OPENMP     ?= -fopenmp
+LDFLAGS_ALL = -pthread $(OPENMP) $(SANITIZE) $(LDFLAGS)
+BASE_LIBS   = $(shell pkg-config --libs $(BASE_PKGS)) -lm
+DAEMON_LIBS = $(shell pkg-config --libs $(DAEMON_PKGS)) $(BASE_LIBS)
+WORKER_LIBS = $(shell pkg-config --libs $(WORKER_PKGS)) $(BASE_LIBS)
+
+# A module is a folder; its main file stays out of the library so that tests can link the rest.
+sources = $(sort $(foreach d,$(1),$(wildcard $(d)/*.c)))
+objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
+BASE_SRC   := $(call sources,base)
+KERNEL_SRC := $(call sources,kernels kernels/cpu)
+WORKER_SRC := $(filter-out worker/main.c,$(call sources,worker worker/model worker/pipeline worker/alloc))
+DAEMON_SRC := $(filter-out daemon/main.c,$(call sources,daemon daemon/http daemon/api daemon/store daemon/jobs))
+UNIT_SRC   := $(call sources,tests/unit)
+OPS_SRC    := $(call sources,tests/ops)
+FUZZ_SRC   := $(call sources,tests/fuzz)
+BENCH_SRC  := $(call sources,tests/bench)
+
+PROGRAMS    := $(BUILD)/hsaqd $(BUILD)/hsaq-worker
+UNIT_TESTS  := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(UNIT_SRC))
+OPS_TESTS   := $(patsubst tests/ops/%.c,$(BUILD)/tests/ops/%,$(OPS_SRC))
+BENCHES     := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(BENCH_SRC))
+LIBRARIES   := $(BUILD)/libhsaq_daemon.a $(BUILD)/libhsaq_worker.a $(BUILD)/libhsaq_kernels.a $(BUILD)/libhsaq_base.a
+
+.DEFAULT_GOAL := all
+.SECONDARY:
+.DELETE_ON_ERROR:
+.PHONY: all help programs tests
+
+all: programs ## build hsaqd and hsaq-worker
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z|-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+programs: $(PROGRAMS)
+
+$(BUILD)/libhsaq_base.a: $(call objects,$(BASE_SRC))
+$(BUILD)/libhsaq_kernels.a: $(call objects,$(KERNEL_SRC))
+$(BUILD)/libhsaq_worker.a: $(call objects,$(WORKER_SRC))
+$(BUILD)/libhsaq_daemon.a: $(call objects,$(DAEMON_SRC)) $(BUILD)/embedded.o
+$(BUILD)/%.a:
+	@mkdir -p $(@D); rm -f $@
+	$(QUIET_AR)ar rcs $@ $^
+
+# Migrations and the API document are compiled in; so is what the daemon serves.
+EMBEDDED := $(sort $(wildcard migrations/*.sql) $(wildcard api/openapi.yaml))
+$(BUILD)/embedded.c: tools/embed $(EMBEDDED)
+	@mkdir -p $(@D)
+	tools/embed $(EMBEDDED) >$@
+$(BUILD)/embedded.o: $(BUILD)/embedded.c
+	$(QUIET_CC)$(CC) $(CFLAGS_ALL) -c $< -o $@
+
+$(BUILD)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(QUIET_CC)$(CC) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+# The numerics are worth the compile time; the service is not.
+$(call objects,$(KERNEL_SRC)): OPTIMIZE := $(if $(SANITIZE),$(OPTIMIZE),-O3)
+
+$(BUILD)/hsaqd: $(BUILD)/daemon/main.o $(BUILD)/libhsaq_daemon.a $(BUILD)/libhsaq_base.a
+	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
+$(BUILD)/hsaq-worker: $(BUILD)/worker/main.o $(BUILD)/libhsaq_worker.a $(BUILD)/libhsaq_kernels.a $(BUILD)/libhsaq_base.a
+	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ $(WORKER_LIBS) -o $@
+
+$(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(LIBRARIES)
+	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ -lcmocka $(DAEMON_LIBS) $(WORKER_LIBS) -o $@
+$(BUILD)/tests/ops/%: $(BUILD)/tests/ops/%.o $(BUILD)/libhsaq_kernels.a $(BUILD)/libhsaq_base.a
+	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ -lcmocka $(WORKER_LIBS) -o $@
+$(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBRARIES)
+	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) $(WORKER_LIBS) -o $@
+
+tests: $(PROGRAMS) $(UNIT_TESTS) $(OPS_TESTS) ## build the C tests
+
+ifeq ($(V),)
+QUIET_CC = @echo "  CC   $@";
+QUIET_AR = @echo "  AR   $@";
+QUIET_LD = @echo "  LD   $@";
+endif
+
+-include Makefile.dev
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

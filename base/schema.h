@@ -1,0 +1,88 @@
+/* JSON objects described by tables: one table decodes a document into a C struct, reports every fault with its JSON
+ * pointer, and prints itself as JSON Schema, so that validation, code and the API document cannot drift apart.
+ *
+ * Used by the daemon (to refuse bad specs) and by the worker (to decode the same specs). Pure functions. */
+#ifndef HSAQ_BASE_SCHEMA_H
+#define HSAQ_BASE_SCHEMA_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/err.h"
+
+enum field_type {
+    FIELD_STRING,  /* const char *; min..max bound its length in bytes (max 0: 255) */
+    FIELD_REGEX,   /* const char *; must compile as PCRE2, like FIELD_STRING otherwise */
+    FIELD_INT,     /* int64_t in [min, max] */
+    FIELD_NUMBER,  /* double in [min, max] */
+    FIELD_BOOL,    /* bool */
+    FIELD_BYTES,   /* int64_t; JSON integer or a string for size_parse, in [min, max] */
+    FIELD_ENUM,    /* int: index into `values` (NULL-terminated) */
+    FIELD_OBJECT,  /* pointer to struct of `schema`, or NULL when absent */
+    FIELD_OBJECTS, /* struct list of structs of `schema` */
+    FIELD_STRINGS, /* struct list of const char * */
+    FIELD_CUSTOM,  /* `decode` does it all */
+};
+
+/* A decoded array: `count` elements of the element type, contiguous. */
+struct list {
+    void *items;
+    size_t count;
+};
+
+/* Collects faults; decoding goes on after one, so that a client sees them all. */
+enum { PROBLEMS_MAX = 16 };
+struct problems {
+    struct problem {
+        char pointer[192];
+        char detail[256];
+    } items[PROBLEMS_MAX];
+    size_t count; /* may exceed PROBLEMS_MAX; only that many are kept */
+};
+
+struct decode {
+    struct arena *arena; /* decoded strings, lists and nested structs live here */
+    struct problems *problems;
+    char pointer[192]; /* where we are */
+};
+
+struct schema;
+
+struct field {
+    const char *name;
+    enum field_type type;
+    size_t offset; /* of the member in the struct */
+    bool required;
+    double min, max;           /* both 0: unbounded (FIELD_INT, FIELD_NUMBER, FIELD_BYTES: then >= 0 is not implied) */
+    const char *const *values; /* FIELD_ENUM; FIELD_STRINGS: allowed strings, or NULL */
+    const struct schema *schema;                                         /* FIELD_OBJECT, FIELD_OBJECTS */
+    void (*decode)(const json_t *value, void *member, struct decode *d); /* FIELD_CUSTOM */
+    json_t *(*describe)(void);                                           /* FIELD_CUSTOM: its JSON Schema */
+    size_t presence; /* offset + 1 of a bool set when the member was given; 0: none */
+};
+
+struct schema {
+    const char *name;
+    const struct field *fields; /* ends with a NULL name */
+    size_t size;
+    void (*defaults)(void *object);                      /* before decoding; NULL: all zero */
+    void (*check)(const void *object, struct decode *d); /* after decoding without faults; may be NULL */
+};
+
+/* Records a fault at d->pointer or at a member below it. */
+void problem_here(struct decode *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void problem_at(struct decode *d, const char *member, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* Decodes `value` into `object` (schema->size bytes). RC_INVALID when any fault was recorded: the first one is in e.
+ * Unknown members, wrong types and out-of-range numbers are faults; null counts as absent. */
+enum rc schema_decode(const struct schema *schema, const json_t *value, void *object, struct arena *arena,
+                      struct problems *problems, struct err *e);
+
+/* The same table as JSON Schema (type, properties, required, enum, minimum, maximum, additionalProperties: false).
+ * A new reference. */
+json_t *schema_describe(const struct schema *schema);
+
+#endif

@@ -1,0 +1,54 @@
+#include "base/sizes.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+static const struct {
+    const char *suffix;
+    double factor;
+} units[] = {
+    {"", 1},
+    {"B", 1},
+    {"kB", 1e3},
+    {"MB", 1e6},
+    {"GB", 1e9},
+    {"TB", 1e12},
+    {"KiB", 1024},
+    {"MiB", 1024.0 * 1024},
+    {"GiB", 1073741824.0},
+    {"TiB", 1099511627776.0},
+};
+
+enum rc size_parse(const char *text, int64_t *bytes, struct err *e) {
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || !isfinite(value) || value < 0 || strspn(text, "0123456789.") == 0)
+        return err_set(e, RC_INVALID, "'%.64s' is not a byte size; write for example \"12GiB\", \"12GB\" or 1073741824",
+                       text);
+    while (*end == ' ')
+        end++;
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        if (strcasecmp(end, units[i].suffix) != 0) continue;
+        value *= units[i].factor;
+        if (value >= 9.2e18) return err_set(e, RC_INVALID, "byte size '%.64s' is too large", text);
+        *bytes = (int64_t)value;
+        return RC_OK;
+    }
+    return err_set(e, RC_INVALID, "unknown unit in byte size '%.64s'; use B, kB, MB, GB, TB, KiB, MiB, GiB or TiB",
+                   text);
+}
+
+char *size_format(int64_t bytes, char *buffer, size_t capacity) {
+    static const char *const names[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    double value = (double)bytes;
+    int unit = 0;
+    while (fabs(value) >= 1024 && unit < 4) {
+        value /= 1024;
+        unit++;
+    }
+    snprintf(buffer, capacity, unit == 0 ? "%.0f %s" : "%.2f %s", value, names[unit]);
+    return buffer;
+}

@@ -1,0 +1,123 @@
+/* Job specs: what a client may ask for, as structs, and the tables (schema.h) that validate them.
+ *
+ * One row in the table of kinds per job kind. The daemon validates with it and stores the client's JSON; the worker
+ * decodes the same JSON with the same table. Adding a kind: a struct, a schema, a row here, a pipeline file, a page in
+ * api/openapi.yaml. */
+#ifndef HSAQ_BASE_SPEC_H
+#define HSAQ_BASE_SPEC_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/candidate.h"
+#include "base/schema.h"
+
+/* Which queue a kind waits in: numeric kinds in the lane of their device, pure arithmetic in `cpu`. */
+enum lane_type { LANE_DEVICE, LANE_CPU };
+
+/* Members that every spec may carry. */
+struct spec_common {
+    const char *kind;
+    const char *label;
+    int64_t priority;   /* −100…100, higher first */
+    struct list after;  /* const char *: job ids */
+    const char *device; /* NULL: any */
+};
+
+enum sampling { SAMPLING_SEQUENTIAL, SAMPLING_RANDOM };
+
+struct spec_calibration {
+    const char *dataset;
+    int64_t samples, length; /* windows, tokens per window */
+    int sampling;
+    int64_t seed;
+};
+
+struct spec_profile {
+    struct spec_common common;
+    const char *model;
+    struct spec_calibration *calibration;
+    struct list candidates; /* struct candidate */
+    struct list scores;     /* const char * */
+    const char *layers;     /* regex over Linear names; NULL: all */
+    bool head;              /* lm_head counts as a Linear too */
+};
+
+/* Exactly one of vram, weights, average_bits is given. */
+struct spec_budget {
+    bool has_vram, has_weights, has_average_bits;
+    int64_t vram, context, batch, kv_bits, reserve; /* bytes, tokens, sequences, bits, bytes */
+    int64_t weights;                                /* bytes of the profiled Linears */
+    double average_bits;                            /* code bits weighted by parameters */
+};
+
+/* Which Linears (match, or the first and last blocks), and what holds for them. */
+struct spec_rule {
+    const char *match;
+    bool has_first, has_last, has_min_bits, has_max_bits;
+    int64_t first, last; /* blocks from either end */
+    int64_t min_bits, max_bits;
+    struct candidate *pin;
+    struct list tie; /* const char *: projections of one block that must share a candidate */
+};
+
+enum allocation_method { ALLOCATION_GREEDY, ALLOCATION_UPGRADE, ALLOCATION_OPTIMAL };
+
+struct spec_allocation {
+    struct spec_common common;
+    const char *profile; /* job id */
+    int method;          /* enum allocation_method */
+    int score;           /* index into score_names */
+    struct spec_budget *budget;
+    struct list rules; /* struct spec_rule */
+};
+extern const char *const score_names[];
+
+enum protocol_type { PROTOCOL_WINDOWS, PROTOCOL_LLAMA_CPP };
+
+struct spec_eval {
+    struct spec_common common;
+    const char *model, *dataset;
+    const char *allocation;    /* job id, or NULL */
+    struct candidate *uniform; /* or NULL; neither: the reference alone */
+    int protocol;              /* enum protocol_type */
+    int64_t length;            /* tokens per window; default 2048, 512 for llama.cpp */
+    int64_t windows;           /* 0: all */
+    const char *compare;       /* job id of an eval over the same windows, or NULL */
+};
+
+union spec {
+    struct spec_common common;
+    struct spec_profile profile;
+    struct spec_allocation allocation;
+    struct spec_eval eval;
+};
+
+/* A member of the spec that names another job: the daemon waits for it and hands over its result and rows. */
+struct spec_reference {
+    const char *member; /* "profile" */
+    const char *kind;   /* the kind it must be */
+    size_t offset;      /* of the const char * in the spec */
+    bool rows;          /* the worker needs its rows too */
+};
+
+struct job_kind {
+    const char *name;
+    enum lane_type lane;
+    const struct schema *schema;
+    const struct spec_reference *references; /* ends with a NULL member */
+};
+
+extern const struct job_kind job_kinds[]; /* ends with a NULL name */
+const struct job_kind *job_kind_find(const char *name);
+
+/* Reads "kind", then decodes by that kind's schema. RC_INVALID with every fault in `problems`. */
+enum rc spec_decode(const json_t *json, union spec *spec, const struct job_kind **kind, struct arena *arena,
+                    struct problems *problems, struct err *e);
+
+/* NULL for kinds without one. */
+const char *spec_model(const struct job_kind *kind, const union spec *spec);
+const char *spec_dataset(const struct job_kind *kind, const union spec *spec);
+
+#endif

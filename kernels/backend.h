@@ -1,0 +1,173 @@
+/* The one table of operations behind which every device stands.
+ *
+ * The worker's GPU thread is the only caller; operations run in the order called (asynchronously where the device
+ * allows: download and sync wait). Device memory comes from alloc/free alone, which count against the limit given to
+ * open; operations allocate nothing but from the workspace they ask for by `reserve`.
+ * `cpu` (OpenBLAS, fp32) is the reference; tests/ops runs the same cases on every backend against float64, each
+ * operation with its own bound. Arithmetic: fp32 in, fp32 out, reductions whose length grows with tokens in fp64 on
+ * the CPU. A result never depends on how many windows are walked together: each call sees one window.
+ * Definitions: the modeling files of transformers for the forward pass; algorithms as cited at each operation. */
+#ifndef HSAQ_KERNELS_BACKEND_H
+#define HSAQ_KERNELS_BACKEND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/candidate.h"
+#include "base/err.h"
+#include "kernels/tensor.h"
+
+struct backend_state; /* one open device */
+
+struct backend_options {
+    int device;           /* ordinal of the device; 0 for cpu */
+    int threads;          /* 0: all cores */
+    int64_t memory_limit; /* bytes the arena may hold; 0: no limit but the machine's */
+};
+
+/* out[t] = table[ids[t]] · multiplier */
+struct embed_args {
+    const void *table; /* [V, D] host memory, as stored */
+    enum dtype type;
+    const int32_t *ids; /* [T] host memory, each in [0, V) */
+    float multiplier;
+    struct matf out; /* [T, D] */
+};
+
+/* out = x / sqrt(mean(x²) + eps) · weight, row by row; out may be x. Also the per-head q/k norm: rows = T·heads. */
+struct rmsnorm_args {
+    struct matf x;       /* [T, D] */
+    const float *weight; /* [D] */
+    float eps;
+    struct matf out; /* [T, D] */
+};
+
+/* out = alpha · (x · wᵀ + bias) + beta · out */
+struct gemm_args {
+    struct matf x;     /* [T, K] */
+    struct matf w;     /* [N, K] */
+    const float *bias; /* [N] or NULL */
+    float alpha, beta;
+    struct matf out; /* [T, N] */
+};
+
+/* Rotates the first `rotary` channels of each head, half-split (rotate_half), in place. */
+struct rope_args {
+    struct matf x; /* [T, heads·head_dim] */
+    int heads, head_dim, rotary;
+    const float *cos, *sin; /* [T, rotary/2] */
+};
+
+/* Causal softmax(q·kᵀ·scale)·v; query head i reads kv head i / (heads / kv_heads); a token sees `window` keys,
+ * itself included (0: all before it). Never materialises T×T for all heads at once. */
+struct attention_args {
+    struct matf q, k, v; /* [T, heads·d], [T, kv_heads·d], [T, kv_heads·d] */
+    int heads, kv_heads, head_dim, window;
+    float scale;
+    struct matf out; /* [T, heads·d] */
+};
+
+/* out = silu(gate) · up */
+struct silu_mul_args {
+    struct matf gate, up, out; /* [T, I] */
+};
+
+/* Per position t < T: NLL of the label under each model, KL(ref ‖ quant) in nats, whether the arg max agrees.
+ * logits = x · headᵀ · logit_scale (+ bias); computed over vocabulary chunks, nothing [T, V] is kept.
+ * Without a quantized model (x_q.data NULL) only nll_ref is written. head_q.data NULL: both use head. */
+struct score_args {
+    struct matf x, x_q;       /* [T, D] after the final norm */
+    struct matf head, head_q; /* [V, D] */
+    const float *bias;        /* [V] or NULL */
+    float logit_scale;
+    const int32_t *labels;    /* [T] host memory */
+    double *nll, *nll_q, *kl; /* [T] host memory */
+    uint8_t *top1_agree;      /* [T] host memory */
+};
+
+/* h += xᵀ·x (both triangles valid); stats accumulate per input channel: Σx, Σ|x|, max|x|. Any stats pointer may be
+ * NULL. */
+struct gram_args {
+    struct matf x;         /* [T, K] */
+    struct matd h;         /* [K, K] */
+    double *sum, *sum_abs; /* [K] */
+    float *max_abs;        /* [K] */
+};
+
+/* A quantized Linear, unpacked. Groups run along K; group g of row n is w[n, g·group : (g+1)·group], the last may be
+ * short. ŵ = (q − zero)·scale. scale and zero are already rounded to the 16-bit floats that storage keeps. */
+struct quantized {
+    int64_t rows, cols, groups; /* N, K, G = ceil(K / group) */
+    int bits, group;            /* group = K for whole rows */
+    uint8_t *codes;             /* [N, K]; symmetric codes are stored with 2^(bits−1) added */
+    float *scale;               /* [N, G] */
+    float *zero;                /* [N, G]; 2^(bits−1) everywhere when symmetric */
+};
+
+/* What a quantizer has to say about its own work. */
+struct quantize_report {
+    int64_t constant_groups; /* groups with max == min, stored exactly */
+    bool fell_back;          /* HQQ: RTN was at least as good for some rows and was kept there */
+};
+
+/* algorithms: RTN §2, HQQ §3. RC_INVALID naming row and column when w holds NaN or Inf. */
+struct quantize_args {
+    struct matf w; /* [N, K] */
+    struct candidate candidate;
+    struct quantized *out; /* buffers by quantized_alloc */
+    struct quantize_report *report;
+};
+
+struct dequantize_args {
+    const struct quantized *q;
+    struct matf out; /* [N, K] */
+};
+
+/* Output error and reconstruction error of ŵ against w, all in fp64 (algorithms §1, §8). h.data NULL: output error
+ * is not computed and drift fields are 0. */
+struct error_args {
+    struct matf w, w_hat; /* [N, K] */
+    struct matd h;        /* [K, K] */
+};
+struct error_report {
+    double drift_num, drift_den; /* tr(D H Dᵀ), tr(W H Wᵀ) */
+    double frobenius, weight_frobenius, max_abs, mean_abs;
+};
+
+struct backend {
+    const char *name;
+    enum rc (*open)(const struct backend_options *options, struct backend_state **state, struct err *e);
+    void (*close)(struct backend_state *state);
+    const char *(*hardware)(struct backend_state *state); /* for people */
+    int64_t (*memory)(struct backend_state *state);       /* bytes of the device */
+    int64_t (*memory_peak)(struct backend_state *state);  /* most bytes ever held by the arena */
+
+    enum rc (*alloc)(struct backend_state *state, size_t bytes, void **memory, struct err *e); /* 64-byte aligned */
+    void (*free)(struct backend_state *state, void *memory);
+    /* Host bytes of `type` → device fp32, converting. */
+    enum rc (*upload)(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
+                      struct err *e);
+    enum rc (*download)(struct backend_state *state, const float *device, int64_t count, float *host, struct err *e);
+
+    enum rc (*embed)(struct backend_state *state, const struct embed_args *a, struct err *e);
+    enum rc (*rmsnorm)(struct backend_state *state, const struct rmsnorm_args *a, struct err *e);
+    enum rc (*gemm)(struct backend_state *state, const struct gemm_args *a, struct err *e);
+    enum rc (*rope)(struct backend_state *state, const struct rope_args *a, struct err *e);
+    enum rc (*attention)(struct backend_state *state, const struct attention_args *a, struct err *e);
+    enum rc (*silu_mul)(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
+    enum rc (*score)(struct backend_state *state, const struct score_args *a, struct err *e);
+    enum rc (*gram)(struct backend_state *state, const struct gram_args *a, struct err *e);
+    enum rc (*quantize)(struct backend_state *state, const struct quantize_args *a, struct err *e);
+    enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
+    enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
+                     struct err *e);
+};
+
+extern const struct backend backend_cpu;
+
+/* Buffers for a quantized [rows, cols] from the backend's arena; release in reverse order is not required. */
+enum rc quantized_alloc(const struct backend *b, struct backend_state *state, int64_t rows, int64_t cols,
+                        const struct candidate *candidate, struct quantized *out, struct err *e);
+void quantized_release(const struct backend *b, struct backend_state *state, struct quantized *q);
+
+#endif

@@ -1,0 +1,46 @@
+/* A model on disk: its architecture, its Linears and where every tensor lies. Opening reads headers only.
+ *
+ * Linears are listed in the order the forward pass meets them. A fused qkv_proj or gate_up_proj is one Linear, as
+ * stored. lm_head is listed last and flagged; whether it counts for bits is the job's choice. */
+#ifndef HSAQ_WORKER_MODEL_MODEL_H
+#define HSAQ_WORKER_MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "worker/model/arch.h"
+#include "worker/model/safetensors.h"
+
+/* The distinct inputs of a block's Linears, in the order they come up; Linears with the same input share one Gram. */
+enum linear_input { INPUT_ATTENTION, INPUT_OUTPUT, INPUT_MLP, INPUT_DOWN, INPUT_HEAD, INPUT_COUNT };
+
+struct linear {
+    const char *name;       /* "model.layers.3.self_attn.q_proj": the tensor's name without ".weight" */
+    const char *projection; /* "q_proj", "down_proj", "lm_head", … */
+    int block;              /* −1: lm_head */
+    enum linear_input input;
+    int64_t rows, cols;                    /* N out_features, K in_features */
+    const struct st_tensor *weight, *bias; /* bias NULL when there is none */
+};
+
+struct block_tensors {
+    const struct st_tensor *input_norm, *post_norm, *q_norm, *k_norm; /* q/k norm NULL when there is none */
+    int linears[7]; /* indices into model.linears in forward order; −1 after the last */
+};
+
+struct model {
+    char *name, *path;
+    int dir_fd;
+    struct arch arch;
+    struct safetensors *tensors;
+    struct linear *linears;
+    int64_t linear_count;                                              /* lm_head included as the last */
+    struct block_tensors *blocks;                                      /* [arch.blocks] */
+    const struct st_tensor *embedding, *final_norm, *head, *head_bias; /* head == embedding when tied */
+};
+
+enum rc model_open(const char *name, const char *path, struct model **model, struct err *e);
+void model_close(struct model *model);
+
+#endif

@@ -1,0 +1,59 @@
+/* What a job kind's pipeline gets and may do: the decoded spec, its inputs, and a way to report.
+ *
+ * Every pipeline function runs on the worker's GPU thread, one job at a time. It reports through `emit_*`, asks
+ * `job_cancelled` between steps that take longer than some 50 ms, and returns RC_OK with `*result` set (a new
+ * reference), RC_CANCELLED, or an error that the client will read. Emitting is ordered and never blocks on the daemon
+ * for longer than the socket takes; a lost daemon makes emit return RC_UNAVAILABLE, and the pipeline passes it on. */
+#ifndef HSAQ_WORKER_PIPELINE_JOB_H
+#define HSAQ_WORKER_PIPELINE_JOB_H
+
+#include <jansson.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/protocol.h"
+#include "base/spec.h"
+#include "kernels/backend.h"
+
+/* How messages leave the worker; the socket, or a terminal for `hsaq-worker run`. */
+struct job_link {
+    enum rc (*send)(void *ctx, const struct message *m, struct err *e);
+    /* Sends a lookup and waits for its answer: a new reference to {key: data}. */
+    enum rc (*lookup)(void *ctx, enum cache_name cache, json_t *keys, json_t **entries, struct err *e);
+    void *ctx;
+};
+
+struct job {
+    const char *id;
+    const struct job_kind *kind;
+    const union spec *spec;
+    const json_t *model, *dataset, *inputs, *rows; /* of msg_start; may be NULL */
+    const struct backend *backend;
+    struct backend_state *device;
+    int64_t ram_limit;   /* bytes for hidden states and Grams before they spill to `scratch`; 0: no limit */
+    const char *scratch; /* folder for unlinked spill files */
+    const struct job_link *link;
+    const atomic_bool *cancelled;
+};
+
+bool job_cancelled(const struct job *job);
+/* Throttled to ten a second; rate and ETA are computed here. A new phase or done == total always goes out. */
+enum rc emit_progress(const struct job *job, const char *phase, int64_t done, int64_t total, const char *unit,
+                      struct err *e);
+/* `data` is borrowed. cache_key NULL: the row is not cached. */
+enum rc emit_row(const struct job *job, const char *phase, int64_t index, const json_t *data, const char *cache_key,
+                 struct err *e);
+/* A row of an earlier attempt, borrowed, or NULL. */
+const json_t *job_row(const struct job *job, const char *phase, int64_t index);
+
+/* The table of pipelines, one row per job kind, beside base/spec.h's. */
+typedef enum rc (*pipeline_fn)(const struct job *job, json_t **result, struct err *e);
+pipeline_fn pipeline_find(const char *kind);
+
+enum rc pipeline_profile(const struct job *job, json_t **result, struct err *e);
+enum rc pipeline_allocation(const struct job *job, json_t **result, struct err *e);
+enum rc pipeline_eval(const struct job *job, json_t **result, struct err *e);
+
+#endif
