@@ -1,0 +1,44 @@
+/* The schedule: lanes, what runs in them, and what may be done to a job.
+ *
+ * A lane runs one job at a time on a worker of its own: one lane per device for numeric kinds, one `cpu` lane for pure
+ * arithmetic. The database is the queue (highest priority first, then oldest id, of those whose dependencies have
+ * succeeded); the scheduler keeps in memory only what runs. Loop thread only. */
+#ifndef HSAQ_DAEMON_JOBS_SCHEDULER_H
+#define HSAQ_DAEMON_JOBS_SCHEDULER_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/schema.h"
+#include "daemon/app.h"
+#include "daemon/store/ids.h"
+
+struct scheduler;
+
+/* Takes running jobs of an earlier daemon back into the queue, then starts what can start. */
+enum rc scheduler_new(struct app *app, struct scheduler **out, struct err *e);
+/* No job starts any more, running ones stop and are queued again; `drained` when none runs and no worker lives. */
+void scheduler_drain(struct scheduler *s, void (*drained)(struct app *app));
+void scheduler_free(struct scheduler *s); /* after drained */
+
+/* Something may have become runnable. */
+void scheduler_kick(struct scheduler *s);
+
+/* What a device is doing, for GET /v1/devices and the metrics. */
+struct device_status {
+    const char *name;       /* "cpu", "cuda:0" */
+    const char *lane;       /* "device" or "cpu" (arithmetic) */
+    const char *worker;     /* "none", "starting", "ready", "stopping" */
+    const char *hardware;   /* as its worker said, or NULL before one ran */
+    int64_t memory;         /* bytes; 0: unknown */
+    int64_t pid;            /* 0: none */
+    const char *job;        /* running, or NULL */
+    int64_t workers_lost;   /* since start */
+    const char *last_error; /* of the worker, or NULL */
+};
+size_t scheduler_devices(const struct scheduler *s);
+void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out);
+
+#endif
