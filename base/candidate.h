@@ -38,9 +38,13 @@ const char *candidate_id(const struct candidate *c, char id[CANDIDATE_ID_SIZE]);
 /* The inverse. RC_INVALID for what is no canonical id. */
 enum rc candidate_from_id(const char *id, struct candidate *c, struct err *e);
 
+/* Which recipes exist: RC_OK, or RC_INVALID naming the member at fault in e->pointer ("/symmetric"). */
+enum rc candidate_check(const struct candidate *c, struct err *e);
+
 /* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product.
- * Appends the expansion to the struct list of struct candidate at `member`, without duplicates, in the order written.
- */
+ * Stores the expansion, without duplicates, in the order written, as the struct list of struct candidate at `member`;
+ * at most CANDIDATES_MAX. */
+enum { CANDIDATES_MAX = 256 };
 void candidates_decode(const json_t *array, void *member, struct decode *d); /* for FIELD_CUSTOM */
 void candidate_decode(const json_t *object, void *member, struct decode *d); /* one, no lists; struct candidate ** */
 json_t *candidates_describe(void);

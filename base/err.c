@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 static const struct {
     const char *name, *text;
     int status;
@@ -19,6 +21,8 @@ static void fill(struct err *e, const char *pointer, enum rc rc, const char *fmt
     e->rc = rc;
     snprintf(e->pointer, sizeof e->pointer, "%s", pointer);
     vsnprintf(e->message, sizeof e->message, fmt, ap);
+    utf8_repair(e->pointer);
+    utf8_repair(e->message);
 }
 
 enum rc err_set(struct err *e, enum rc rc, const char *fmt, ...) {
@@ -47,30 +51,38 @@ static enum rc rc_from_errno(int code) {
     }
 }
 
+static void append(struct err *e, const char *text) {
+    size_t used = strlen(e->message);
+    size_t len = strnlen(text, sizeof e->message - 1 - used);
+    memcpy(e->message + used, text, len);
+    e->message[used + len] = '\0';
+}
+
 enum rc err_errno(struct err *e, const char *fmt, ...) {
     int code = errno;
     enum rc rc = rc_from_errno(code);
+    if (e == NULL) return rc;
     va_list ap;
     va_start(ap, fmt);
     fill(e, "", rc, fmt, ap);
     va_end(ap);
-    if (e == NULL) return rc;
-    size_t used = strlen(e->message);
-    snprintf(e->message + used, sizeof e->message - used, ": %s", strerror(code));
+    append(e, ": ");
+    append(e, strerror(code));
+    utf8_repair(e->message);
     return rc;
 }
 
 enum rc err_context(struct err *e, const char *fmt, ...) {
     if (e == NULL) return RC_INTERNAL;
-    char inner[sizeof e->message], context[sizeof e->message];
-    snprintf(inner, sizeof inner, "%s", e->message);
+    char inner[sizeof e->message];
+    memcpy(inner, e->message, sizeof inner);
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(context, sizeof context, fmt, ap);
+    vsnprintf(e->message, sizeof e->message, fmt, ap);
     va_end(ap);
-    int used = snprintf(e->message, sizeof e->message, "%s: ", context);
-    if (used > 0 && (size_t)used < sizeof e->message)
-        snprintf(e->message + used, sizeof e->message - (size_t)used, "%s", inner);
+    append(e, ": ");
+    append(e, inner);
+    utf8_repair(e->message);
     return e->rc;
 }
 

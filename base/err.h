@@ -2,6 +2,7 @@
  *
  * RC_OK is the only success. A function that fails says what was wrong, where, and what to do about it in
  * `message`; when the fault lies inside a JSON document, `pointer` holds its RFC 6901 pointer.
+ * Both are always UTF-8, whatever went into them, so that they can be sent as JSON.
  * Library code never logs, prints or exits: it returns, and callers add context on the way up (err_context).
  * Threads: a struct err belongs to one thread at a time; the functions here touch nothing else. */
 #ifndef HSAQ_BASE_ERR_H

@@ -26,6 +26,9 @@ char *json_line(const json_t *value);
 void json_pointer_push_key(char *pointer, size_t capacity, const char *key);
 void json_pointer_push_index(char *pointer, size_t capacity, size_t index);
 
+/* "an array", "a string", …: for messages that say what was there instead. */
+const char *json_type_name(const json_t *value);
+
 /* Members of documents that we or a model's author wrote: absent or null leaves *out as it was and is RC_OK; a wrong
  * type is RC_INVALID with the member's pointer. Integers written as 1e4 or 10000.0 are not integers; a number may be
  * written as an integer. */

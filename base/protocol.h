@@ -35,6 +35,7 @@ enum message_type {
     MSG_ERROR,
     MSG_LOG,
 };
+extern const char *const message_names[]; /* indexed by enum message_type; NULL-terminated */
 
 /* Which cache an entry belongs to: drift rows, or tensor fingerprints (path, size, mtime, inode → hashes). */
 enum cache_name { CACHE_DRIFT, CACHE_FINGERPRINT };
@@ -112,10 +113,13 @@ struct message {
     json_t *root; /* of a decoded message: owns every borrowed pointer above; NULL on one built by hand */
 };
 
-/* Decodes one line (no newline). RC_INVALID when it is not a message of this protocol. Release with message_release. */
+/* Decodes one line (no newline). RC_MALFORMED when it is not JSON, RC_TOO_LARGE when it is longer than
+ * PROTOCOL_LINE_MAX, RC_INVALID when it is not a message of this protocol; members it does not know are ignored, for a
+ * newer peer. Release with message_release, which a failed decode does not need. */
 enum rc message_decode(const char *line, size_t len, struct message *m, struct err *e);
 void message_release(struct message *m);
-/* One line with its newline; the caller frees. NULL json members are left out. */
+/* One line with its newline; the caller frees. NULL members and numbers that are not finite are left out; text that is
+ * not UTF-8 is repaired. */
 char *message_encode(const struct message *m);
 
 #endif

@@ -14,7 +14,7 @@
 #include "base/err.h"
 
 enum field_type {
-    FIELD_STRING,  /* const char *; min..max bound its length in bytes (max 0: 255) */
+    FIELD_STRING,  /* const char *; min..max bound its length in bytes (max 0: 255); one of `values` unless NULL */
     FIELD_REGEX,   /* const char *; must compile as PCRE2, like FIELD_STRING otherwise */
     FIELD_INT,     /* int64_t in [min, max] */
     FIELD_NUMBER,  /* double in [min, max] */
@@ -22,8 +22,8 @@ enum field_type {
     FIELD_BYTES,   /* int64_t; JSON integer or a string for size_parse, in [min, max] */
     FIELD_ENUM,    /* int: index into `values` (NULL-terminated) */
     FIELD_OBJECT,  /* pointer to struct of `schema`, or NULL when absent */
-    FIELD_OBJECTS, /* struct list of structs of `schema` */
-    FIELD_STRINGS, /* struct list of const char * */
+    FIELD_OBJECTS, /* struct list of structs of `schema`; min..max bound their number (max 0: 1024) */
+    FIELD_STRINGS, /* struct list of const char *, 1–255 bytes each; min..max bound their number (max 0: 1024) */
     FIELD_CUSTOM,  /* `decode` does it all */
 };
 
@@ -56,8 +56,9 @@ struct field {
     enum field_type type;
     size_t offset; /* of the member in the struct */
     bool required;
-    double min, max;           /* both 0: unbounded (FIELD_INT, FIELD_NUMBER, FIELD_BYTES: then >= 0 is not implied) */
-    const char *const *values; /* FIELD_ENUM; FIELD_STRINGS: allowed strings, or NULL */
+    double min, max;            /* both 0: unbounded (FIELD_INT, FIELD_NUMBER, FIELD_BYTES: then >= 0 is not implied) */
+    const char *const *values;  /* FIELD_ENUM; FIELD_STRING, FIELD_STRINGS: allowed strings, or NULL */
+    const char *const *planned; /* with values: names that a later version takes, refused saying so; or NULL */
     const struct schema *schema;                                         /* FIELD_OBJECT, FIELD_OBJECTS */
     void (*decode)(const json_t *value, void *member, struct decode *d); /* FIELD_CUSTOM */
     json_t *(*describe)(void);                                           /* FIELD_CUSTOM: its JSON Schema */
@@ -68,16 +69,28 @@ struct schema {
     const char *name;
     const struct field *fields; /* ends with a NULL name */
     size_t size;
-    void (*defaults)(void *object);                      /* before decoding; NULL: all zero */
-    void (*check)(const void *object, struct decode *d); /* after decoding without faults; may be NULL */
+    void (*defaults)(void *object); /* before decoding; NULL: all zero */
+    /* After decoding without faults: what spans members, and defaults that depend on other members. May be NULL. */
+    void (*check)(void *object, struct decode *d);
 };
 
-/* Records a fault at d->pointer or at a member below it. */
+/* Records a fault at d->pointer or at a member below it. For FIELD_CUSTOM and checks. */
 void problem_here(struct decode *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void problem_at(struct decode *d, const char *member, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
+/* Steps into a member or an element, for FIELD_CUSTOM; the result is for decode_leave. */
+size_t decode_enter(struct decode *d, const char *member);
+size_t decode_enter_index(struct decode *d, size_t index);
+void decode_leave(struct decode *d, size_t mark);
+/* Faults found so far. */
+size_t decode_faults(const struct decode *d);
+/* Index of `name` in a NULL-terminated table, or −1. */
+int name_index(const char *const *names, const char *name);
+/* Records that a name is not among `values`, and lists those. */
+void problem_name(struct decode *d, const char *name, const char *const *values, const char *const *planned);
+
 /* Decodes `value` into `object` (schema->size bytes). RC_INVALID when any fault was recorded: the first one is in e.
- * Unknown members, wrong types and out-of-range numbers are faults; null counts as absent. */
+ * `problems` may be NULL. Unknown members, wrong types and out-of-range numbers are faults; null counts as absent. */
 enum rc schema_decode(const struct schema *schema, const json_t *value, void *object, struct arena *arena,
                       struct problems *problems, struct err *e);
 

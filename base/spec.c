@@ -1,0 +1,321 @@
+#include "base/spec.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#include "base/json.h"
+
+enum { NAME_MAX_BYTES = 255, LABEL_MAX = 200, AFTER_MAX = 64, ID_MAX = 64, DEVICE_MAX = 32, RULES_MAX = 256 };
+enum { WINDOWS_MAX = 1 << 20, LENGTH_MAX = 1 << 20, BLOCKS_MAX = 4096, TIE_MAX = 32, BITS_MIN = 2, BITS_MAX = 16 };
+#define SEED_MAX 9007199254740991.0 /* what every JSON reader keeps exactly */
+#define BYTES_MAX 1e18
+
+const char *const score_names[] = {"drift", "error", NULL};
+static const char *const planned_scores[] = {"fisher", "kfac", "noise", "delta_kl", NULL};
+static const char *const sampling_names[] = {"sequential", "random", NULL};
+static const char *const allocation_method_names[] = {"greedy", "upgrade", "optimal", NULL};
+static const char *const protocol_names[] = {"windows", "llama.cpp", NULL};
+
+/* Every spec begins with a struct spec_common. */
+#define COMMON_FIELDS(kind_value)                                                                                      \
+    {.name = "kind",                                                                                                   \
+     .type = FIELD_STRING,                                                                                             \
+     .offset = offsetof(struct spec_common, kind),                                                                     \
+     .required = true,                                                                                                 \
+     .values = (const char *const[]){kind_value, NULL}},                                                               \
+        {.name = "label", .type = FIELD_STRING, .offset = offsetof(struct spec_common, label), .max = LABEL_MAX},      \
+        {.name = "priority",                                                                                           \
+         .type = FIELD_INT,                                                                                            \
+         .offset = offsetof(struct spec_common, priority),                                                             \
+         .min = -100,                                                                                                  \
+         .max = 100},                                                                                                  \
+        {.name = "after", .type = FIELD_STRINGS, .offset = offsetof(struct spec_common, after), .max = AFTER_MAX}, {   \
+        .name = "device", .type = FIELD_STRING, .offset = offsetof(struct spec_common, device), .min = 1,              \
+        .max = DEVICE_MAX                                                                                              \
+    }
+
+#define NAME_FIELD(of, member, is_required)                                                                            \
+    {                                                                                                                  \
+        .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = is_required, .min = 1,      \
+        .max = NAME_MAX_BYTES                                                                                          \
+    }
+#define JOB_FIELD(of, member, is_required)                                                                             \
+    {                                                                                                                  \
+        .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = is_required, .min = 1,      \
+        .max = ID_MAX                                                                                                  \
+    }
+#define INT_FIELD(of, member, low, high)                                                                               \
+    { .name = #member, .type = FIELD_INT, .offset = offsetof(of, member), .min = low, .max = high }
+/* With a has_ member beside it. */
+#define OPTIONAL_FIELD(of, member, kind, low, high)                                                                    \
+    {                                                                                                                  \
+        .name = #member, .type = kind, .offset = offsetof(of, member), .min = low, .max = high,                        \
+        .presence = offsetof(of, has_##member) + 1                                                                     \
+    }
+#define ENUM_FIELD(of, member, names)                                                                                  \
+    { .name = #member, .type = FIELD_ENUM, .offset = offsetof(of, member), .values = names }
+
+/* --- profile --- */
+
+static void calibration_defaults(void *object) {
+    struct spec_calibration *calibration = object;
+    calibration->samples = 128;
+    calibration->length = 2048;
+    calibration->sampling = SAMPLING_RANDOM;
+}
+
+static const struct field calibration_fields[] = {
+    NAME_FIELD(struct spec_calibration, dataset, true),
+    INT_FIELD(struct spec_calibration, samples, 1, WINDOWS_MAX),
+    INT_FIELD(struct spec_calibration, length, 1, LENGTH_MAX),
+    ENUM_FIELD(struct spec_calibration, sampling, sampling_names),
+    INT_FIELD(struct spec_calibration, seed, 0, SEED_MAX),
+    {0},
+};
+static const struct schema calibration_schema = {
+    .name = "calibration",
+    .fields = calibration_fields,
+    .size = sizeof(struct spec_calibration),
+    .defaults = calibration_defaults,
+};
+
+static void profile_defaults(void *object) {
+    static const char *scores[] = {"drift"};
+    struct spec_profile *profile = object;
+    profile->scores = (struct list){.items = scores, .count = 1};
+}
+
+static const struct field profile_fields[] = {
+    COMMON_FIELDS("profile"),
+    NAME_FIELD(struct spec_profile, model, true),
+    {.name = "calibration",
+     .type = FIELD_OBJECT,
+     .offset = offsetof(struct spec_profile, calibration),
+     .required = true,
+     .schema = &calibration_schema},
+    {.name = "candidates",
+     .type = FIELD_CUSTOM,
+     .offset = offsetof(struct spec_profile, candidates),
+     .required = true,
+     .decode = candidates_decode,
+     .describe = candidates_describe},
+    {.name = "scores",
+     .type = FIELD_STRINGS,
+     .offset = offsetof(struct spec_profile, scores),
+     .min = 1,
+     .max = 8,
+     .values = score_names,
+     .planned = planned_scores},
+    {.name = "layers", .type = FIELD_REGEX, .offset = offsetof(struct spec_profile, layers), .min = 1},
+    {.name = "head", .type = FIELD_BOOL, .offset = offsetof(struct spec_profile, head)},
+    {0},
+};
+static const struct schema profile_schema = {
+    .name = "profile",
+    .fields = profile_fields,
+    .size = sizeof(struct spec_profile),
+    .defaults = profile_defaults,
+};
+
+/* --- allocation --- */
+
+static void budget_defaults(void *object) {
+    struct spec_budget *budget = object;
+    budget->context = 4096;
+    budget->batch = 1;
+    budget->kv_bits = 16;
+}
+
+static void budget_check(void *object, struct decode *d) {
+    const struct spec_budget *budget = object;
+    int given = budget->has_vram + budget->has_weights + budget->has_average_bits;
+    if (given != 1) problem_here(d, "needs exactly one of vram, weights and average_bits; it has %d", given);
+}
+
+static const struct field budget_fields[] = {
+    OPTIONAL_FIELD(struct spec_budget, vram, FIELD_BYTES, 1, BYTES_MAX),
+    OPTIONAL_FIELD(struct spec_budget, weights, FIELD_BYTES, 1, BYTES_MAX),
+    OPTIONAL_FIELD(struct spec_budget, average_bits, FIELD_NUMBER, 1, BITS_MAX),
+    INT_FIELD(struct spec_budget, context, 1, LENGTH_MAX),
+    INT_FIELD(struct spec_budget, batch, 1, 65536),
+    INT_FIELD(struct spec_budget, kv_bits, 1, 32),
+    {.name = "reserve", .type = FIELD_BYTES, .offset = offsetof(struct spec_budget, reserve), .max = BYTES_MAX},
+    {0},
+};
+static const struct schema budget_schema = {
+    .name = "budget",
+    .fields = budget_fields,
+    .size = sizeof(struct spec_budget),
+    .defaults = budget_defaults,
+    .check = budget_check,
+};
+
+static void rule_check(void *object, struct decode *d) {
+    const struct spec_rule *rule = object;
+    bool bounded = rule->has_min_bits || rule->has_max_bits;
+    bool selects = rule->match != NULL || rule->has_first || rule->has_last || rule->tie.count > 0;
+    bool acts = bounded || rule->pin != NULL || rule->tie.count > 0;
+    if (!selects) problem_here(d, "says not which Linears it is for; give match, first, last or tie");
+    if (!acts) problem_here(d, "says not what holds for them; give min_bits, max_bits, pin or tie");
+    if (rule->has_min_bits && rule->has_max_bits && rule->min_bits > rule->max_bits)
+        problem_at(d, "min_bits", "is above max_bits; no candidate could satisfy both");
+    if (bounded && rule->pin != NULL)
+        problem_at(d, "pin", "already settles the bits; leave min_bits and max_bits out, or the pin");
+}
+
+static const struct field rule_fields[] = {
+    {.name = "match", .type = FIELD_REGEX, .offset = offsetof(struct spec_rule, match), .min = 1},
+    OPTIONAL_FIELD(struct spec_rule, first, FIELD_INT, 0, BLOCKS_MAX),
+    OPTIONAL_FIELD(struct spec_rule, last, FIELD_INT, 0, BLOCKS_MAX),
+    OPTIONAL_FIELD(struct spec_rule, min_bits, FIELD_INT, BITS_MIN, BITS_MAX),
+    OPTIONAL_FIELD(struct spec_rule, max_bits, FIELD_INT, BITS_MIN, BITS_MAX),
+    {.name = "pin",
+     .type = FIELD_CUSTOM,
+     .offset = offsetof(struct spec_rule, pin),
+     .decode = candidate_decode,
+     .describe = candidate_describe},
+    {.name = "tie", .type = FIELD_STRINGS, .offset = offsetof(struct spec_rule, tie), .min = 2, .max = TIE_MAX},
+    {0},
+};
+static const struct schema rule_schema = {
+    .name = "rule",
+    .fields = rule_fields,
+    .size = sizeof(struct spec_rule),
+    .check = rule_check,
+};
+
+static void allocation_defaults(void *object) {
+    struct spec_allocation *allocation = object;
+    allocation->method = ALLOCATION_OPTIMAL;
+}
+
+static const struct field allocation_fields[] = {
+    COMMON_FIELDS("allocation"),
+    JOB_FIELD(struct spec_allocation, profile, true),
+    ENUM_FIELD(struct spec_allocation, method, allocation_method_names),
+    {.name = "score",
+     .type = FIELD_ENUM,
+     .offset = offsetof(struct spec_allocation, score),
+     .values = score_names,
+     .planned = planned_scores},
+    {.name = "budget",
+     .type = FIELD_OBJECT,
+     .offset = offsetof(struct spec_allocation, budget),
+     .required = true,
+     .schema = &budget_schema},
+    {.name = "rules",
+     .type = FIELD_OBJECTS,
+     .offset = offsetof(struct spec_allocation, rules),
+     .max = RULES_MAX,
+     .schema = &rule_schema},
+    {0},
+};
+static const struct schema allocation_schema = {
+    .name = "allocation",
+    .fields = allocation_fields,
+    .size = sizeof(struct spec_allocation),
+    .defaults = allocation_defaults,
+};
+static const struct spec_reference allocation_references[] = {
+    {.member = "profile", .kind = "profile", .offset = offsetof(struct spec_allocation, profile), .rows = true},
+    {0},
+};
+
+/* --- eval --- */
+
+static void eval_check(void *object, struct decode *d) {
+    struct spec_eval *eval = object;
+    if (eval->length == 0) eval->length = eval->protocol == PROTOCOL_LLAMA_CPP ? 512 : 2048;
+    if (eval->allocation != NULL && eval->uniform != NULL)
+        problem_at(d, "uniform", "excludes allocation; give one of them, or neither for the reference alone");
+}
+
+static const struct field eval_fields[] = {
+    COMMON_FIELDS("eval"),
+    NAME_FIELD(struct spec_eval, model, true),
+    NAME_FIELD(struct spec_eval, dataset, true),
+    JOB_FIELD(struct spec_eval, allocation, false),
+    {.name = "uniform",
+     .type = FIELD_CUSTOM,
+     .offset = offsetof(struct spec_eval, uniform),
+     .decode = candidate_decode,
+     .describe = candidate_describe},
+    ENUM_FIELD(struct spec_eval, protocol, protocol_names),
+    INT_FIELD(struct spec_eval, length, 2, LENGTH_MAX),
+    INT_FIELD(struct spec_eval, windows, 1, WINDOWS_MAX),
+    JOB_FIELD(struct spec_eval, compare, false),
+    {0},
+};
+static const struct schema eval_schema = {
+    .name = "eval",
+    .fields = eval_fields,
+    .size = sizeof(struct spec_eval),
+    .check = eval_check,
+};
+static const struct spec_reference eval_references[] = {
+    {.member = "allocation", .kind = "allocation", .offset = offsetof(struct spec_eval, allocation)},
+    {.member = "compare", .kind = "eval", .offset = offsetof(struct spec_eval, compare), .rows = true},
+    {0},
+};
+
+/* --- kinds --- */
+
+static const struct spec_reference no_references[] = {{0}};
+
+const struct job_kind job_kinds[] = {
+    {"profile", LANE_DEVICE, &profile_schema, no_references},
+    {"allocation", LANE_CPU, &allocation_schema, allocation_references},
+    {"eval", LANE_DEVICE, &eval_schema, eval_references},
+    {0},
+};
+
+const struct job_kind *job_kind_find(const char *name) {
+    for (const struct job_kind *kind = job_kinds; kind->name != NULL; kind++)
+        if (strcmp(kind->name, name) == 0) return kind;
+    return NULL;
+}
+
+static enum rc find_kind(const json_t *json, const struct job_kind **kind, struct decode *d) {
+    static const char *const planned[] = {"quantize", "sweep",       "divergence", "sanity", "inversion",
+                                          "compare",  "calibration", "diagnose",   "study",  NULL};
+    const char *names[sizeof job_kinds / sizeof *job_kinds];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        names[i] = job_kinds[i].name;
+    const json_t *value = json_object_get(json, "kind");
+    *kind = json_is_string(value) ? job_kind_find(json_string_value(value)) : NULL;
+    if (*kind != NULL) return RC_OK;
+    if (!json_is_object(json)) {
+        problem_here(d, "a job is a JSON object, not %s", json_type_name(json));
+    } else if (value == NULL) {
+        problem_at(d, "kind", "is required: profile, allocation or eval");
+    } else if (!json_is_string(value)) {
+        problem_at(d, "kind", "must be a string, not %s", json_type_name(value));
+    } else {
+        size_t mark = decode_enter(d, "kind");
+        problem_name(d, json_string_value(value), names, planned);
+        decode_leave(d, mark);
+    }
+    return RC_INVALID;
+}
+
+enum rc spec_decode(const json_t *json, union spec *spec, const struct job_kind **kind, struct arena *arena,
+                    struct problems *problems, struct err *e) {
+    struct problems own = {0};
+    struct decode d = {.arena = arena, .problems = problems != NULL ? problems : &own};
+    memset(spec, 0, sizeof *spec);
+    if (find_kind(json, kind, &d) != RC_OK) {
+        const struct problem *first = &d.problems->items[0];
+        return err_at(e, first->pointer, RC_INVALID, "%s", first->detail);
+    }
+    return schema_decode((*kind)->schema, json, spec, arena, d.problems, e);
+}
+
+const char *spec_model(const struct job_kind *kind, const union spec *spec) {
+    if (kind->schema == &profile_schema) return spec->profile.model;
+    return kind->schema == &eval_schema ? spec->eval.model : NULL;
+}
+
+const char *spec_dataset(const struct job_kind *kind, const union spec *spec) {
+    if (kind->schema == &profile_schema) return spec->profile.calibration->dataset;
+    return kind->schema == &eval_schema ? spec->eval.dataset : NULL;
+}
