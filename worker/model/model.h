@@ -1,7 +1,10 @@
-/* A model on disk: its architecture, its Linears and where every tensor lies. Opening reads headers only.
+/* A model on disk: its architecture, its Linears and where every tensor lies. Opening reads headers only (and, when a
+ * model that ties its embeddings stores both, the two of them, to see whether they are the same).
  *
  * Linears are listed in the order the forward pass meets them. A fused qkv_proj or gate_up_proj is one Linear, as
- * stored. lm_head is listed last and flagged; whether it counts for bits is the job's choice. */
+ * stored. lm_head is listed last and flagged; whether it counts for bits is the job's choice.
+ * Every tensor here has the shape that the architecture asks for and is F32, F16 or BF16; its data may be unaligned
+ * (safetensors.h). Tensors that no one needs are ignored. */
 #ifndef HSAQ_WORKER_MODEL_MODEL_H
 #define HSAQ_WORKER_MODEL_MODEL_H
 
@@ -24,15 +27,17 @@ struct linear {
     const struct st_tensor *weight, *bias; /* bias NULL when there is none */
 };
 
+enum { BLOCK_LINEARS_MAX = 7 };
+
 struct block_tensors {
     const struct st_tensor *input_norm, *post_norm, *q_norm, *k_norm; /* q/k norm NULL when there is none */
-    int linears[7]; /* indices into model.linears in forward order; −1 after the last */
+    int linears[BLOCK_LINEARS_MAX]; /* indices into model.linears in forward order; −1 after the last */
 };
 
 struct model {
     char *name, *path;
     int dir_fd;
-    struct arch arch;
+    struct arch arch; /* arch.tied: the head really is the embedding */
     struct safetensors *tensors;
     struct linear *linears;
     int64_t linear_count;                                              /* lm_head included as the last */
@@ -40,7 +45,11 @@ struct model {
     const struct st_tensor *embedding, *final_norm, *head, *head_bias; /* head == embedding when tied */
 };
 
+/* RC_INVALID or RC_UNSUPPORTED say which file, field or tensor does not fit; RC_NOT_FOUND which file is missing. */
 enum rc model_open(const char *name, const char *path, struct model **model, struct err *e);
 void model_close(struct model *model);
+
+/* Asks the kernel to read a block's tensors ahead, while the one before it computes. */
+void model_prefetch_block(const struct model *model, int block);
 
 #endif
