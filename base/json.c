@@ -82,15 +82,14 @@ static void pointer_of_position(const char *text, size_t position, char *pointer
     }
 }
 
-static enum rc refuse_depth(const struct scan *s, struct err *e) {
+static enum rc malformed_at(const char *text, size_t position, const char *what, struct err *e) {
     int line = 1, column = 1;
-    for (size_t i = 0; i < s->pos; i++) {
-        bool newline = s->text[i] == '\n';
+    for (size_t i = 0; i < position; i++) {
+        bool newline = text[i] == '\n';
         line += newline;
         column = newline ? 1 : column + 1;
     }
-    return err_set(e, RC_MALFORMED, "JSON nests deeper than %d levels at line %d, column %d", JSON_MAX_DEPTH, line,
-                   column);
+    return err_set(e, RC_MALFORMED, "not JSON: %s at line %d, column %d", what, line, column);
 }
 
 static enum rc explain(const char *text, size_t len, const json_error_t *error, struct err *e) {
@@ -112,7 +111,9 @@ static enum rc explain(const char *text, size_t len, const json_error_t *error, 
 
 enum rc json_parse(const char *text, size_t len, json_t **out, struct err *e) {
     struct scan depth = {.text = text};
-    if (!scan_to(&depth, len)) return refuse_depth(&depth, e);
+    if (!scan_to(&depth, len)) return malformed_at(text, depth.pos, "nested too deep", e);
+    const char *nul = memchr(text, '\0', len); /* where jansson would stop, content with what came before */
+    if (nul != NULL) return malformed_at(text, (size_t)(nul - text), "a NUL byte", e);
     json_error_t error;
     *out = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
     return *out != NULL ? RC_OK : explain(text, len, &error, e);

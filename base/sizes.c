@@ -25,7 +25,8 @@ static const struct {
 enum rc size_parse(const char *text, int64_t *bytes, struct err *e) {
     char *end;
     double value = strtod(text, &end);
-    if (end == text || !isfinite(value) || value < 0 || strspn(text, "0123456789.") == 0)
+    /* Plain decimals only: strtod would also take "0x10", "1e3", "-1", " 1" and "inf". */
+    if (end == text || end != text + strspn(text, "0123456789."))
         return err_set(e, RC_INVALID, "'%.64s' is not a byte size; write for example \"12GiB\", \"12GB\" or 1073741824",
                        text);
     while (*end == ' ')

@@ -1,0 +1,231 @@
+#include "tests/unit/cmocka_main.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/spec.h"
+
+#define PROFILE "\"kind\":\"profile\",\"model\":\"M\",\"calibration\":{\"dataset\":\"D\"}"
+#define CANDIDATES "\"candidates\":[{\"method\":\"hqq\",\"bits\":[2,4]}]"
+#define ALLOCATION "\"kind\":\"allocation\",\"profile\":\"J\""
+#define BUDGET "\"budget\":{\"average_bits\":3.3}"
+#define EVAL "\"kind\":\"eval\",\"model\":\"M\",\"dataset\":\"D\""
+
+struct fixture {
+    struct arena arena;
+    struct problems problems;
+    union spec spec;
+    const struct job_kind *kind;
+    struct err e;
+};
+
+static enum rc decode(struct fixture *f, const char *text) {
+    *f = (struct fixture){0};
+    json_t *value = NULL;
+    assert_int_equal(json_parse(text, strlen(text), &value, &f->e), RC_OK);
+    enum rc rc = spec_decode(value, &f->spec, &f->kind, &f->arena, &f->problems, &f->e);
+    json_decref(value);
+    return rc;
+}
+
+static void expect_ok(struct fixture *f, const char *text) {
+    if (decode(f, text) != RC_OK) fail_msg("refused %s: %s %s", text, f->e.pointer, f->e.message);
+}
+
+static void profile_has_the_documented_defaults(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" PROFILE "," CANDIDATES "}");
+    const struct spec_profile *profile = &f.spec.profile;
+    assert_string_equal(f.kind->name, "profile");
+    assert_int_equal(f.kind->lane, LANE_DEVICE);
+    assert_int_equal(profile->calibration->samples, 128);
+    assert_int_equal(profile->calibration->length, 2048);
+    assert_int_equal(profile->calibration->sampling, SAMPLING_RANDOM);
+    assert_int_equal(profile->calibration->seed, 0);
+    assert_int_equal(profile->candidates.count, 2);
+    assert_int_equal(profile->scores.count, 1);
+    assert_string_equal(((const char **)profile->scores.items)[0], "drift");
+    assert_null(profile->layers);
+    assert_false(profile->head);
+    assert_int_equal(profile->common.priority, 0);
+    assert_null(profile->common.label);
+    assert_string_equal(spec_model(f.kind, &f.spec), "M");
+    assert_string_equal(spec_dataset(f.kind, &f.spec), "D");
+    assert_null(f.kind->references[0].member);
+    arena_release(&f.arena);
+}
+
+static void allocation_has_the_documented_defaults(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" ALLOCATION ",\"budget\":{\"vram\":\"12GiB\"}}");
+    const struct spec_budget *budget = f.spec.allocation.budget;
+    assert_int_equal(f.kind->lane, LANE_CPU);
+    assert_true(budget->has_vram && !budget->has_weights && !budget->has_average_bits);
+    assert_int_equal(budget->vram, 12884901888);
+    assert_int_equal(budget->context, 4096);
+    assert_int_equal(budget->batch, 1);
+    assert_int_equal(budget->kv_bits, 16);
+    assert_int_equal(budget->reserve, 0);
+    assert_int_equal(f.spec.allocation.score, 0);
+    assert_int_equal(f.spec.allocation.method, ALLOCATION_OPTIMAL);
+    assert_null(spec_model(f.kind, &f.spec));
+    assert_null(spec_dataset(f.kind, &f.spec));
+    arena_release(&f.arena);
+}
+
+static void eval_length_follows_the_protocol(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" EVAL "}");
+    assert_int_equal(f.spec.eval.length, 2048);
+    assert_int_equal(f.spec.eval.windows, 0);
+    assert_string_equal(spec_dataset(f.kind, &f.spec), "D");
+    arena_release(&f.arena);
+    expect_ok(&f, "{" EVAL ",\"protocol\":\"llama.cpp\",\"windows\":null}");
+    assert_int_equal(f.spec.eval.length, 512);
+    arena_release(&f.arena);
+    expect_ok(&f, "{" EVAL ",\"protocol\":\"llama.cpp\",\"length\":1024}");
+    assert_int_equal(f.spec.eval.length, 1024);
+    arena_release(&f.arena);
+}
+
+static void rules_are_decoded(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" ALLOCATION "," BUDGET ",\"rules\":[{\"match\":\"o_proj$\",\"min_bits\":4,\"max_bits\":8},"
+                  "{\"match\":\"x\",\"pin\":{\"method\":\"none\"}},{\"first\":2,\"last\":2,\"min_bits\":8},"
+                  "{\"tie\":[\"q_proj\",\"k_proj\"]}]}");
+    const struct spec_rule *rules = f.spec.allocation.rules.items;
+    assert_int_equal(f.spec.allocation.rules.count, 4);
+    assert_true(rules[0].has_min_bits && rules[0].has_max_bits && !rules[0].has_first);
+    assert_int_equal(rules[1].pin->method, METHOD_NONE);
+    assert_int_equal(rules[2].last, 2);
+    assert_int_equal(rules[3].tie.count, 2);
+    arena_release(&f.arena);
+}
+
+static void common_members_fit_every_kind(void **state) {
+    (void)state;
+    static const char *const specs[] = {PROFILE "," CANDIDATES, ALLOCATION "," BUDGET, EVAL};
+    for (size_t i = 0; i < 3; i++) {
+        struct fixture f;
+        char text[512];
+        snprintf(text, sizeof text, "{%s,\"label\":\"l\",\"priority\":-100,\"after\":[\"a\",\"b\"],\"device\":\"cpu\"}",
+                 specs[i]);
+        expect_ok(&f, text);
+        assert_string_equal(f.spec.common.kind, f.kind->name);
+        assert_string_equal(f.spec.common.label, "l");
+        assert_int_equal(f.spec.common.priority, -100);
+        assert_int_equal(f.spec.common.after.count, 2);
+        assert_string_equal(f.spec.common.device, "cpu");
+        arena_release(&f.arena);
+    }
+}
+
+static void references_name_jobs_of_a_kind(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" EVAL ",\"allocation\":\"A\",\"compare\":\"E\"}");
+    const struct spec_reference *references = f.kind->references;
+    assert_string_equal(references[0].kind, "allocation");
+    assert_string_equal(*(const char **)((char *)&f.spec + references[0].offset), "A");
+    assert_string_equal(references[1].kind, "eval");
+    assert_string_equal(*(const char **)((char *)&f.spec + references[1].offset), "E");
+    assert_null(references[2].member);
+    arena_release(&f.arena);
+}
+
+static void every_fault_has_its_pointer(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *pointer;
+    } cases[] = {
+        {"[]", ""},
+        {"{}", "/kind"},
+        {"{\"kind\":7}", "/kind"},
+        {"{\"kind\":\"sweep\"}", "/kind"},
+        {"{" PROFILE "}", "/candidates"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"fisher\"]}", "/scores/1"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[]}", "/scores"},
+        {"{" PROFILE "," CANDIDATES ",\"layers\":\"[\"}", "/layers"},
+        {"{" PROFILE "," CANDIDATES ",\"priority\":101}", "/priority"},
+        {"{" PROFILE "," CANDIDATES ",\"after\":[1]}", "/after/0"},
+        {"{" PROFILE "," CANDIDATES ",\"head\":1}", "/head"},
+        {"{" PROFILE ",\"candidates\":[{\"method\":\"rtn\",\"bits\":[2,9]}]}", "/candidates/0/bits/1"},
+        {"{\"kind\":\"profile\",\"model\":\"M\",\"calibration\":{\"dataset\":\"D\",\"samples\":0}," CANDIDATES "}",
+         "/calibration/samples"},
+        {"{\"kind\":\"profile\",\"model\":\"M\",\"calibration\":{}," CANDIDATES "}", "/calibration/dataset"},
+        {"{" ALLOCATION "}", "/budget"},
+        {"{" ALLOCATION ",\"budget\":{}}", "/budget"},
+        {"{" ALLOCATION ",\"budget\":{\"vram\":1,\"weights\":1}}", "/budget"},
+        {"{" ALLOCATION ",\"budget\":{\"weights\":\"much\"}}", "/budget/weights"},
+        {"{" ALLOCATION ",\"budget\":{\"average_bits\":0.5}}", "/budget/average_bits"},
+        {"{" ALLOCATION "," BUDGET ",\"score\":\"kfac\"}", "/score"},
+        {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"min_bits\":4}]}", "/rules/0"},
+        {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"match\":\"x\"}]}", "/rules/0"},
+        {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"match\":\"x\",\"min_bits\":5,\"max_bits\":4}]}",
+         "/rules/0/min_bits"},
+        {"{" ALLOCATION "," BUDGET
+         ",\"rules\":[{\"match\":\"x\",\"min_bits\":5,\"pin\":{\"method\":\"rtn\",\"bits\":4}}]}",
+         "/rules/0/pin"},
+        {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"match\":\"x\",\"pin\":{\"method\":\"rtn\",\"bits\":[4]}}]}",
+         "/rules/0/pin/bits"},
+        {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"tie\":[\"q_proj\"]}]}", "/rules/0/tie"},
+        {"{" EVAL ",\"allocation\":\"A\",\"uniform\":{\"method\":\"rtn\",\"bits\":4}}", "/uniform"},
+        {"{" EVAL ",\"length\":1}", "/length"},
+        {"{" EVAL ",\"windows\":0}", "/windows"},
+        {"{" EVAL ",\"protocol\":\"llama\"}", "/protocol"},
+        {"{" EVAL ",\"model\":\"\"}", "/model"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct fixture f;
+        json_t *value = json_loads(cases[i].text, 0, NULL); /* the last one repeats a key: the later value counts */
+        f = (struct fixture){0};
+        if (spec_decode(value, &f.spec, &f.kind, &f.arena, &f.problems, &f.e) != RC_INVALID)
+            fail_msg("accepted: %s", cases[i].text);
+        assert_int_equal(f.problems.count, 1);
+        assert_string_equal(f.problems.items[0].pointer, cases[i].pointer);
+        assert_string_equal(f.e.pointer, cases[i].pointer);
+        json_decref(value);
+        arena_release(&f.arena);
+    }
+}
+
+static void labels_are_bounded(void **state) {
+    (void)state;
+    struct fixture f;
+    char text[512];
+    snprintf(text, sizeof text, "{" EVAL ",\"label\":\"%0200d\"}", 0);
+    expect_ok(&f, text);
+    arena_release(&f.arena);
+    snprintf(text, sizeof text, "{" EVAL ",\"label\":\"%0201d\"}", 0);
+    assert_int_equal(decode(&f, text), RC_INVALID);
+    assert_string_equal(f.e.pointer, "/label");
+    arena_release(&f.arena);
+}
+
+static void every_kind_describes_itself(void **state) {
+    (void)state;
+    for (const struct job_kind *kind = job_kinds; kind->name != NULL; kind++) {
+        assert_ptr_equal(job_kind_find(kind->name), kind);
+        json_t *schema = schema_describe(kind->schema);
+        json_t *member = json_object_get(json_object_get(schema, "properties"), "kind");
+        assert_string_equal(json_string_value(json_array_get(json_object_get(member, "enum"), 0)), kind->name);
+        json_decref(schema);
+    }
+    assert_null(job_kind_find("study"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(profile_has_the_documented_defaults), cmocka_unit_test(allocation_has_the_documented_defaults),
+        cmocka_unit_test(eval_length_follows_the_protocol),    cmocka_unit_test(rules_are_decoded),
+        cmocka_unit_test(common_members_fit_every_kind),       cmocka_unit_test(references_name_jobs_of_a_kind),
+        cmocka_unit_test(every_fault_has_its_pointer),         cmocka_unit_test(labels_are_bounded),
+        cmocka_unit_test(every_kind_describes_itself),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
