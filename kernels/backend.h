@@ -1,8 +1,8 @@
 /* The one table of operations behind which every device stands.
  *
  * The worker's GPU thread is the only caller; operations run in the order called (asynchronously where the device
- * allows: download and sync wait). Device memory comes from alloc/free alone, which count against the limit given to
- * open; operations allocate nothing but from the workspace they ask for by `reserve`.
+ * allows: download waits). Device memory comes from alloc/free alone, which count against the limit given to open; an
+ * operation's workspace comes from the same arena, is kept for the next one and grows only with the shapes.
  * `cpu` (OpenBLAS, fp32) is the reference; tests/ops runs the same cases on every backend against float64, each
  * operation with its own bound. Arithmetic: fp32 in, fp32 out, reductions whose length grows with tokens in fp64 on
  * the CPU. A result never depends on how many windows are walked together: each call sees one window.
@@ -29,6 +29,7 @@ struct backend_options {
 struct embed_args {
     const void *table; /* [V, D] host memory, as stored */
     enum dtype type;
+    int64_t vocab;      /* V */
     const int32_t *ids; /* [T] host memory, each in [0, V) */
     float multiplier;
     struct matf out; /* [T, D] */
@@ -107,7 +108,7 @@ struct quantized {
 /* What a quantizer has to say about its own work. */
 struct quantize_report {
     int64_t constant_groups; /* groups with max == min, stored exactly */
-    bool fell_back;          /* HQQ: RTN was at least as good for some rows and was kept there */
+    int64_t rtn_groups;      /* HQQ: groups where RTN's parameters had the smaller weight error and were kept */
 };
 
 /* algorithms: RTN §2, HQQ §3. RC_INVALID naming row and column when w holds NaN or Inf. */
@@ -123,11 +124,13 @@ struct dequantize_args {
     struct matf out; /* [N, K] */
 };
 
-/* Output error and reconstruction error of ŵ against w, all in fp64 (algorithms §1, §8). h.data NULL: output error
- * is not computed and drift fields are 0. */
+/* Output error and reconstruction error of ŵ against w (algorithms §1, §8). tr(D H Dᵀ) = Σ (DᵀD)·H element by
+ * element: products DᵀD in fp32, their sum with H in fp64. h.data NULL: output error is not computed and drift fields
+ * are 0. The denominator is the same for every candidate of a Linear: hand it back in to save its cost. */
 struct error_args {
-    struct matf w, w_hat; /* [N, K] */
-    struct matd h;        /* [K, K] */
+    struct matf w, w_hat;    /* [N, K] */
+    struct matd h;           /* [K, K] */
+    const double *drift_den; /* tr(W H Wᵀ) as reported before for the same w and h; NULL: computed */
 };
 struct error_report {
     double drift_num, drift_den; /* tr(D H Dᵀ), tr(W H Wᵀ) */

@@ -1,0 +1,164 @@
+#include "kernels/check.h"
+
+#include <limits.h>
+
+static enum rc shape(const char *name, const void *data, int64_t rows, int64_t cols, int64_t stride, struct err *e) {
+    if (rows < 0 || cols < 0 || stride < cols || rows > INT_MAX || stride > INT_MAX)
+        return err_set(e, RC_INVALID, "%s: [%lld, %lld] with stride %lld is no matrix this backend can compute on",
+                       name, (long long)rows, (long long)cols, (long long)stride);
+    if (data == NULL && rows > 0 && cols > 0) return err_set(e, RC_INVALID, "%s: no data", name);
+    return RC_OK;
+}
+
+static enum rc matrix(const char *name, const struct matf *m, struct err *e) {
+    return shape(name, m->data, m->rows, m->cols, m->stride, e);
+}
+
+/* As above, of an expected shape. */
+static enum rc matrix_of(const char *name, const struct matf *m, int64_t rows, int64_t cols, struct err *e) {
+    if (m->rows != rows || m->cols != cols)
+        return err_set(e, RC_INVALID, "%s: [%lld, %lld] where [%lld, %lld] is needed", name, (long long)m->rows,
+                       (long long)m->cols, (long long)rows, (long long)cols);
+    return matrix(name, m, e);
+}
+
+static enum rc present(const char *name, const void *pointer, int64_t count, struct err *e) {
+    if (pointer == NULL && count > 0) return err_set(e, RC_INVALID, "%s: no data", name);
+    return RC_OK;
+}
+
+static enum rc ids_below(const char *name, const int32_t *ids, int64_t count, int64_t limit, struct err *e) {
+    TRY(present(name, ids, count, e));
+    for (int64_t t = 0; t < count; t++)
+        if (ids[t] < 0 || ids[t] >= limit)
+            return err_set(e, RC_INVALID, "%s: token id %d at position %lld, but the vocabulary has %lld entries", name,
+                           (int)ids[t], (long long)t, (long long)limit);
+    return RC_OK;
+}
+
+static enum rc float_type(enum dtype type, struct err *e) {
+    if (type != DTYPE_F32 && type != DTYPE_F16 && type != DTYPE_BF16)
+        return err_set(e, RC_UNSUPPORTED, "weights must be stored as F32, F16 or BF16");
+    return RC_OK;
+}
+
+enum rc check_upload(const void *host, enum dtype type, int64_t count, const float *out, struct err *e) {
+    TRY(float_type(type, e));
+    if (count < 0 || count > INT64_MAX / 8)
+        return err_set(e, RC_INVALID, "upload: %lld values cannot be copied", (long long)count);
+    TRY(present("upload: source", host, count, e));
+    return present("upload: destination", out, count, e);
+}
+
+enum rc check_embed(const struct embed_args *a, struct err *e) {
+    TRY(float_type(a->type, e));
+    TRY(matrix("embed: out", &a->out, e));
+    TRY(present("embed: table", a->table, a->out.rows, e));
+    return ids_below("embed", a->ids, a->out.rows, a->vocab, e);
+}
+
+enum rc check_rmsnorm(const struct rmsnorm_args *a, struct err *e) {
+    TRY(matrix("rmsnorm: x", &a->x, e));
+    TRY(matrix_of("rmsnorm: out", &a->out, a->x.rows, a->x.cols, e));
+    return present("rmsnorm: weight", a->weight, a->x.cols, e);
+}
+
+enum rc check_gemm(const struct gemm_args *a, struct err *e) {
+    TRY(matrix("gemm: x", &a->x, e));
+    TRY(matrix_of("gemm: w", &a->w, a->out.cols, a->x.cols, e));
+    return matrix_of("gemm: out", &a->out, a->x.rows, a->w.rows, e);
+}
+
+enum rc check_rope(const struct rope_args *a, struct err *e) {
+    if (a->heads < 1 || a->head_dim < 1 || a->rotary < 0 || a->rotary % 2 != 0 || a->rotary > a->head_dim)
+        return err_set(e, RC_INVALID, "rope: %d heads of %d channels cannot rotate %d of them", a->heads, a->head_dim,
+                       a->rotary);
+    TRY(matrix_of("rope: x", &a->x, a->x.rows, (int64_t)a->heads * a->head_dim, e));
+    TRY(present("rope: cos", a->cos, a->x.rows * a->rotary, e));
+    return present("rope: sin", a->sin, a->x.rows * a->rotary, e);
+}
+
+enum rc check_attention(const struct attention_args *a, struct err *e) {
+    if (a->heads < 1 || a->kv_heads < 1 || a->heads % a->kv_heads != 0 || a->head_dim < 1 || a->window < 0)
+        return err_set(e, RC_INVALID, "attention: %d query heads, %d key heads, %d channels, window %d do not fit",
+                       a->heads, a->kv_heads, a->head_dim, a->window);
+    int64_t rows = a->q.rows, query = (int64_t)a->heads * a->head_dim, key = (int64_t)a->kv_heads * a->head_dim;
+    TRY(matrix_of("attention: q", &a->q, rows, query, e));
+    TRY(matrix_of("attention: k", &a->k, rows, key, e));
+    TRY(matrix_of("attention: v", &a->v, rows, key, e));
+    return matrix_of("attention: out", &a->out, rows, query, e);
+}
+
+enum rc check_silu_mul(const struct silu_mul_args *a, struct err *e) {
+    TRY(matrix("silu_mul: gate", &a->gate, e));
+    TRY(matrix_of("silu_mul: up", &a->up, a->gate.rows, a->gate.cols, e));
+    return matrix_of("silu_mul: out", &a->out, a->gate.rows, a->gate.cols, e);
+}
+
+enum rc check_score(const struct score_args *a, struct err *e) {
+    int64_t rows = a->x.rows, hidden = a->x.cols, vocab = a->head.rows;
+    TRY(matrix("score: x", &a->x, e));
+    TRY(matrix_of("score: head", &a->head, vocab, hidden, e));
+    TRY(ids_below("score: labels", a->labels, rows, vocab, e));
+    TRY(present("score: nll", a->nll, rows, e));
+    if (a->x_q.data == NULL) return RC_OK;
+    TRY(matrix_of("score: x_q", &a->x_q, rows, hidden, e));
+    if (a->head_q.data != NULL) TRY(matrix_of("score: head_q", &a->head_q, vocab, hidden, e));
+    TRY(present("score: nll_q", a->nll_q, rows, e));
+    TRY(present("score: kl", a->kl, rows, e));
+    return present("score: top1_agree", a->top1_agree, rows, e);
+}
+
+enum rc check_gram(const struct gram_args *a, struct err *e) {
+    TRY(matrix("gram: x", &a->x, e));
+    if (a->h.rows != a->x.cols || a->h.cols != a->x.cols)
+        return err_set(e, RC_INVALID, "gram: h is [%lld, %lld] but x has %lld channels", (long long)a->h.rows,
+                       (long long)a->h.cols, (long long)a->x.cols);
+    return shape("gram: h", a->h.data, a->h.rows, a->h.cols, a->h.stride, e);
+}
+
+enum rc check_candidate(const struct candidate *c, struct err *e) {
+    if (c->method == METHOD_NONE) return err_set(e, RC_INVALID, "`none` keeps 16 bits: there is nothing to quantize");
+    if (c->bits < 2 || c->bits > 8) return err_set(e, RC_UNSUPPORTED, "%d bits: codes have 2 to 8", c->bits);
+    if (c->group < 0) return err_set(e, RC_INVALID, "group %d is negative", c->group);
+    if (c->method == METHOD_HQQ && c->symmetric)
+        return err_set(e, RC_UNSUPPORTED, "hqq moves the zero, which a symmetric candidate does not have: use rtn");
+    return RC_OK;
+}
+
+enum rc check_quantized(const struct quantized *q, struct err *e) {
+    bool sizes = q->rows > 0 && q->cols > 0 && q->rows <= INT_MAX && q->cols <= INT_MAX && q->bits >= 2 &&
+                 q->bits <= 8 && q->group > 0 && q->group <= q->cols &&
+                 q->groups == (q->cols + q->group - 1) / q->group;
+    if (!sizes)
+        return err_set(e, RC_INVALID, "[%lld, %lld] in %lld groups of %d at %d bits is no quantized Linear",
+                       (long long)q->rows, (long long)q->cols, (long long)q->groups, q->group, q->bits);
+    if (q->codes == NULL || q->scale == NULL || q->zero == NULL)
+        return err_set(e, RC_INVALID, "the quantized Linear has no buffers");
+    return RC_OK;
+}
+
+enum rc check_quantize(const struct quantize_args *a, struct err *e) {
+    TRY(check_candidate(&a->candidate, e));
+    TRY(check_quantized(a->out, e));
+    int64_t group = a->candidate.group > 0 && a->candidate.group < a->w.cols ? a->candidate.group : a->w.cols;
+    if (a->out->bits != a->candidate.bits || a->out->group != group)
+        return err_set(e, RC_INVALID, "quantize: the buffers were made for another candidate");
+    if (a->report == NULL) return err_set(e, RC_INVALID, "quantize: nowhere to report");
+    return matrix_of("quantize: w", &a->w, a->out->rows, a->out->cols, e);
+}
+
+enum rc check_dequantize(const struct dequantize_args *a, struct err *e) {
+    TRY(check_quantized(a->q, e));
+    return matrix_of("dequantize: out", &a->out, a->q->rows, a->q->cols, e);
+}
+
+enum rc check_error(const struct error_args *a, struct err *e) {
+    TRY(matrix("error: w", &a->w, e));
+    TRY(matrix_of("error: w_hat", &a->w_hat, a->w.rows, a->w.cols, e));
+    if (a->h.data == NULL) return RC_OK;
+    if (a->h.rows != a->w.cols || a->h.cols != a->w.cols)
+        return err_set(e, RC_INVALID, "error: h is [%lld, %lld] but w has %lld channels", (long long)a->h.rows,
+                       (long long)a->h.cols, (long long)a->w.cols);
+    return shape("error: h", a->h.data, a->h.rows, a->h.cols, a->h.stride, e);
+}

@@ -1,0 +1,25 @@
+/* What every operation refuses before it touches memory, once for all backends: sizes that are negative, do not fit
+ * together or exceed what BLAS can count, missing pointers, ids out of range. RC_INVALID or RC_UNSUPPORTED. */
+#ifndef HSAQ_KERNELS_CHECK_H
+#define HSAQ_KERNELS_CHECK_H
+
+#include "kernels/backend.h"
+
+enum rc check_upload(const void *host, enum dtype type, int64_t count, const float *out, struct err *e);
+enum rc check_embed(const struct embed_args *a, struct err *e);
+enum rc check_rmsnorm(const struct rmsnorm_args *a, struct err *e);
+enum rc check_gemm(const struct gemm_args *a, struct err *e);
+enum rc check_rope(const struct rope_args *a, struct err *e);
+enum rc check_attention(const struct attention_args *a, struct err *e);
+enum rc check_silu_mul(const struct silu_mul_args *a, struct err *e);
+enum rc check_score(const struct score_args *a, struct err *e);
+enum rc check_gram(const struct gram_args *a, struct err *e);
+/* Bits 2–8, group 0 or more, a method that quantizes. */
+enum rc check_candidate(const struct candidate *c, struct err *e);
+/* Buffers present, and rows, cols and groups as the candidate gives them. */
+enum rc check_quantized(const struct quantized *q, struct err *e);
+enum rc check_quantize(const struct quantize_args *a, struct err *e);
+enum rc check_dequantize(const struct dequantize_args *a, struct err *e);
+enum rc check_error(const struct error_args *a, struct err *e);
+
+#endif

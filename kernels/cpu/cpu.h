@@ -1,0 +1,52 @@
+/* What the CPU operations share: the open device, its memory, and parallel tiles of single-threaded BLAS.
+ *
+ * OpenBLAS runs with one thread; parallelism is OpenMP over tiles whose results do not depend on who computes them.
+ * Built without OpenMP the same code runs on one core. */
+#ifndef HSAQ_KERNELS_CPU_CPU_H
+#define HSAQ_KERNELS_CPU_CPU_H
+
+#include <stddef.h>
+
+#include "kernels/backend.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_thread_num(void) {
+    return 0;
+}
+#endif
+
+struct backend_state {
+    int threads;
+    int64_t limit, held, peak; /* bytes; limit 0: none */
+    void *scratch;             /* counts against the limit; grows, never shrinks */
+    size_t scratch_bytes;
+    char hardware[160];
+};
+
+/* memory.c */
+enum rc cpu_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+void cpu_free(struct backend_state *state, void *memory);
+enum rc cpu_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
+                   struct err *e);
+enum rc cpu_download(struct backend_state *state, const float *device, int64_t count, float *host, struct err *e);
+/* Workspace of at least `bytes` (64-byte aligned), valid until the next call. */
+enum rc cpu_scratch(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+/* `count` values of `type` (F32, F16 or BF16, any alignment) → fp32. */
+void cpu_convert(const void *host, enum dtype type, int64_t count, float *out);
+
+/* One file each. */
+enum rc cpu_embed(struct backend_state *state, const struct embed_args *a, struct err *e);
+enum rc cpu_rmsnorm(struct backend_state *state, const struct rmsnorm_args *a, struct err *e);
+enum rc cpu_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e);
+enum rc cpu_rope(struct backend_state *state, const struct rope_args *a, struct err *e);
+enum rc cpu_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
+enum rc cpu_silu_mul(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
+enum rc cpu_score(struct backend_state *state, const struct score_args *a, struct err *e);
+enum rc cpu_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
+enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
+enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
+enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
+
+#endif

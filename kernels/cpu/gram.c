@@ -1,0 +1,63 @@
+#include "kernels/check.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/syrk.h"
+
+SIMD static void add_row(double *restrict h, const float *restrict block, int64_t n) {
+    for (int64_t j = 0; j < n; j++)
+        h[j] += block[j];
+}
+
+/* h[row…, col…] += block and, off the diagonal, its transpose. On the diagonal sgemm gives a symmetric block only up to
+ * rounding: the upper triangle stands for both. */
+static void add_tile(struct matd h, const struct syrk_tile *t, const float *block) {
+    bool diagonal = t->row == t->col;
+    for (int64_t i = 0; i < t->rows; i++) {
+        int64_t from = diagonal ? i : 0;
+        add_row(h.data + (t->row + i) * h.stride + t->col + from, block + i * SYRK_TILE + from, t->cols - from);
+    }
+    for (int64_t j = 0; j < t->cols; j++)
+        for (int64_t i = 0; i < (diagonal ? j : t->rows); i++)
+            h.data[(t->col + j) * h.stride + t->row + i] += block[i * SYRK_TILE + j];
+}
+
+SIMD static void stats_row(const float *restrict x, int64_t n, double *restrict sum, double *restrict sum_abs,
+                           float *restrict max_abs) {
+    for (int64_t k = 0; k < n; k++) {
+        float magnitude = x[k] < 0 ? -x[k] : x[k];
+        sum[k] += x[k];
+        sum_abs[k] += magnitude;
+        max_abs[k] = magnitude > max_abs[k] ? magnitude : max_abs[k];
+    }
+}
+
+/* Channels [from, from + n), while the diagonal tile has them in cache. */
+static void add_stats(const struct gram_args *a, int64_t from, int64_t n) {
+    double sum[SYRK_TILE] = {0}, sum_abs[SYRK_TILE] = {0};
+    float max_abs[SYRK_TILE] = {0};
+    for (int64_t t = 0; t < a->x.rows; t++)
+        stats_row(a->x.data + t * a->x.stride + from, n, sum, sum_abs, max_abs);
+    for (int64_t k = 0; k < n; k++) {
+        if (a->sum != NULL) a->sum[from + k] += sum[k];
+        if (a->sum_abs != NULL) a->sum_abs[from + k] += sum_abs[k];
+        if (a->max_abs != NULL && max_abs[k] > a->max_abs[from + k]) a->max_abs[from + k] = max_abs[k];
+    }
+}
+
+enum rc cpu_gram(struct backend_state *state, const struct gram_args *a, struct err *e) {
+    TRY(check_gram(a, e));
+    const size_t tile_floats = (size_t)SYRK_TILE * SYRK_TILE;
+    void *memory;
+    TRY(cpu_scratch(state, (size_t)state->threads * tile_floats * sizeof(float), &memory, e));
+    float *blocks = memory; /* [threads, SYRK_TILE, SYRK_TILE] */
+    bool stats = a->sum != NULL || a->sum_abs != NULL || a->max_abs != NULL;
+#pragma omp parallel for num_threads(state->threads) schedule(dynamic)
+    for (int64_t i = 0; i < syrk_tile_count(a->x.cols); i++) {
+        struct syrk_tile t = syrk_tile_at(a->x.cols, i);
+        float *block = blocks + (size_t)omp_get_thread_num() * tile_floats;
+        syrk_tile_compute(a->x, &t, block);
+        add_tile(a->h, &t, block);
+        if (stats && t.row == t.col) add_stats(a, t.row, t.rows);
+    }
+    return RC_OK;
+}

@@ -1,0 +1,39 @@
+/* Round to nearest (algorithms §2), fitted to what storage keeps: scale and zero are rounded to 16 bits first, and the
+ * zero follows from the rounded scale.
+ *
+ * Two departures from the plain formula, where 16 bits would spoil it. A group that does not straddle 0 needs a zero
+ * outside 0…top: an integer zero cannot be there, so the range is extended to include 0 (as GPTQ's code does); a float
+ * zero loses digits there, so both ranges are tried and the one with the smaller squared error stays. Symmetric groups
+ * likewise try max|w| at code ±(2^(b−1) − 1) and at −2^(b−1). */
+#include <math.h>
+
+#include "kernels/cpu/grid.h"
+
+static struct grid better(struct grid a, struct grid b, const float *w, int64_t n) {
+    return grid_error(&b, w, n) < grid_error(&a, w, n) ? b : a;
+}
+
+static struct grid over_range(double min, double max, const struct candidate *c) {
+    struct grid g = {.top = (1 << c->bits) - 1};
+    g.scale = grid_store_scale((max - min) / g.top);
+    g.zero = grid_store_zero(-min / g.scale, c);
+    return g;
+}
+
+static struct grid symmetric(double max_abs, const float *w, int64_t n, const struct candidate *c) {
+    int half = 1 << (c->bits - 1);
+    struct grid narrow = {.scale = grid_store_scale(max_abs / (half - 1)), .zero = (float)half, .top = 2 * half - 1};
+    struct grid wide = narrow;
+    wide.scale = grid_store_scale(max_abs / half);
+    return better(narrow, wide, w, n);
+}
+
+struct grid rtn_fit(const float *w, int64_t n, const struct candidate *c) {
+    struct range r = grid_range(w, n);
+    if (r.min == r.max) return grid_constant(r.min, c);
+    if (c->symmetric) return symmetric(fmax(fabs((double)r.min), fabs((double)r.max)), w, n, c);
+    struct grid plain = over_range(r.min, r.max, c);
+    if (r.min <= 0 && r.max >= 0) return plain;
+    struct grid extended = over_range(fmin(r.min, 0), fmax(r.max, 0), c);
+    return c->zero == ZERO_INTEGER ? extended : better(plain, extended, w, n);
+}

@@ -1,0 +1,299 @@
+#include "kernels/formats.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/check.h"
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed words are stored as they lie in memory");
+
+enum { WORD_BITS = 32, WORD_BYTES = 4, PARAMETER_BYTES = 2, HALF_BYTES_PER_WEIGHT = 2, BITS_MAX = 8 };
+
+/* LAYOUT_HQQ: how many codes share a container, and its bytes. */
+static const struct {
+    int codes, bytes;
+} containers[BITS_MAX + 1] = {
+    [2] = {4, 1}, [3] = {10, 4}, [4] = {2, 1}, [5] = {1, 1}, [6] = {1, 1}, [7] = {1, 1}, [8] = {1, 1},
+};
+_Static_assert(4 * 2 <= 8 && 10 * 3 <= WORD_BITS && 2 * 4 <= 8, "codes fit their containers");
+
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+static int64_t group_length(const struct candidate *c, int64_t cols) {
+    return c->group > 0 && c->group < cols ? c->group : cols;
+}
+
+static struct packed dense_sizes(const struct candidate *c, int64_t rows, int64_t cols) {
+    int64_t groups = ceil_div(cols, group_length(c, cols));
+    struct packed p = {.layout = LAYOUT_DENSE, .scales_bytes = rows * groups * PARAMETER_BYTES};
+    p.codes_bytes = rows * ceil_div(cols * c->bits, WORD_BITS) * WORD_BYTES;
+    if (c->symmetric) return p;
+    p.zeros_bytes =
+        c->zero == ZERO_INTEGER ? ceil_div(rows * c->bits, WORD_BITS) * WORD_BYTES * groups : p.scales_bytes;
+    return p;
+}
+
+static struct packed hqq_sizes(const struct candidate *c, int64_t rows, int64_t cols) {
+    int64_t group = group_length(c, cols), groups = rows * ceil_div(cols, group);
+    struct packed p = {.layout = LAYOUT_HQQ, .scales_bytes = groups * PARAMETER_BYTES};
+    p.codes_bytes = ceil_div(groups, containers[c->bits].codes) * group * containers[c->bits].bytes;
+    p.zeros_bytes = c->symmetric ? 0 : p.scales_bytes;
+    return p;
+}
+
+struct packed packed_sizes(const struct candidate *c, int64_t rows, int64_t cols) {
+    if (rows < 1 || cols < 1) return (struct packed){.layout = c->layout};
+    if (c->method == METHOD_NONE)
+        return (struct packed){.layout = c->layout, .codes_bytes = rows * cols * HALF_BYTES_PER_WEIGHT};
+    return c->layout == LAYOUT_HQQ ? hqq_sizes(c, rows, cols) : dense_sizes(c, rows, cols);
+}
+
+int64_t packed_bytes(const struct packed *p) {
+    return p->codes_bytes + p->scales_bytes + p->zeros_bytes;
+}
+
+/* A code of at most 8 bits at any bit of a little-endian stream touches at most two bytes. */
+static void put_code(uint8_t *stream, int64_t bit, unsigned code) {
+    unsigned shifted = code << (bit % 8);
+    stream[bit / 8] |= (uint8_t)shifted;
+    if (shifted > 0xff) stream[bit / 8 + 1] |= (uint8_t)(shifted >> 8);
+}
+
+static unsigned get_code(const uint8_t *stream, int64_t bit, int bits) {
+    unsigned pair = stream[bit / 8];
+    if (bit % 8 + bits > 8) pair |= (unsigned)stream[bit / 8 + 1] << 8;
+    return pair >> (bit % 8) & ((1u << bits) - 1);
+}
+
+static void pack_dense(const struct quantized *q, uint8_t *codes) {
+    int64_t row_bytes = ceil_div(q->cols * q->bits, WORD_BITS) * WORD_BYTES;
+    for (int64_t n = 0; n < q->rows; n++)
+        for (int64_t k = 0; k < q->cols; k++)
+            put_code(codes + n * row_bytes, k * q->bits, q->codes[n * q->cols + k]);
+}
+
+static void unpack_dense(const uint8_t *codes, struct quantized *q) {
+    int64_t row_bytes = ceil_div(q->cols * q->bits, WORD_BITS) * WORD_BYTES;
+    for (int64_t n = 0; n < q->rows; n++)
+        for (int64_t k = 0; k < q->cols; k++)
+            q->codes[n * q->cols + k] = (uint8_t)get_code(codes + n * row_bytes, k * q->bits, q->bits);
+}
+
+/* Integer zeros [N, G] ↔ words [ceil(N·b/32), G]: column g is a bitstream along N whose words lie G apart. */
+static void pack_zeros(const struct quantized *q, uint8_t *zeros) {
+    for (int64_t g = 0; g < q->groups; g++)
+        for (int64_t n = 0; n < q->rows; n++)
+            for (int b = 0; b < q->bits; b++) {
+                int64_t bit = n * q->bits + b;
+                uint8_t *word = zeros + (bit / WORD_BITS * q->groups + g) * WORD_BYTES;
+                unsigned zero = (unsigned)q->zero[n * q->groups + g];
+                word[bit % WORD_BITS / 8] |= (uint8_t)((zero >> b & 1) << (bit % 8));
+            }
+}
+
+static void unpack_zeros(const uint8_t *zeros, struct quantized *q) {
+    for (int64_t g = 0; g < q->groups; g++)
+        for (int64_t n = 0; n < q->rows; n++) {
+            unsigned zero = 0;
+            for (int b = 0; b < q->bits; b++) {
+                int64_t bit = n * q->bits + b;
+                const uint8_t *word = zeros + (bit / WORD_BITS * q->groups + g) * WORD_BYTES;
+                zero |= (unsigned)(word[bit % WORD_BITS / 8] >> (bit % 8) & 1) << b;
+            }
+            q->zero[n * q->groups + g] = (float)zero;
+        }
+}
+
+/* Where LAYOUT_HQQ keeps code k of row n: the groups are the rows of one matrix, cut into as many blocks of rows as a
+ * container holds codes; block 0 lies in the highest bits. A short last group is filled up with zeros. */
+struct place {
+    int64_t container;
+    int shift;
+};
+
+static struct place hqq_place(const struct quantized *q, int64_t n, int64_t k) {
+    int codes = containers[q->bits].codes;
+    int64_t step = ceil_div(q->rows * q->groups, codes), row = n * q->groups + k / q->group;
+    return (struct place){.container = row % step * q->group + k % q->group,
+                          .shift = (int)(codes - 1 - row / step) * q->bits};
+}
+
+static void pack_hqq(const struct quantized *q, uint8_t *codes) {
+    int bytes = containers[q->bits].bytes;
+    for (int64_t n = 0; n < q->rows; n++)
+        for (int64_t k = 0; k < q->cols; k++) {
+            struct place p = hqq_place(q, n, k);
+            put_code(codes + p.container * bytes, p.shift, q->codes[n * q->cols + k]);
+        }
+}
+
+static enum rc unpack_hqq(const uint8_t *codes, struct quantized *q, struct err *e) {
+    int bytes = containers[q->bits].bytes, stored_bits = containers[q->bits].codes == 1 ? 8 : q->bits;
+    for (int64_t n = 0; n < q->rows; n++)
+        for (int64_t k = 0; k < q->cols; k++) {
+            struct place p = hqq_place(q, n, k);
+            unsigned code = get_code(codes + p.container * bytes, p.shift, stored_bits);
+            if (code >> q->bits != 0)
+                return err_set(e, RC_INVALID, "the code at row %lld, column %lld is %u, which %d bits cannot hold",
+                               (long long)n, (long long)k, code, q->bits);
+            q->codes[n * q->cols + k] = (uint8_t)code;
+        }
+    return RC_OK;
+}
+
+static void put_parameters(const float *values, int64_t count, uint8_t *out) {
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t half = f32_to_f16(values[i]);
+        memcpy(out + i * PARAMETER_BYTES, &half, sizeof half);
+    }
+}
+
+static void get_parameters(const uint8_t *in, int64_t count, float *values) {
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t half;
+        memcpy(&half, in + i * PARAMETER_BYTES, sizeof half);
+        values[i] = f16_to_f32(half);
+    }
+}
+
+static bool integer_zeros(const struct candidate *c) {
+    return !c->symmetric && c->zero == ZERO_INTEGER && c->layout == LAYOUT_DENSE;
+}
+
+/* The quantized Linear is one that this candidate makes. */
+static enum rc check_fit(const struct quantized *q, const struct candidate *c, struct err *e) {
+    TRY(check_candidate(c, e));
+    TRY(check_quantized(q, e));
+    if (q->bits != c->bits || q->group != group_length(c, q->cols))
+        return err_set(e, RC_INVALID, "a Linear of %d bits in groups of %d is not what the candidate makes", q->bits,
+                       q->group);
+    return RC_OK;
+}
+
+static enum rc check_values(const struct quantized *q, const struct candidate *c, struct err *e) {
+    for (int64_t i = 0; i < q->rows * q->cols; i++)
+        if (q->codes[i] >> q->bits != 0)
+            return err_set(e, RC_INVALID, "the code at row %lld, column %lld is %d, which %d bits cannot hold",
+                           (long long)(i / q->cols), (long long)(i % q->cols), q->codes[i], q->bits);
+    for (int64_t i = 0; integer_zeros(c) && i < q->rows * q->groups; i++)
+        if (!(q->zero[i] >= 0 && q->zero[i] < (float)(1 << q->bits) && q->zero[i] == (float)(int)q->zero[i]))
+            return err_set(e, RC_INVALID, "the zero at row %lld, group %lld is %g, no integer of %d bits",
+                           (long long)(i / q->groups), (long long)(i % q->groups), (double)q->zero[i], q->bits);
+    return RC_OK;
+}
+
+static enum rc buffers(struct packed *p, struct err *e) {
+    p->codes = calloc(1, (size_t)p->codes_bytes);
+    p->scales = calloc(1, (size_t)p->scales_bytes);
+    p->zeros = p->zeros_bytes > 0 ? calloc(1, (size_t)p->zeros_bytes) : NULL;
+    if (p->codes != NULL && p->scales != NULL && (p->zeros != NULL || p->zeros_bytes == 0)) return RC_OK;
+    long long bytes = packed_bytes(p);
+    packed_release(p);
+    return err_set(e, RC_NO_MEMORY, "no memory for %lld bytes of packed weights", bytes);
+}
+
+enum rc pack(const struct quantized *q, const struct candidate *c, struct packed *out, struct err *e) {
+    *out = (struct packed){0};
+    TRY(check_fit(q, c, e));
+    TRY(check_values(q, c, e));
+    *out = packed_sizes(c, q->rows, q->cols);
+    TRY(buffers(out, e));
+    if (c->layout == LAYOUT_HQQ)
+        pack_hqq(q, out->codes);
+    else
+        pack_dense(q, out->codes);
+    put_parameters(q->scale, q->rows * q->groups, out->scales);
+    if (integer_zeros(c))
+        pack_zeros(q, out->zeros);
+    else if (!c->symmetric)
+        put_parameters(q->zero, q->rows * q->groups, out->zeros);
+    return RC_OK;
+}
+
+enum rc unpack(const struct packed *p, const struct candidate *c, struct quantized *out, struct err *e) {
+    TRY(check_fit(out, c, e));
+    struct packed sizes = packed_sizes(c, out->rows, out->cols);
+    bool fits = p->layout == c->layout && p->codes_bytes == sizes.codes_bytes &&
+                p->scales_bytes == sizes.scales_bytes && p->zeros_bytes == sizes.zeros_bytes;
+    if (!fits || p->codes == NULL || p->scales == NULL || (p->zeros == NULL && p->zeros_bytes > 0))
+        return err_set(e, RC_INVALID,
+                       "packed buffers of %lld, %lld and %lld bytes (codes, scales, zeros) where %lld, %lld and %lld "
+                       "are needed",
+                       (long long)p->codes_bytes, (long long)p->scales_bytes, (long long)p->zeros_bytes,
+                       (long long)sizes.codes_bytes, (long long)sizes.scales_bytes, (long long)sizes.zeros_bytes);
+    if (c->layout == LAYOUT_HQQ)
+        TRY(unpack_hqq(p->codes, out, e));
+    else
+        unpack_dense(p->codes, out);
+    get_parameters(p->scales, out->rows * out->groups, out->scale);
+    for (int64_t i = 0; c->symmetric && i < out->rows * out->groups; i++)
+        out->zero[i] = (float)(1 << (c->bits - 1));
+    if (integer_zeros(c))
+        unpack_zeros(p->zeros, out);
+    else if (!c->symmetric)
+        get_parameters(p->zeros, out->rows * out->groups, out->zero);
+    return RC_OK;
+}
+
+void packed_release(struct packed *p) {
+    free(p->codes);
+    free(p->scales);
+    free(p->zeros);
+    *p = (struct packed){0};
+}
+
+static uint32_t float_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static float float_from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Drops the low `shift` bits, ties to even; a carry runs on into the exponent, as it should. */
+static uint32_t round_shift(uint32_t bits, int shift) {
+    uint32_t half = 1u << (shift - 1), odd = bits >> shift & 1;
+    return (bits + half - 1 + odd) >> shift;
+}
+
+enum { F32_MANTISSA = 23, F16_MANTISSA = 10, F16_INFINITY = 0x7c00, F16_QUIET = 0x0200, BIAS_GAP = 127 - 15 };
+
+uint16_t f32_to_f16(float value) {
+    uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffffu;
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+    const int shift = F32_MANTISSA - F16_MANTISSA;
+    if (magnitude > 0x7f800000u)
+        return (uint16_t)(sign | F16_INFINITY | F16_QUIET | (magnitude >> shift & (F16_QUIET - 1)));
+    int exponent = (int)(magnitude >> F32_MANTISSA) - BIAS_GAP;
+    if (exponent >= 0x1f) return (uint16_t)(sign | F16_INFINITY);
+    if (exponent > 0) return (uint16_t)(sign | round_shift(magnitude - ((uint32_t)BIAS_GAP << F32_MANTISSA), shift));
+    if (exponent < -F16_MANTISSA) return sign; /* below half of the smallest subnormal */
+    uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
+    return (uint16_t)(sign | round_shift(mantissa, shift + 1 - exponent));
+}
+
+float f16_to_f32(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+    const int shift = F32_MANTISSA - F16_MANTISSA;
+    if (magnitude >= F16_INFINITY) return float_from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << shift);
+    if (magnitude >= 0x0400)
+        return float_from_bits(sign | ((magnitude << shift) + ((uint32_t)BIAS_GAP << F32_MANTISSA)));
+    float value = (float)magnitude * 0x1p-24f;
+    return sign != 0 ? -value : value;
+}
+
+uint16_t f32_to_bf16(float value) {
+    uint32_t bits = float_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x0040u);
+    return (uint16_t)round_shift(bits, 16);
+}
+
+float bf16_to_f32(uint16_t half) {
+    return float_from_bits((uint32_t)half << 16);
+}
