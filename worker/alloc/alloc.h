@@ -4,9 +4,11 @@
  * left after the rules, with exact bytes and a score (lower is better, additive over items). algorithms §10.
  *   greedy   every item at its cheapest option, then again and again the upgrade with the best score drop per byte
  *   upgrade  every item at `base_bits` (4) where it has them; then the most sensitive to 16, else 8, while bits last
- *   optimal  multiple-choice knapsack: Pareto prune → Lagrangian bound → branch and bound / dynamic programming;
- *            gap 0 when proven optimal, else the proven bound on (objective − optimum) / optimum
- * Deterministic: ties break by item order, then option order. Any thread. */
+ *   optimal  multiple-choice knapsack, exact: Pareto prune → LP relaxation over convex hulls → dynamic programming on
+ *            the core, after Pisinger, "A minimal algorithm for the multiple-choice knapsack problem" (EJOR 83, 1995).
+ *            The width of the program is bounded, so that time is too; what was cut off gives the gap.
+ * Deterministic: ties break by item order, then option order. Optimal means up to the rounding of float64 sums (1e-13
+ * of the objective). Any thread. */
 #ifndef HSAQ_WORKER_ALLOC_ALLOC_H
 #define HSAQ_WORKER_ALLOC_ALLOC_H
 
@@ -15,7 +17,7 @@
 #include "base/err.h"
 
 struct alloc_option {
-    int64_t cost; /* what the budget counts: bytes, or code bits */
+    int64_t cost; /* >= 0; what the budget counts: bytes, or code bits; all items together fit an int64 */
     double score; /* finite, >= 0 */
     double bits;  /* average code bits of the item under this option; `upgrade` steps by it */
 };
@@ -35,7 +37,7 @@ struct alloc_result {
     int *choice; /* [item_count] index into the item's options; caller-allocated */
     int64_t cost;
     double objective;
-    double gap; /* optimal: 0 when proven; greedy, upgrade: against the Lagrangian bound */
+    double gap; /* proven bound on (objective − optimum) / objective; 0: proven optimal */
 };
 
 struct frontier_point {
@@ -43,14 +45,16 @@ struct frontier_point {
     double objective;
 };
 
-/* All three: RC_INFEASIBLE with the smallest feasible budget in `*smallest` (may be NULL) and in the message. */
+/* All three: RC_INVALID for a problem that breaks the promises above, RC_NO_MEMORY, and RC_INFEASIBLE with the smallest
+ * feasible budget in `*smallest` (may be NULL) and in the message. For `upgrade` that is what its start costs. */
 enum rc alloc_greedy(const struct alloc_problem *p, struct alloc_result *r, int64_t *smallest, struct err *e);
 enum rc alloc_upgrade(const struct alloc_problem *p, double base_bits, struct alloc_result *r, int64_t *smallest,
                       struct err *e);
 enum rc alloc_optimal(const struct alloc_problem *p, struct alloc_result *r, int64_t *smallest, struct err *e);
 
-/* The budget–score frontier from the cheapest to the dearest assignment: the vertices of its lower convex hull, each a
- * feasible assignment, thinned to at most `max_points`. Returns the number written. */
-int alloc_frontier(const struct alloc_problem *p, struct frontier_point *points, int max_points);
+/* The budget–score frontier from the cheapest to the best assignment, whatever the budget: the vertices of its lower
+ * convex hull, each a feasible assignment, thinned to at most `max_points` (>= 2) with both ends kept. */
+enum rc alloc_frontier(const struct alloc_problem *p, struct frontier_point *points, int max_points, int *count,
+                       struct err *e);
 
 #endif

@@ -1,0 +1,347 @@
+/* Allocation: exact against brute force, honest about its gap, never over budget. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "worker/alloc/alloc.h"
+
+enum { MAX_ITEMS = 7, MAX_OPTIONS = 5 };
+
+static uint64_t random_state;
+
+static uint64_t random_bits(void) { /* splitmix64 */
+    uint64_t z = random_state += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+static int random_below(int n) {
+    return (int)(random_bits() % (uint64_t)n);
+}
+
+struct instance {
+    struct alloc_option options[MAX_ITEMS][MAX_OPTIONS];
+    struct alloc_item items[MAX_ITEMS];
+    struct alloc_problem problem;
+};
+
+/* Flavours by `kind`: coarse costs and scores with many ties and zeros; fine ones; huge costs. */
+static void random_instance(struct instance *in, int kind) {
+    in->problem = (struct alloc_problem){in->items, 1 + random_below(MAX_ITEMS), 0};
+    int64_t least = 0, most = 0;
+    for (int i = 0; i < in->problem.item_count; i++) {
+        int count = 1 + random_below(MAX_OPTIONS);
+        in->items[i] = (struct alloc_item){in->options[i], count};
+        int64_t low = INT64_MAX, high = 0;
+        for (int o = 0; o < count; o++) {
+            struct alloc_option *option = &in->options[i][o];
+            static const uint64_t costs[] = {6, 1000, 10000000000000};
+            option->cost = (int64_t)(random_bits() % costs[kind]);
+            option->score = kind == 0 ? random_below(5) * 0.1 : (double)(random_bits() >> 11) * 0x1p-53;
+            option->bits = 2 + random_below(7);
+            if (option->cost < low) low = option->cost;
+            if (option->cost > high) high = option->cost;
+        }
+        least += low;
+        most += high;
+    }
+    in->problem.budget = random_below(20) ? least + (int64_t)(random_bits() % (uint64_t)(most - least + 2)) : least - 1;
+}
+
+/* The best objective of all assignments within the budget, or infinity. */
+static double brute_force(const struct alloc_problem *p, int item, int64_t cost, double score) {
+    if (cost > p->budget) return INFINITY;
+    if (item == p->item_count) return score;
+    double best = INFINITY;
+    for (int o = 0; o < p->items[item].option_count; o++) {
+        const struct alloc_option *option = &p->items[item].options[o];
+        best = fmin(best, brute_force(p, item + 1, cost + option->cost, score + option->score));
+    }
+    return best;
+}
+
+static void check_consistent(const struct alloc_problem *p, const struct alloc_result *r) {
+    int64_t cost = 0;
+    double score = 0;
+    for (int i = 0; i < p->item_count; i++) {
+        assert_in_range(r->choice[i], 0, p->items[i].option_count - 1);
+        cost += p->items[i].options[r->choice[i]].cost;
+        score += p->items[i].options[r->choice[i]].score;
+    }
+    assert_true(cost == r->cost);
+    assert_true(cost <= p->budget);
+    assert_true(score == r->objective);
+    assert_true(r->gap >= 0 && r->gap <= 1);
+}
+
+static void optimal_equals_brute_force(void **state) {
+    (void)state;
+    random_state = 1;
+    int infeasible = 0, greedy_worse = 0;
+    for (int n = 0; n < 3000; n++) {
+        struct instance in;
+        int choice[MAX_ITEMS];
+        struct alloc_result r = {.choice = choice};
+        struct err e = {0};
+        int64_t smallest = -1;
+        random_instance(&in, n % 3);
+        double best = brute_force(&in.problem, 0, 0, 0);
+        enum rc rc = alloc_optimal(&in.problem, &r, &smallest, &e);
+        if (isinf(best)) {
+            assert_int_equal(rc, RC_INFEASIBLE);
+            assert_true(smallest > in.problem.budget);
+            in.problem.budget = smallest;
+            assert_int_equal(alloc_optimal(&in.problem, &r, NULL, &e), RC_OK);
+            infeasible++;
+            continue;
+        }
+        assert_int_equal(rc, RC_OK);
+        check_consistent(&in.problem, &r);
+        assert_true(fabs(r.objective - best) <= 1e-12 * best);
+        assert_true(r.gap == 0);
+        double optimum = r.objective;
+        assert_int_equal(alloc_greedy(&in.problem, &r, NULL, &e), RC_OK);
+        check_consistent(&in.problem, &r);
+        assert_true(r.objective >= optimum * (1 - 1e-12));
+        assert_true(r.objective * (1 - r.gap) <= optimum * (1 + 1e-12));
+        greedy_worse += r.objective > optimum * (1 + 1e-9);
+    }
+    assert_in_range(infeasible, 50, 500);
+    assert_in_range(greedy_worse, 50, 3000); /* else the instances are too easy to prove anything */
+}
+
+/* Items whose options all lie on one line: every assignment of equal cost ties, and nothing but the sum counts. */
+static void subset_sum_with_equal_rates_is_solved(void **state) {
+    (void)state;
+    struct alloc_option options[40][2];
+    struct alloc_item items[40];
+    int choice[40];
+    for (int i = 0; i < 40; i++) {
+        options[i][0] = (struct alloc_option){0, 2 * (7.0 + 2 * i), 2};
+        options[i][1] = (struct alloc_option){7 + 2 * i, 7 + 2 * i, 4};
+        items[i] = (struct alloc_item){options[i], 2};
+    }
+    struct alloc_problem p = {items, 40, 1001};
+    struct alloc_result r = {.choice = choice};
+    struct err e = {0};
+    assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_OK);
+    check_consistent(&p, &r);
+    assert_true(r.cost == 1001);
+    assert_true(r.gap == 0);
+}
+
+/* The dearest item is the best by rate and does not fit: greedy must go on with what does. */
+static void greedy_goes_on_after_an_upgrade_that_does_not_fit(void **state) {
+    (void)state;
+    struct alloc_option a[] = {{0, 10, 2}, {100, 0, 8}}, b[] = {{0, 1, 2}, {40, 0.5, 3}, {60, 0.4, 4}};
+    struct alloc_item items[] = {{a, 2}, {b, 3}};
+    struct alloc_problem p = {items, 2, 60};
+    int choice[2];
+    struct alloc_result r = {.choice = choice};
+    struct err e = {0};
+    assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
+    assert_int_equal(choice[0], 0);
+    assert_int_equal(choice[1], 2);
+    assert_true(r.gap > 0);
+}
+
+static void greedy_prefers_the_best_drop_per_byte(void **state) {
+    (void)state;
+    struct alloc_option a[] = {{10, 1, 2}, {20, 0.2, 4}}, b[] = {{100, 5, 2}, {200, 1, 4}};
+    struct alloc_item items[] = {{a, 2}, {b, 2}};
+    struct alloc_problem p = {items, 2, 120};
+    int choice[2];
+    struct alloc_result r = {.choice = choice};
+    struct err e = {0};
+    assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
+    assert_int_equal(choice[0], 1);
+    assert_int_equal(choice[1], 0);
+    p.budget = 210;
+    assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
+    assert_int_equal(choice[0], 1); /* 0.08 a byte comes before 0.04 */
+    assert_int_equal(choice[1], 0);
+    p.budget = 220;
+    assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
+    assert_int_equal(choice[1], 1);
+    assert_true(r.gap == 0);
+}
+
+static void upgrade_starts_at_four_bits_and_promotes_the_most_sensitive(void **state) {
+    (void)state;
+    struct alloc_option options[3][4];
+    struct alloc_item items[3];
+    const double sensitivity[] = {1, 3, 2};
+    for (int i = 0; i < 3; i++) {
+        const int bits[] = {3, 4, 8, 16};
+        for (int o = 0; o < 4; o++)
+            options[i][o] = (struct alloc_option){bits[o], o == 3 ? 0 : sensitivity[i] / (1 << bits[o]), bits[o]};
+        items[i] = (struct alloc_item){options[i], 4};
+    }
+    struct alloc_problem p = {items, 3, 12};
+    int choice[3];
+    struct alloc_result r = {.choice = choice};
+    struct err e = {0};
+    static const struct {
+        int64_t budget;
+        int choice[3];
+    } cases[] = {
+        {12, {1, 1, 1}}, {15, {1, 1, 1}}, {16, {1, 2, 1}}, {23, {1, 2, 2}}, {24, {1, 3, 1}},
+        {28, {1, 3, 2}}, {32, {2, 3, 2}}, {36, {1, 3, 3}}, {48, {3, 3, 3}},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        p.budget = cases[c].budget;
+        assert_int_equal(alloc_upgrade(&p, 4, &r, NULL, &e), RC_OK);
+        check_consistent(&p, &r);
+        assert_memory_equal(choice, cases[c].choice, sizeof choice);
+    }
+    p.budget = 11; /* three bits would fit, but this method starts at four */
+    int64_t smallest = 0;
+    assert_int_equal(alloc_upgrade(&p, 4, &r, &smallest, &e), RC_INFEASIBLE);
+    assert_int_equal(smallest, 12);
+}
+
+static void infeasible_budget_states_the_smallest_feasible_one(void **state) {
+    (void)state;
+    struct alloc_option a[] = {{30, 0, 4}, {20, 1, 2}}, b[] = {{7, 1, 2}};
+    struct alloc_item items[] = {{a, 2}, {b, 1}};
+    struct alloc_problem p = {items, 2, 26};
+    int choice[2];
+    struct alloc_result r = {.choice = choice};
+    struct err e = {0};
+    int64_t smallest = 0;
+    assert_int_equal(alloc_optimal(&p, &r, &smallest, &e), RC_INFEASIBLE);
+    assert_int_equal(smallest, 27);
+    assert_non_null(strstr(e.message, "27"));
+    assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_INFEASIBLE);
+    p.budget = 27;
+    assert_int_equal(alloc_optimal(&p, &r, &smallest, &e), RC_OK);
+    assert_int_equal(choice[0], 1);
+}
+
+static void hostile_numbers_are_refused(void **state) {
+    (void)state;
+    const struct alloc_option bad[] = {
+        {1, NAN, 4}, {1, INFINITY, 4}, {1, -1e-300, 4}, {-1, 0, 4}, {INT64_MAX, 0, 4}, {1, 1.7e308, 4},
+    };
+    for (size_t b = 0; b < sizeof bad / sizeof *bad; b++) {
+        struct alloc_option fine = bad[b].score > 1 ? bad[b] : (struct alloc_option){1, 0, 4};
+        struct alloc_item items[] = {{&fine, 1}, {&bad[b], 1}};
+        struct alloc_problem p = {items, 2, INT64_MAX};
+        int choice[2];
+        struct alloc_result r = {.choice = choice};
+        struct frontier_point points[4];
+        int count;
+        struct err e = {0};
+        assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_INVALID);
+        assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_INVALID);
+        assert_int_equal(alloc_upgrade(&p, 4, &r, NULL, &e), RC_INVALID);
+        assert_int_equal(alloc_frontier(&p, points, 4, &count, &e), RC_INVALID);
+    }
+    struct alloc_item empty = {NULL, 0};
+    struct alloc_problem p = {&empty, 1, 10};
+    int choice[1];
+    struct alloc_result r = {.choice = choice};
+    struct err e = {0};
+    assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_INVALID);
+}
+
+static void no_items_cost_nothing(void **state) {
+    (void)state;
+    struct alloc_problem p = {NULL, 0, 0};
+    int choice[1];
+    struct alloc_result r = {.choice = choice, .cost = -1, .objective = -1, .gap = -1};
+    struct err e = {0};
+    assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_OK);
+    assert_true(r.cost == 0 && r.objective == 0 && r.gap == 0);
+}
+
+static void frontier_is_convex_feasible_and_ends_at_both_extremes(void **state) {
+    (void)state;
+    random_state = 5;
+    for (int n = 0; n < 200; n++) {
+        struct instance in;
+        struct frontier_point points[64];
+        int count, choice[MAX_ITEMS];
+        struct err e = {0};
+        struct alloc_result r = {.choice = choice};
+        random_instance(&in, n % 3);
+        assert_int_equal(alloc_frontier(&in.problem, points, 64, &count, &e), RC_OK);
+        assert_in_range(count, 1, 64);
+        for (int k = 0; k < count; k++) {
+            in.problem.budget = points[k].cost;
+            assert_int_equal(alloc_optimal(&in.problem, &r, NULL, &e), RC_OK);
+            assert_true(fabs(r.objective - points[k].objective) <= 1e-12); /* a vertex is an optimum */
+            if (k) assert_true(points[k].cost > points[k - 1].cost && points[k].objective < points[k - 1].objective);
+        }
+        in.problem.budget = points[0].cost - 1;
+        assert_int_equal(alloc_optimal(&in.problem, &r, NULL, &e), RC_INFEASIBLE);
+        in.problem.budget = INT64_MAX;
+        assert_int_equal(alloc_optimal(&in.problem, &r, NULL, &e), RC_OK);
+        assert_true(r.objective == points[count - 1].objective);
+        struct frontier_point thin[3];
+        int thin_count;
+        assert_int_equal(alloc_frontier(&in.problem, thin, 3, &thin_count, &e), RC_OK);
+        assert_int_equal(thin_count, count < 3 ? count : 3);
+        assert_memory_equal(&thin[0], &points[0], sizeof *thin);
+        assert_memory_equal(&thin[thin_count - 1], &points[count - 1], sizeof *thin);
+    }
+}
+
+/* 2,000 Linears of a few shapes at 2, 3, 4, 8 bits: the shape of the real problem. */
+static void large_instances_are_proven(void **state) {
+    (void)state;
+    enum { COUNT = 2000, OPTIONS = 4 };
+    static const int bits[OPTIONS] = {2, 3, 4, 8};
+    static const int64_t params[] = {4096 * 4096, 4096 * 1024, 4096 * 14336};
+    struct alloc_option *options = calloc(COUNT * OPTIONS, sizeof *options);
+    struct alloc_item *items = calloc(COUNT, sizeof *items);
+    int *choice = calloc(COUNT, sizeof *choice);
+    int *again = calloc(COUNT, sizeof *again);
+    assert_true(options && items && choice && again);
+    random_state = 9;
+    int64_t total = 0;
+    for (int i = 0; i < COUNT; i++) {
+        int64_t n = params[random_below(3)];
+        double sensitivity = exp(4.0 * random_below(1000) / 1000);
+        for (int o = 0; o < OPTIONS; o++)
+            options[i * OPTIONS + o] = (struct alloc_option){
+                n * bits[o] / 8 + n / 16, sensitivity * pow(4, -bits[o]) * (1 + random_below(100) / 200.0), bits[o]};
+        items[i] = (struct alloc_item){&options[i * OPTIONS], OPTIONS};
+        total += n;
+    }
+    struct alloc_problem p = {items, COUNT, total * 33 / 80 + total / 16 + 12345};
+    struct alloc_result r = {.choice = choice}, r2 = {.choice = again};
+    struct err e = {0};
+    assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_OK);
+    check_consistent(&p, &r);
+    assert_true(r.gap == 0);
+    assert_int_equal(alloc_optimal(&p, &r2, NULL, &e), RC_OK);
+    assert_memory_equal(choice, again, COUNT * sizeof *choice);
+    free(options);
+    free(items);
+    free(choice);
+    free(again);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(optimal_equals_brute_force),
+        cmocka_unit_test(subset_sum_with_equal_rates_is_solved),
+        cmocka_unit_test(greedy_goes_on_after_an_upgrade_that_does_not_fit),
+        cmocka_unit_test(greedy_prefers_the_best_drop_per_byte),
+        cmocka_unit_test(upgrade_starts_at_four_bits_and_promotes_the_most_sensitive),
+        cmocka_unit_test(infeasible_budget_states_the_smallest_feasible_one),
+        cmocka_unit_test(hostile_numbers_are_refused),
+        cmocka_unit_test(no_items_cost_nothing),
+        cmocka_unit_test(frontier_is_convex_feasible_and_ends_at_both_extremes),
+        cmocka_unit_test(large_instances_are_proven),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
