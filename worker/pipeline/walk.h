@@ -16,13 +16,8 @@
 #include "base/err.h"
 #include "kernels/tensor.h"
 #include "worker/model/model.h"
+#include "worker/model/windows.h"
 #include "worker/pipeline/job.h"
-
-/* Token windows, all of the same length. */
-struct windows {
-    int32_t *ids; /* [count, length] */
-    int64_t count, length;
-};
 
 /* Linear weights as fp32 in device memory for one block; entries of Linears not in this block are {0}. */
 struct block_weights {
