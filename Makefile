@@ -47,15 +47,20 @@ OPS_TESTS   := $(patsubst tests/ops/%.c,$(BUILD)/tests/ops/%,$(OPS_SRC))
 BENCHES     := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(BENCH_SRC))
 LIBRARIES   := $(BUILD)/libhsaq_daemon.a $(BUILD)/libhsaq_worker.a $(BUILD)/libhsaq_kernels.a $(BUILD)/libhsaq_base.a
 
+# Use the whole machine unless -j says otherwise.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(shell nproc)
+endif
+
 .DEFAULT_GOAL := all
 .SECONDARY:
 .DELETE_ON_ERROR:
-.PHONY: all help programs tests
+.PHONY: all help programs tests c-tests
 
 all: programs ## build hsaqd and hsaq-worker
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z|-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z_.-]+:.*## /{printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 programs: $(PROGRAMS)
 
@@ -93,7 +98,8 @@ $(BUILD)/tests/ops/%: $(BUILD)/tests/ops/%.o $(call objects,$(OPS_SHARED)) $(BUI
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBRARIES)
 	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) $(WORKER_LIBS) -o $@
 
-tests: $(PROGRAMS) $(UNIT_TESTS) $(OPS_TESTS) ## build the C tests
+c-tests: $(UNIT_TESTS) $(OPS_TESTS)
+tests: programs c-tests ## build the programs and the C tests
 
 ifeq ($(V),)
 QUIET_CC = @echo "  CC   $@";
