@@ -4,10 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/strbuf.h"
 #include "worker/model/folder.h"
 
 static const char single_name[] = "model.safetensors", index_name[] = "model.safetensors.index.json";
@@ -19,6 +21,7 @@ struct shard {
     size_t len;
     struct st_tensor *tensors; /* [count] one block; names live in it */
     int64_t count;
+    char *identity;
 };
 
 struct safetensors {
@@ -28,21 +31,24 @@ struct safetensors {
     int64_t count;
 };
 
+static enum rc shard_map(struct shard *s, int fd, struct err *e) {
+    struct stat st;
+    if (fstat(fd, &st) != 0) return err_errno(e, "cannot examine %s", s->file);
+    if (st.st_size == 0) return err_set(e, RC_INVALID, "%s is empty", s->file);
+    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED) return err_errno(e, "cannot map %s", s->file);
+    s->map = map;
+    s->len = (size_t)st.st_size;
+    s->identity = xasprintf("%s %lld %lld.%09ld %llu\n", s->file, (long long)st.st_size, (long long)st.st_mtim.tv_sec,
+                            st.st_mtim.tv_nsec, (unsigned long long)st.st_ino);
+    return RC_OK;
+}
+
 static enum rc shard_open(int dir_fd, struct shard *s, struct err *e) {
     int fd;
     int64_t bytes;
     TRY(folder_open_file(dir_fd, s->file, &fd, &bytes, e));
-    enum rc rc = RC_OK;
-    if (bytes == 0) {
-        rc = err_set(e, RC_INVALID, "%s is empty", s->file);
-    } else {
-        s->map = mmap(NULL, (size_t)bytes, PROT_READ, MAP_SHARED, fd, 0);
-        if (s->map == MAP_FAILED) {
-            s->map = NULL;
-            rc = err_errno(e, "cannot map %s", s->file);
-        }
-        s->len = (size_t)bytes;
-    }
+    enum rc rc = shard_map(s, fd, e);
     close(fd);
     TRY(rc);
     return safetensors_parse(s->map, s->len, s->file, &s->tensors, &s->count, e);
@@ -167,6 +173,7 @@ void safetensors_close(struct safetensors *st) {
         struct shard *s = &st->shards[i];
         if (s->map != NULL) munmap(s->map, s->len);
         free(s->tensors);
+        free(s->identity);
         free(s->file);
     }
     free(st->shards);
@@ -181,6 +188,13 @@ const struct st_tensor *safetensors_find(const struct safetensors *st, const cha
 const struct st_tensor *safetensors_all(const struct safetensors *st, int64_t *count) {
     *count = st->count;
     return st->tensors;
+}
+
+char *safetensors_identity(const struct safetensors *st) {
+    struct strbuf text = STRBUF_INIT;
+    for (int i = 0; i < st->shard_count; i++)
+        strbuf_puts(&text, st->shards[i].identity);
+    return strbuf_detach(&text);
 }
 
 void safetensors_prefetch(const struct st_tensor *tensor) {

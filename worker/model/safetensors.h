@@ -42,6 +42,10 @@ const struct st_tensor *safetensors_find(const struct safetensors *st, const cha
 /* All tensors, sorted by name. */
 const struct st_tensor *safetensors_all(const struct safetensors *st, int64_t *count);
 
+/* Name, size, modification time and inode of every file, a line each: stays the same as long as nobody changed or
+ * replaced one. The caller frees. */
+char *safetensors_identity(const struct safetensors *st);
+
 /* Asks the kernel to read a tensor's pages ahead. Advice alone: it cannot fail. */
 void safetensors_prefetch(const struct st_tensor *tensor);
 
