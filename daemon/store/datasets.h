@@ -31,6 +31,12 @@ enum rc dataset_list(struct db *db, const char *after, int limit, void (*visit)(
 typedef void (*dataset_done)(void *ctx, const struct dataset *d, bool created, const struct err *e);
 void dataset_put(struct store *s, const struct dataset *d, const char *upload, dataset_done done, void *ctx);
 
+/* DATA/datasets/<sha256>; the caller frees. */
+char *dataset_path(const char *folder, const char *sha256);
+
+/* At start: removes uploads that were cut short and files that no dataset and no unfinished job names. */
+enum rc datasets_sweep(struct db *db, const char *folder, struct err *e);
+
 /* RC_CONFLICT while a job that has not ended needs it. */
 void dataset_delete(struct store *s, const char *name, void (*done)(void *ctx, const struct err *e), void *ctx);
 

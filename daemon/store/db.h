@@ -28,7 +28,9 @@ void db_close(struct db *db);
 
 /* Binds `types`, one letter a parameter: t const char * (NULL: null), i int64_t, d double. `sql` must be a string
  * literal: its address is the key of the statement cache. db_run executes a statement that yields no rows. db_query
- * leaves it ready for db_step, which resets it after the last row; a caller that stops earlier calls sqlite3_reset. */
+ * leaves it ready for db_step, which resets it after the last row; a caller that stops earlier calls sqlite3_reset at
+ * once: an open statement holds the connection's snapshot, and later reads would not see later commits. Bound text must
+ * live until then. */
 enum rc db_run(struct db *db, struct err *e, const char *sql, const char *types, ...);
 enum rc db_query(struct db *db, sqlite3_stmt **stmt, struct err *e, const char *sql, const char *types, ...);
 enum rc db_step(struct db *db, sqlite3_stmt *stmt, bool *row, struct err *e);
