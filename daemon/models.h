@@ -17,12 +17,16 @@ struct models {
 /* Not empty, relative, no empty, "." or ".." component, no NUL or control character, at most 255 bytes. */
 bool model_name_valid(const char *name);
 
-/* A descriptor of the model's folder (the caller closes it) and, when path is not NULL, its absolute path (the caller
- * frees it). RC_NOT_FOUND names the model and the roots. */
-enum rc model_open(const struct models *m, const char *name, int *folder, char **path, struct err *e);
+/* The model's absolute path; the caller frees it. RC_NOT_FOUND names the model and the roots. */
+enum rc model_find(const struct models *m, const char *name, char **path, struct err *e);
 
-/* A file of the model, by its name within the folder, read-only. */
-enum rc model_open_file(int folder, const char *file, int *fd, struct err *e);
+/* A file of the model, by its name within the folder, read-only. A symlink may lead elsewhere beneath the root (the
+ * blobs of a Hugging Face cache), never out of it. */
+enum rc model_open_file(const struct models *m, const char *name, const char *file, int *fd, struct err *e);
+
+/* What tells that files of the model were replaced: a digest of the names, sizes, mtimes and inodes in its folder. */
+enum { MODEL_STAMP_SIZE = 65 };
+enum rc model_stamp(const char *path, char stamp[MODEL_STAMP_SIZE], struct err *e);
 
 /* Every model, sorted by name; folders nest at most four deep. */
 enum rc model_list(const struct models *m, void (*visit)(void *ctx, const char *name, const char *path), void *ctx,

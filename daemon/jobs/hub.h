@@ -20,8 +20,8 @@ struct hub;
 struct subscription;
 
 struct hub *hub_new(void);
-void hub_free(struct hub *h); /* after the last unsubscribe */
-void hub_set_store(struct hub *h, struct store *s);
+void hub_free(struct hub *h);                                         /* after the last unsubscribe */
+enum rc hub_set_store(struct hub *h, struct store *s, struct err *e); /* before the first subscription */
 
 /* `job` NULL: all. `after`: the seq (of a job) or id (of all) to resume after; 0 from the start. `wake` may be called
  * at any time from the loop, never from within hub_subscribe or hub_next; it should make its owner call hub_next. */
