@@ -1,6 +1,7 @@
 /* Error answers: application/problem+json (RFC 9457)
  * {type, title, status, detail, instance, errors: [{pointer, detail}]}.
- * `type` is "about:blank#" followed by rc_name for errors of ours, so that machines need not read prose. */
+ * `type` is "urn:hsaqd:" followed by rc_name for errors of ours, "about:blank" for those of HTTP itself, so that
+ * machines need not read prose. */
 #ifndef HSAQ_DAEMON_HTTP_PROBLEM_H
 #define HSAQ_DAEMON_HTTP_PROBLEM_H
 

@@ -31,6 +31,7 @@ struct route {
     const struct schema *body;      /* for request_decode_body; NULL when decoded by other means */
     json_t *(*describe_body)(void); /* JSON Schema where there is no single table (job specs); may be NULL */
     const struct schema *query;     /* FIELD_STRING, FIELD_INT, FIELD_BOOL, FIELD_ENUM only; NULL: no parameters */
+    const char *produces; /* media types it can answer with, "text/csv, application/json"; NULL: application/json */
 };
 
 /* Tables of routes, one per daemon/api file, each ending with a NULL method; the list ends with NULL. */

@@ -26,13 +26,14 @@ struct stream;
 enum stream_state { STREAM_MORE, STREAM_IDLE, STREAM_END };
 
 struct stream_ops {
-    /* Appends what there is to `out`; should stop (with STREAM_MORE) once out->len passes STREAM_CHUNK. */
+    /* Appends what there is to `out`; should stop (with STREAM_MORE) once out->len passes STREAM_CHUNK. STREAM_MORE
+     * with nothing appended keeps the loop busy. */
     enum stream_state (*fill)(struct stream *s, void *data, struct strbuf *out);
     void (*close)(void *data);
     const char *heartbeat; /* sent when idle for STREAM_HEARTBEAT_MS; NULL: none (finite streams) */
 };
 
-/* Answers 200 with a streamed body and takes over the request. `ops` must outlive the stream. */
+/* Answers 200 with a streamed body and takes over the request. */
 struct stream *stream_open(struct request *r, const char *content_type, const struct stream_ops *ops, void *data);
 /* There is something to fill (or the server drains): cheap, idempotent. */
 void stream_wake(struct stream *s);
