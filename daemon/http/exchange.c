@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/json.h"
 #include "base/mem.h"
 #include "daemon/http/internal.h"
 
@@ -79,7 +80,8 @@ static enum MHD_Result begin_body(struct request *r, const char *method) {
     c->deadline = now_in(r->server, BODY_GRACE_MS + length / BODY_MIN_BYTES_PER_MS);
     r->phase = PHASE_BODY;
     if (r->answer == NULL && r->match.route->body_type == BODY_STREAM) request_run(r);
-    bool small = r->content_length >= 0 && r->content_length <= REFUSED_BODY_MAX;
+    bool asks = request_header(r, "Expect") != NULL; /* whether to send the body at all: no */
+    bool small = !asks && r->content_length >= 0 && r->content_length <= REFUSED_BODY_MAX;
     if (r->answer != NULL && (r->close || !small)) return respond_queue(r);
     return MHD_YES;
 }
@@ -140,22 +142,43 @@ enum MHD_Result exchange_step(void *cls, struct MHD_Connection *mhd, const char 
     return MHD_YES;
 }
 
-/* An answer of a few hundred bytes always fits the socket's empty send buffer; what does not is lost with a client that
- * broke the rules. */
+/* Writes a whole answer to the socket, past libmicrohttpd, which then finds the connection ended. What does not fit the
+ * socket's empty send buffer is lost. */
+static void send_answer(struct connection *c, int status, const char *headers, const char *body, size_t len) {
+    struct strbuf out = STRBUF_INIT;
+    strbuf_printf(&out, "HTTP/1.1 %d %s\r\n%sContent-Length: %zu\r\nConnection: close\r\n\r\n", status,
+                  http_reason(status), headers, len);
+    if (!c->request.head_only) strbuf_append(&out, body, len);
+    (void)!send(c->fd, out.data, out.len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    strbuf_release(&out);
+    shutdown(c->fd, SHUT_RDWR);
+}
+
 void exchange_refuse(struct connection *c, int status, const char *detail) {
     struct err e = {.rc = RC_OK};
     snprintf(e.message, sizeof e.message, "%s", detail);
     json_t *problem = problem_json(status, &e, NULL, request_path(&c->request));
-    char *body = json_dumps(problem, JSON_COMPACT);
-    struct strbuf out = STRBUF_INIT;
-    strbuf_printf(&out,
-                  "HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\nContent-Length: %zu\r\n"
-                  "Connection: close\r\n\r\n%s\n",
-                  status, http_reason(status), strlen(body) + 1, body);
-    (void)!send(c->fd, out.data, out.len, MSG_NOSIGNAL | MSG_DONTWAIT);
-    strbuf_release(&out);
-    free(body);
+    char *body = json_line(problem);
     json_decref(problem);
+    if (body != NULL) send_answer(c, status, "Content-Type: application/problem+json\r\n", body, strlen(body));
+    free(body);
+}
+
+bool exchange_is_half_closed(const struct connection *c) {
+    char byte;
+    return recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
+/* libmicrohttpd reads before it writes when a connection is resumed, and drops the answer when it reads the end of a
+ * client that closed its sending side after the request. */
+void exchange_answer_half_closed(struct request *r, const char *body, size_t len) {
+    struct connection *c = connection_of(r->mhd);
+    if (!r->suspended || !exchange_is_half_closed(c)) return;
+    struct strbuf headers = STRBUF_INIT;
+    for (size_t i = 0; i < r->n_headers; i++)
+        strbuf_printf(&headers, "%s: %s\r\n", r->headers[i].name, r->headers[i].value);
+    send_answer(c, (int)r->status, headers.data == NULL ? "" : headers.data, body, len);
+    strbuf_release(&headers);
 }
 
 /* The client has had its time: it is told so, and libmicrohttpd finds the connection ended. */
@@ -163,5 +186,6 @@ void exchange_expire(struct connection *c) {
     c->deadline = 0;
     if (c->request.phase == PHASE_HEAD || c->request.phase == PHASE_BODY)
         exchange_refuse(c, 408, "the request did not become whole in time");
-    shutdown(c->fd, SHUT_RDWR);
+    else
+        shutdown(c->fd, SHUT_RDWR);
 }

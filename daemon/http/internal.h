@@ -76,7 +76,9 @@ struct server {
     uv_loop_t *loop;
     struct MHD_Daemon *mhd;
     int port;
-    uv_poll_t poll;   /* MHD's epoll descriptor */
+    uv_poll_t poll; /* MHD's epoll descriptor */
+    uv_prepare_t prepare;
+    bool resumed;     /* a connection was resumed since the last MHD_run */
     uv_timer_t timer; /* MHD_get_timeout */
     uv_timer_t sweep; /* our deadlines and heartbeats, once a second */
     int open_handles;
@@ -101,8 +103,11 @@ void *exchange_begin(void *cls, const char *target, struct MHD_Connection *mhd);
 enum MHD_Result exchange_step(void *cls, struct MHD_Connection *mhd, const char *url, const char *method,
                               const char *version, const char *data, size_t *len, void **context);
 void exchange_completed(void *cls, struct MHD_Connection *mhd, void **context, enum MHD_RequestTerminationCode code);
-void exchange_refuse(struct connection *c, int status, const char *detail); /* writes an answer to the socket */
-void exchange_expire(struct connection *c);                                 /* its deadline has passed */
+/* Past libmicrohttpd, straight to the socket: */
+void exchange_refuse(struct connection *c, int status, const char *detail);
+void exchange_expire(struct connection *c); /* its deadline has passed */
+bool exchange_is_half_closed(const struct connection *c);
+void exchange_answer_half_closed(struct request *r, const char *body, size_t len);
 
 /* request.c */
 void request_begin(struct request *r, const char *target);
@@ -122,6 +127,9 @@ enum MHD_Result respond_queue(struct request *r);                              /
 void stream_closed(struct stream *s); /* the request is over */
 void streams_tick(struct server *s);  /* heartbeats */
 void streams_wake_all(struct server *s);
+
+/* server.c */
+void server_resume(struct server *s, struct MHD_Connection *mhd);
 
 /* metrics.c */
 void metrics_count(struct server *s, const struct request *r);

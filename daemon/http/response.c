@@ -24,16 +24,20 @@ void respond_header(struct request *r, const char *name, const char *fmt, ...) {
     free(value);
 }
 
+static void resume(struct request *r) {
+    r->deferred = false;
+    if (!r->suspended) return;
+    r->suspended = false;
+    server_resume(r->server, r->mhd);
+}
+
 void respond_with(struct request *r, int status, struct MHD_Response *answer) {
     if (answer == NULL) abort(); /* libmicrohttpd's only failure here is that memory is gone (base/mem.h) */
     for (size_t i = 0; i < r->n_headers; i++)
         MHD_add_response_header(answer, r->headers[i].name, r->headers[i].value);
     r->answer = answer;
     r->status = (unsigned)status;
-    r->deferred = false;
-    if (!r->suspended) return;
-    r->suspended = false;
-    MHD_resume_connection(r->mhd);
+    resume(r);
 }
 
 enum MHD_Result respond_queue(struct request *r) {
@@ -48,6 +52,8 @@ enum MHD_Result respond_queue(struct request *r) {
 
 void respond_text(struct request *r, int status, const char *content_type, char *text, size_t len) {
     respond_header(r, "Content-Type", "%s", content_type);
+    r->status = (unsigned)status;
+    exchange_answer_half_closed(r, text, len);
     respond_with(r, status, MHD_create_response_from_buffer(len, text, MHD_RESPMEM_MUST_FREE));
 }
 

@@ -31,18 +31,32 @@ static const int64_t MAX_UPLOAD = INT64_C(4) << 30;
 static void on_timer(uv_timer_t *timer);
 
 /* libmicrohttpd's epoll set is edge-triggered: what it has taken from the set and not finished is announced by
- * MHD_get_timeout alone, so that must be asked after every run. */
+ * MHD_get_timeout alone, so that must be asked after every run. Resumed connections are announced by nothing at all
+ * (its wake-up pipe exists only where it has threads of its own): server_resume notes them. */
 static void drive(struct server *s) {
     MHD_UNSIGNED_LONG_LONG timeout = 0;
     for (int i = 0; i < RUNS_PER_TURN; i++) {
+        s->resumed = false;
         MHD_run(s->mhd);
-        if (MHD_get_timeout(s->mhd, &timeout) != MHD_YES) {
+        bool timed = MHD_get_timeout(s->mhd, &timeout) == MHD_YES;
+        if (s->resumed || (timed && timeout == 0)) continue;
+        if (timed)
+            uv_timer_start(&s->timer, on_timer, timeout, 0);
+        else
             uv_timer_stop(&s->timer);
-            return;
-        }
-        if (timeout > 0) break;
+        return;
     }
-    uv_timer_start(&s->timer, on_timer, timeout, 0);
+    uv_timer_start(&s->timer, on_timer, 0, 0);
+}
+
+void server_resume(struct server *s, struct MHD_Connection *mhd) {
+    MHD_resume_connection(mhd);
+    s->resumed = true;
+}
+
+static void on_prepare(uv_prepare_t *prepare) {
+    struct server *s = prepare->data;
+    if (s->resumed) drive(s);
 }
 
 static void on_timer(uv_timer_t *timer) {
@@ -62,11 +76,18 @@ static void drain_finish(struct server *s) {
     done(s->drained_data);
 }
 
+/* The end of a client that closes its sending side together with its last bytes is an edge that libmicrohttpd misses.
+ */
+static bool is_over(const struct connection *c, uint64_t now) {
+    if (c->deadline != 0 && now >= c->deadline) return true;
+    return c->request.phase <= PHASE_BODY && exchange_is_half_closed(c);
+}
+
 static void on_sweep(uv_timer_t *timer) {
     struct server *s = timer->data;
     uint64_t now = uv_now(s->loop);
     for (struct connection *c = s->connections; c != NULL; c = c->next) {
-        if (c->deadline != 0 && now >= c->deadline) exchange_expire(c);
+        if (is_over(c, now)) exchange_expire(c);
     }
     streams_tick(s);
     if (s->draining && s->n_connections == 0) drain_finish(s);
@@ -150,9 +171,11 @@ static void start_handles(struct server *s, int epoll_fd) {
     uv_timer_init(s->loop, &s->timer);
     uv_timer_init(s->loop, &s->sweep);
     uv_timer_init(s->loop, &s->grace);
+    uv_prepare_init(s->loop, &s->prepare);
     uv_poll_init(s->loop, &s->poll, epoll_fd);
-    s->timer.data = s->sweep.data = s->grace.data = s->poll.data = s;
-    s->open_handles = 4;
+    s->timer.data = s->sweep.data = s->grace.data = s->prepare.data = s->poll.data = s;
+    s->open_handles = 5;
+    uv_prepare_start(&s->prepare, on_prepare);
     uv_poll_start(&s->poll, UV_READABLE, on_ready);
     uv_timer_start(&s->sweep, on_sweep, SWEEP_MS, SWEEP_MS);
 }
@@ -228,6 +251,7 @@ void server_close(struct server *s) {
     strbuf_release(&s->scratch);
     free(s->counts);
     uv_close((uv_handle_t *)&s->poll, on_closed);
+    uv_close((uv_handle_t *)&s->prepare, on_closed);
     uv_close((uv_handle_t *)&s->timer, on_closed);
     uv_close((uv_handle_t *)&s->sweep, on_closed);
     uv_close((uv_handle_t *)&s->grace, on_closed);

@@ -20,7 +20,7 @@ struct stream {
 static void unsuspend(struct stream *s) {
     if (!s->suspended) return;
     s->suspended = false;
-    MHD_resume_connection(s->request->mhd);
+    server_resume(s->server, s->request->mhd);
 }
 
 void stream_wake(struct stream *s) {
