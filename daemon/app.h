@@ -16,6 +16,7 @@ struct store;     /* store/store.h */
 struct hub;       /* jobs/hub.h */
 struct scheduler; /* jobs/scheduler.h */
 struct server;    /* http/server.h */
+struct probes;    /* jobs/probe.h */
 
 struct app {
     struct config config;
@@ -25,6 +26,7 @@ struct app {
     struct hub *hub;
     struct scheduler *scheduler;
     struct server *server;
+    struct probes *probes;
     int64_t started_ms;
     bool draining; /* SIGTERM came: /readyz says no, POSTs that make work answer 503 */
 };
