@@ -5,7 +5,7 @@ FROM debian:12-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends make gcc libc6-dev
 COPY . /src
 WORKDIR /src
-RUN make deps-build && make -j"$(nproc)" && make install DESTDIR=/out PREFIX=/usr
+RUN make deps && make -j"$(nproc)" && make install DESTDIR=/out PREFIX=/usr
 
 FROM debian:12-slim
 RUN apt-get update && apt-get install -y --no-install-recommends \
