@@ -1,0 +1,419 @@
+/* The allocation job on a synthetic profile: rules, budgets, what it answers and what it refuses. */
+#include "cmocka_main.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "worker/pipeline/job.h"
+
+enum { BLOCKS = 4 };
+
+/* Bytes and drift by bits: 2, 3, 4, 8, 16. */
+static const int widths[] = {2, 3, 4, 8, 16};
+static const char *const ids[] = {"rtn2g64", "rtn3g64", "rtn4g64", "rtn8g64", "none"};
+static const struct {
+    const char *projection, *path;
+    int params;
+    double sensitivity;
+} projections[] = {
+    {"q_proj", "self_attn", 4096, 1},
+    {"k_proj", "self_attn", 2048, 2},
+    {"v_proj", "self_attn", 2048, 9},
+    {"down_proj", "mlp", 12288, 3},
+};
+enum { PROJECTIONS = 4, WIDTHS = 5 };
+
+static void add_row(json_t *rows, int block, int p, int w) {
+    char name[96];
+    snprintf(name, sizeof name, "model.layers.%d.%s.%s", block, projections[p].path, projections[p].projection);
+    double drift = widths[w] == 16 ? 0 : projections[p].sensitivity * pow(4, -widths[w]) * (1 + 0.1 * block);
+    int64_t bytes = projections[p].params * widths[w] / 8 + (widths[w] == 16 ? 0 : projections[p].params / 16);
+    json_t *data =
+        json_pack("{s:s, s:i, s:s, s:[i,i], s:i, s:s, s:f, s:f, s:I}", "name", name, "block", block, "projection",
+                  projections[p].projection, "shape", projections[p].params / 64, 64, "params", projections[p].params,
+                  "candidate", ids[w], "drift", drift, "relative_error", sqrt(drift) / 2, "bytes", (json_int_t)bytes);
+    json_array_append_new(
+        rows, json_pack("{s:s, s:i, s:o}", "phase", "drift", "index", (int)json_array_size(rows), "data", data));
+}
+
+static json_t *make_inputs(void) {
+    json_t *rows = json_array();
+    for (int b = 0; b < BLOCKS; b++)
+        for (int p = 0; p < PROJECTIONS; p++)
+            for (int w = 0; w < WIDTHS; w++)
+                add_row(rows, b, p, w);
+    json_array_append_new(rows, json_pack("{s:s, s:i, s:{}}", "phase", "window", "index", 0, "data"));
+    json_t *model = json_pack("{s:s, s:s, s:{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i}, s:[i,i,i,i], s:i}", "name",
+                              "tiny", "fingerprint", "f00d", "architecture", "family", "llama", "blocks", BLOCKS,
+                              "hidden", 64, "intermediate", 192, "heads", 4, "kv_heads", 2, "head_dim", 16, "vocab",
+                              1000, "windows", 0, 0, 100, 0, "unquantized_bytes", 130000);
+    return json_pack("{s:{s:s, s:{s:o}, s:o}}", "profile", "job", "P1", "result", "model", model, "rows", rows);
+}
+
+/* Runs a spec given without its kind and profile, over `inputs`. */
+static enum rc run_over(json_t *inputs, const char *members, json_t **result, struct err *e) {
+    char text[2048];
+    json_t *json = NULL;
+    union spec spec;
+    const struct job_kind *kind;
+    struct arena arena = {0};
+    atomic_bool cancelled = false;
+    *result = NULL;
+    *e = (struct err){0};
+    snprintf(text, sizeof text, "{\"kind\":\"allocation\",\"profile\":\"P1\",%s}", members);
+    assert_int_equal(json_parse(text, strlen(text), &json, e), RC_OK);
+    assert_int_equal(spec_decode(json, &spec, &kind, &arena, NULL, e), RC_OK);
+    struct job job = {.id = "A1", .kind = kind, .spec = &spec, .inputs = inputs, .cancelled = &cancelled};
+    enum rc rc = pipeline_allocation(&job, result, e);
+    arena_release(&arena);
+    json_decref(json);
+    return rc;
+}
+
+static enum rc run(const char *members, json_t **result, struct err *e) {
+    json_t *inputs = make_inputs();
+    enum rc rc = run_over(inputs, members, result, e);
+    json_decref(inputs);
+    return rc;
+}
+
+static json_t *succeed(const char *members) {
+    json_t *result;
+    struct err e;
+    enum rc rc = run(members, &result, &e);
+    if (rc != RC_OK) fail_msg("%s: %s %s", members, e.pointer, e.message);
+    return result;
+}
+
+static int64_t member_int(const json_t *object, const char *key) {
+    assert_true(json_is_integer(json_object_get(object, key)));
+    return json_integer_value(json_object_get(object, key));
+}
+
+static double member_number(const json_t *object, const char *key) {
+    assert_true(json_is_number(json_object_get(object, key)));
+    return json_number_value(json_object_get(object, key));
+}
+
+/* The candidate of a Linear. */
+static const char *candidate_of(const json_t *result, const char *name) {
+    size_t i;
+    const json_t *entry;
+    json_array_foreach(json_object_get(result, "assignment"), i, entry) {
+        if (strcmp(json_string_value(json_object_get(entry, "name")), name) == 0)
+            return json_string_value(json_object_get(entry, "candidate"));
+    }
+    fail_msg("%s is not assigned", name);
+    return NULL;
+}
+
+static int bits_of(const json_t *result, int block, int p) {
+    char name[96];
+    snprintf(name, sizeof name, "model.layers.%d.%s.%s", block, projections[p].path, projections[p].projection);
+    const char *id = candidate_of(result, name);
+    for (int w = 0; w < WIDTHS; w++)
+        if (strcmp(ids[w], id) == 0) return widths[w];
+    fail_msg("unknown candidate %s", id);
+    return 0;
+}
+
+static void average_bits_counts_code_bits_by_parameters(void **state) {
+    (void)state;
+    for (double budget = 2; budget <= 16; budget += 0.7) {
+        char members[64];
+        snprintf(members, sizeof members, "\"budget\":{\"average_bits\":%.1f}", budget);
+        json_t *result = succeed(members);
+        double bits = 0, params = 0;
+        for (int b = 0; b < BLOCKS; b++)
+            for (int p = 0; p < PROJECTIONS; p++) {
+                bits += projections[p].params * (double)bits_of(result, b, p);
+                params += projections[p].params;
+            }
+        assert_true(fabs(member_number(result, "average_bits") - bits / params) < 1e-12);
+        assert_true(bits / params <= budget + 1e-9);
+        assert_true(bits / params > budget - 1.5); /* and the budget is used */
+        assert_true(member_number(result, "gap") == 0);
+        json_decref(result);
+    }
+}
+
+static void uniform_budget_reached_to_the_bit(void **state) {
+    (void)state;
+    json_t *result = succeed("\"budget\":{\"average_bits\":2}");
+    assert_true(member_number(result, "average_bits") == 2);
+    assert_int_equal(member_int(json_object_get(result, "counts"), "2"), BLOCKS * PROJECTIONS);
+    json_decref(result);
+}
+
+static void result_adds_up(void **state) {
+    (void)state;
+    json_t *result = succeed("\"budget\":{\"weights\":40000},\"method\":\"greedy\"");
+    int64_t bytes = 0, counted = 0;
+    double objective = 0;
+    size_t i;
+    const json_t *entry;
+    const char *key;
+    json_t *value;
+    json_array_foreach(json_object_get(result, "assignment"), i, entry) {
+        bytes += member_int(entry, "bytes");
+        objective += member_number(entry, "drift");
+    }
+    assert_int_equal(i, BLOCKS * PROJECTIONS);
+    assert_int_equal(member_int(result, "bytes"), bytes);
+    assert_true(bytes <= 40000 && bytes > 36000);
+    assert_true(fabs(member_number(result, "objective") - objective) < 1e-12);
+    assert_true(member_number(result, "bits_per_weight") == 8.0 * (double)bytes / (BLOCKS * 20480));
+    json_object_foreach(json_object_get(result, "counts"), key, value) counted += json_integer_value(value);
+    assert_int_equal(counted, BLOCKS * PROJECTIONS);
+    counted = 0;
+    json_object_foreach(json_object_get(json_object_get(result, "projections"), "v_proj"), key, value) counted +=
+        json_integer_value(value);
+    assert_int_equal(counted, BLOCKS);
+    assert_string_equal(json_string_value(json_object_get(result, "method")), "greedy");
+    assert_string_equal(json_string_value(json_object_get(result, "score")), "drift");
+    assert_string_equal(json_string_value(json_object_get(result, "model")), "tiny");
+    assert_string_equal(json_string_value(json_object_get(result, "profile")), "P1");
+    json_decref(result);
+}
+
+static void vram_budget_pays_for_everything_else_first(void **state) {
+    (void)state;
+    /* kv: (3·500 + 100) tokens · 2 · 2 heads · 16 · batch 3 · 1 byte; workspace: 2 · (3·64 + 3·192) · 3·500
+     * activations, 2 · 12288 for the largest Linear, 2·4·1000·3 of logits */
+    const int64_t kv = 1600 * 2 * 2 * 16 * 3, work = 2 * (192 + 576) * 1500 + 2 * 12288 + 24000, reserve = 4096;
+    const int64_t others = 130000 + kv + work + reserve, limit = others + 30000;
+    char members[160];
+    snprintf(members, sizeof members,
+             "\"budget\":{\"vram\":%lld,\"context\":500,\"batch\":3,\"kv_bits\":8,\"reserve\":\"4KiB\"}",
+             (long long)limit);
+    json_t *result = succeed(members);
+    const json_t *vram = json_object_get(result, "vram");
+    assert_int_equal(member_int(vram, "kv_cache"), kv);
+    assert_int_equal(member_int(vram, "workspace"), work);
+    assert_int_equal(member_int(vram, "reserve"), reserve);
+    assert_int_equal(member_int(vram, "unquantized"), 130000);
+    assert_int_equal(member_int(vram, "weights"), member_int(result, "bytes"));
+    assert_int_equal(member_int(vram, "total"), others + member_int(result, "bytes"));
+    assert_int_equal(member_int(vram, "limit"), limit);
+    assert_in_range(member_int(result, "bytes"), 27000, 30000);
+    json_decref(result);
+}
+
+static void infeasible_budgets_state_the_smallest_in_their_unit(void **state) {
+    (void)state;
+    json_t *result;
+    struct err e;
+    char members[128], *number;
+    const int64_t least = BLOCKS * 20480 * 2 / 8 + BLOCKS * 20480 / 16;
+
+    assert_int_equal(run("\"budget\":{\"weights\":1000}", &result, &e), RC_INFEASIBLE);
+    assert_string_equal(e.pointer, "/budget/weights");
+    snprintf(members, sizeof members, "smallest feasible weights is %lld", (long long)least);
+    assert_non_null(strstr(e.message, members));
+
+    assert_int_equal(run("\"budget\":{\"average_bits\":1.5}", &result, &e), RC_INFEASIBLE);
+    assert_string_equal(e.pointer, "/budget/average_bits");
+    assert_non_null(strstr(e.message, "smallest feasible average_bits is 2"));
+
+    assert_int_equal(run("\"method\":\"upgrade\",\"budget\":{\"average_bits\":3.5}", &result, &e), RC_INFEASIBLE);
+    assert_non_null(strstr(e.message, "smallest feasible average_bits is 4"));
+
+    assert_int_equal(run("\"budget\":{\"vram\":1000,\"context\":10}", &result, &e), RC_INFEASIBLE);
+    assert_string_equal(e.pointer, "/budget/vram");
+    number = strstr(e.message, "smallest feasible vram is ");
+    assert_non_null(number);
+    long long vram = atoll(number + strlen("smallest feasible vram is "));
+    snprintf(members, sizeof members, "\"budget\":{\"vram\":%lld,\"context\":10}", vram);
+    result = succeed(members);
+    assert_int_equal(member_int(result, "bytes"), least);
+    json_decref(result);
+    snprintf(members, sizeof members, "\"budget\":{\"vram\":%lld,\"context\":10}", vram - 1);
+    assert_int_equal(run(members, &result, &e), RC_INFEASIBLE);
+}
+
+static void absurd_contexts_do_not_overflow(void **state) {
+    (void)state;
+    json_t *result, *inputs = make_inputs();
+    struct err e;
+    json_t *model = json_object_get(json_object_get(json_object_get(inputs, "profile"), "result"), "model");
+    json_t *architecture = json_object_get(model, "architecture");
+    json_object_set_new(architecture, "kv_heads", json_integer(1 << 24));
+    json_object_set_new(architecture, "head_dim", json_integer(1 << 24));
+    assert_int_equal(
+        run_over(inputs, "\"budget\":{\"vram\":\"12GiB\",\"context\":1048576,\"batch\":65536}", &result, &e),
+        RC_INFEASIBLE);
+    json_decref(inputs);
+}
+
+static void rules_bound_pin_and_tie(void **state) {
+    (void)state;
+    json_t *result = succeed("\"budget\":{\"average_bits\":5},\"rules\":["
+                             "{\"match\":\"down_proj$\",\"max_bits\":3},"
+                             "{\"match\":\"layers\\\\.2\\\\..*v_proj\",\"pin\":{\"method\":\"none\"}},"
+                             "{\"first\":1,\"last\":1,\"min_bits\":3},"
+                             "{\"tie\":[\"q_proj\",\"k_proj\"]}]");
+    for (int b = 0; b < BLOCKS; b++) {
+        assert_true(bits_of(result, b, 3) <= 3);
+        assert_int_equal(bits_of(result, b, 0), bits_of(result, b, 1));
+        for (int p = 0; p < PROJECTIONS; p++)
+            assert_true((b > 0 && b < BLOCKS - 1) || bits_of(result, b, p) >= 3);
+    }
+    assert_int_equal(bits_of(result, 2, 2), 16);
+    json_decref(result);
+
+    result = succeed("\"budget\":{\"average_bits\":2.7},\"rules\":[{\"last\":2,\"min_bits\":3}]");
+    assert_int_equal(bits_of(result, 0, 0), 2);
+    for (int p = 0; p < PROJECTIONS; p++)
+        assert_true(bits_of(result, 2, p) >= 3 && bits_of(result, 3, p) >= 3);
+    json_decref(result);
+}
+
+/* Overlapping ties become one, and a rule for one member holds for all. */
+static void ties_join_and_share_their_rules(void **state) {
+    (void)state;
+    json_t *result = succeed("\"budget\":{\"average_bits\":8},\"rules\":[{\"tie\":[\"q_proj\",\"k_proj\"]},"
+                             "{\"tie\":[\"k_proj\",\"v_proj\"]},{\"match\":\"layers.1.*v_proj\",\"max_bits\":2}]");
+    for (int b = 0; b < BLOCKS; b++)
+        for (int p = 1; p < 3; p++)
+            assert_int_equal(bits_of(result, b, p), bits_of(result, b, 0));
+    assert_int_equal(bits_of(result, 1, 0), 2);
+    assert_true(bits_of(result, 0, 0) > 2);
+    json_decref(result);
+}
+
+static void rules_that_cannot_hold_are_refused_where_they_stand(void **state) {
+    (void)state;
+    static const struct {
+        const char *rules, *pointer, *says;
+    } cases[] = {
+        {"{\"match\":\"q_proj\",\"pin\":{\"method\":\"rtn\",\"bits\":5,\"group\":64}}", "/rules/0/pin", "rtn5g64"},
+        {"{\"match\":\"q_proj\",\"max_bits\":4},{\"match\":\"layers.1\",\"min_bits\":8}", "/rules/1/min_bits",
+         "model.layers.1.self_attn.q_proj"},
+        {"{\"match\":\"q_proj\",\"min_bits\":5,\"max_bits\":7}", "/rules/0/min_bits",
+         "model.layers.0.self_attn.q_proj"},
+        {"{\"match\":\"k_proj\",\"min_bits\":8},{\"match\":\"k_proj\",\"pin\":{\"method\":\"rtn\",\"bits\":2,\"group\":"
+         "64}}",
+         "/rules/1/pin", "model.layers.0.self_attn.k_proj"},
+        {"{\"match\":\"gate\",\"min_bits\":4}", "/rules/0/match", "none of the profile's Linears"},
+        {"{\"tie\":[\"q_proj\",\"lm_head\"]}", "/rules/0/tie", "no block has two"},
+        {"{\"match\":\"q_proj\",\"max_bits\":3},{\"match\":\"k_proj\",\"min_bits\":4},{\"tie\":[\"q_proj\",\"k_proj\"]"
+         "}",
+         "/rules/2/tie", "model.layers.0.self_attn.k_proj"},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        char members[512];
+        json_t *result;
+        struct err e;
+        snprintf(members, sizeof members, "\"budget\":{\"average_bits\":4},\"rules\":[%s]", cases[c].rules);
+        assert_int_equal(run(members, &result, &e), RC_INVALID);
+        assert_string_equal(e.pointer, cases[c].pointer);
+        if (!strstr(e.message, cases[c].says)) fail_msg("%s: %s", cases[c].pointer, e.message);
+    }
+}
+
+static void uniform_recipes_stand_beside_the_assignment(void **state) {
+    (void)state;
+    json_t *result = succeed("\"budget\":{\"weights\":40000}");
+    const json_t *uniform = json_object_get(result, "uniform");
+    assert_int_equal(json_array_size(uniform), WIDTHS);
+    for (size_t w = 0; w < WIDTHS; w++) {
+        const json_t *recipe = json_array_get(uniform, w);
+        assert_string_equal(json_string_value(json_object_get(recipe, "candidate")), ids[w]);
+        bool feasible = member_int(recipe, "bytes") <= 40000;
+        assert_int_equal(json_is_true(json_object_get(recipe, "feasible")), feasible);
+        if (feasible) assert_true(member_number(recipe, "objective") >= member_number(result, "objective"));
+    }
+    json_decref(result);
+}
+
+static void frontier_is_in_bytes_whatever_the_budget(void **state) {
+    (void)state;
+    json_t *result = succeed("\"budget\":{\"average_bits\":3.3}");
+    const json_t *frontier = json_object_get(result, "frontier");
+    size_t count = json_array_size(frontier);
+    assert_in_range(count, 2, 64);
+    assert_int_equal(member_int(json_array_get(frontier, 0), "bytes"), BLOCKS * 20480 * 5 / 16);
+    assert_int_equal(member_int(json_array_get(frontier, count - 1), "bytes"), BLOCKS * 20480 * 2);
+    assert_true(member_number(json_array_get(frontier, count - 1), "objective") == 0);
+    json_decref(result);
+}
+
+static void error_score_is_the_squared_relative_weight_error(void **state) {
+    (void)state;
+    json_t *by_drift = succeed("\"budget\":{\"average_bits\":3.3}");
+    json_t *by_error = succeed("\"budget\":{\"average_bits\":3.3},\"score\":\"error\"");
+    assert_true(fabs(member_number(by_error, "objective") - member_number(by_drift, "objective") / 4) < 1e-12);
+    json_decref(by_drift);
+    json_decref(by_error);
+}
+
+static void upgrade_promotes_to_sixteen_else_eight(void **state) {
+    (void)state;
+    json_t *result = succeed("\"method\":\"upgrade\",\"budget\":{\"average_bits\":5}");
+    assert_int_equal(bits_of(result, 3, 2), 16); /* v_proj of the last block drifts most */
+    for (int b = 0; b < BLOCKS; b++)
+        for (int p = 0; p < PROJECTIONS; p++)
+            assert_true(bits_of(result, b, p) >= 4);
+    json_decref(result);
+}
+
+static void damaged_profiles_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *member, *value;
+    } cases[] = {
+        {"name", "7"},
+        {"candidate", "\"rtn9g64\""},
+        {"params", "0"},
+        {"params", "4097"},
+        {"bytes", "-1"},
+        {"drift", "-0.5"},
+        {"drift", "\"much\""},
+        {"drift", "null"},
+        {"relative_error", "-1"},
+        {"block", "7000"},
+        {"bytes", "null"},
+        {"projection", "null"},
+        {"candidate", "\"rtn3g64\""},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        json_t *result, *inputs = make_inputs();
+        struct err e;
+        json_t *row = json_array_get(json_object_get(json_object_get(inputs, "profile"), "rows"), 2);
+        json_object_set_new(json_object_get(row, "data"), cases[c].member,
+                            json_loads(cases[c].value, JSON_DECODE_ANY, NULL));
+        enum rc rc = run_over(inputs, "\"budget\":{\"average_bits\":4}", &result, &e);
+        if (rc != RC_INVALID) fail_msg("%s %s: rc %d", cases[c].member, cases[c].value, rc);
+        json_decref(inputs);
+    }
+    json_t *result, *inputs = make_inputs();
+    struct err e;
+    json_array_clear(json_object_get(json_object_get(inputs, "profile"), "rows"));
+    assert_int_equal(run_over(inputs, "\"budget\":{\"average_bits\":4}", &result, &e), RC_INVALID);
+    json_decref(inputs);
+    assert_int_equal(run_over(NULL, "\"budget\":{\"average_bits\":4}", &result, &e), RC_INVALID);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(average_bits_counts_code_bits_by_parameters),
+        cmocka_unit_test(uniform_budget_reached_to_the_bit),
+        cmocka_unit_test(result_adds_up),
+        cmocka_unit_test(vram_budget_pays_for_everything_else_first),
+        cmocka_unit_test(infeasible_budgets_state_the_smallest_in_their_unit),
+        cmocka_unit_test(absurd_contexts_do_not_overflow),
+        cmocka_unit_test(rules_bound_pin_and_tie),
+        cmocka_unit_test(ties_join_and_share_their_rules),
+        cmocka_unit_test(rules_that_cannot_hold_are_refused_where_they_stand),
+        cmocka_unit_test(uniform_recipes_stand_beside_the_assignment),
+        cmocka_unit_test(frontier_is_in_bytes_whatever_the_budget),
+        cmocka_unit_test(error_score_is_the_squared_relative_weight_error),
+        cmocka_unit_test(upgrade_promotes_to_sixteen_else_eight),
+        cmocka_unit_test(damaged_profiles_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
