@@ -32,7 +32,7 @@ static enum rc within(const struct section *s, enum rc rc, struct err *e) {
     char inner[sizeof e->pointer];
     snprintf(inner, sizeof inner, "%s", e->pointer);
     snprintf(e->pointer, sizeof e->pointer, "%s%.*s", s->pointer, 100, inner);
-    return err_context(e, "config.json: %s", s->pointer + 1);
+    return err_context(e, "config.json%s", s->pointer);
 }
 
 static enum rc invalid(const struct section *s, const char *field, struct err *e, const char *what) {
