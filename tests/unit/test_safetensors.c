@@ -118,7 +118,6 @@ static void shards_are_one_model(void **state) {
     assert_string_equal(b->file, "two.safetensors");
     assert_int_equal(((const unsigned char *)b->data)[2], 2);
     assert_null(safetensors_find(st, "c"));
-    safetensors_prefetch(b);
     safetensors_close(st);
     scratch_close(&s);
 }

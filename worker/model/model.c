@@ -238,8 +238,3 @@ void model_close(struct model *model) {
     free(model->path);
     free(model);
 }
-
-void model_prefetch_block(const struct model *model, int block) {
-    for (int i = 0; i < BLOCK_LINEARS_MAX && model->blocks[block].linears[i] >= 0; i++)
-        safetensors_prefetch(model->linears[model->blocks[block].linears[i]].weight);
-}

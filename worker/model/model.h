@@ -49,7 +49,4 @@ struct model {
 enum rc model_open(const char *name, const char *path, struct model **model, struct err *e);
 void model_close(struct model *model);
 
-/* Asks the kernel to read a block's tensors ahead, while the one before it computes. */
-void model_prefetch_block(const struct model *model, int block);
-
 #endif

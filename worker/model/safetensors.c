@@ -196,8 +196,3 @@ char *safetensors_identity(const struct safetensors *st) {
         strbuf_puts(&text, st->shards[i].identity);
     return strbuf_detach(&text);
 }
-
-void safetensors_prefetch(const struct st_tensor *tensor) {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)tensor->data & ~(page - 1);
-    madvise((void *)begin, (uintptr_t)tensor->data + (size_t)tensor->bytes - begin, MADV_WILLNEED);
-}

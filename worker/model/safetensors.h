@@ -46,9 +46,6 @@ const struct st_tensor *safetensors_all(const struct safetensors *st, int64_t *c
  * replaced one. The caller frees. */
 char *safetensors_identity(const struct safetensors *st);
 
-/* Asks the kernel to read a tensor's pages ahead. Advice alone: it cannot fail. */
-void safetensors_prefetch(const struct st_tensor *tensor);
-
 /* "[64, 32]" into a buffer; returns it. For messages. */
 const char *shape_text(const int64_t *shape, int dims, char *buffer, size_t capacity);
 
