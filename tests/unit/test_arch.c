@@ -221,6 +221,9 @@ static void longrope_has_factors_by_length_and_an_attention_factor(void **state)
     must_parse("{" PHI ",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1,1,1],"
                "\"long_factor\":[1,1,1,1],\"attention_factor\":1.5}}");
     assert_true(arch.rope.attention_factor == 1.5);
+    must_parse("{\"model_type\":\"phi3\",\"hidden_size\":32,\"num_attention_heads\":16,\"max_position_embeddings\":8,"
+               "\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1],\"long_factor\":[1]}}");
+    assert_true(arch.rope.original_context == 4096 && arch.rope.attention_factor == 1);
     must_refuse("{" PHI ",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1],\"long_factor\":[1,1,1,1]}}",
                 RC_INVALID, "/rope_scaling/short_factor", "pair");
     must_refuse("{" PHI

@@ -194,13 +194,16 @@ static void no_link_leads_out_but_those_of_a_hugging_face_cache(void **state) {
     assert_int_equal(symlinkat("../../blobs/../../secret", s.fd, "repo/snapshots/r/sly"), 0);
     assert_int_equal(symlinkat("../../secret", s.fd, "repo/blobs/hop"), 0);
     assert_int_equal(symlinkat("../../blobs/hop", s.fd, "repo/snapshots/r/twice"), 0);
+    scratch_write(&s, "repo/other", "x", 1);
+    assert_int_equal(symlinkat("../other", s.fd, "repo/blobs/near"), 0);
+    assert_int_equal(symlinkat("../../blobs/near", s.fd, "repo/snapshots/r/near"), 0);
     assert_int_equal(symlinkat("/etc/passwd", s.fd, "repo/snapshots/r/absolute"), 0);
     assert_int_equal(symlinkat("loop", s.fd, "repo/snapshots/r/loop"), 0);
     assert_int_equal(mkfifoat(s.fd, "repo/snapshots/r/fifo", 0600), 0);
     assert_int_equal(open_file(&s, "repo/snapshots/r", "config.json"), RC_OK);
     assert_int_equal(open_file(&s, "repo/snapshots/r", "link"), RC_OK);
-    static const char *const refused[] = {"out",  "sly", "twice", "absolute", "loop", "fifo",
-                                          "../r", "..",  ".",     "",         "a/b"};
+    static const char *const refused[] = {"out",  "near", "sly", "twice", "absolute", "loop",
+                                          "fifo", "../r", "..",  ".",     "",         "a/b"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         if (open_file(&s, "repo/snapshots/r", refused[i]) != RC_INVALID) fail_msg("'%s' was opened", refused[i]);
     assert_int_equal(open_file(&s, "repo/plain/r", "config.json"), RC_INVALID);

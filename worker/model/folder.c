@@ -100,7 +100,7 @@ static enum rc read_all(int fd, const char *name, char *text, size_t size, size_
 
 enum rc folder_read(int dir_fd, const char *name, int64_t max_bytes, char **text, size_t *len, struct err *e) {
     int fd;
-    int64_t bytes;
+    int64_t bytes = 0;
     TRY(folder_open_file(dir_fd, name, &fd, &bytes, e));
     enum rc rc = RC_OK;
     *text = NULL;

@@ -153,9 +153,10 @@ static enum rc parse_entries(const struct header *h, const json_t *root, struct 
     const json_t *value;
     json_object_foreach((json_t *)root, key, value) {
         if (strcmp(key, "__metadata__") == 0) continue;
-        t->name = strcpy(names, key);
+        size_t key_size = strlen(key) + 1;
+        t->name = memcpy(names, key, key_size);
         t->file = h->file;
-        names += strlen(key) + 1;
+        names += key_size;
         TRY(parse_tensor(h, value, t++, e));
     }
     TRY(check_cover(h, *tensors, *count, e));

@@ -87,7 +87,7 @@ enum rc windows_random(const struct tokens *tokens, int64_t length, int64_t samp
                        struct err *e) {
     TRY(windows_alloc(tokens, length, samples, out, e));
     int64_t available = tokens->count / length;
-    int64_t *numbers = malloc((size_t)available * sizeof *numbers);
+    int64_t *numbers = calloc((size_t)available, sizeof *numbers);
     if (numbers == NULL) {
         windows_release(out);
         return err_set(e, RC_NO_MEMORY, "no memory to draw from %lld windows", (long long)available);
