@@ -157,7 +157,7 @@ static enum rc put_dataset(struct request *r, struct err *e) {
 /* ---- reading ---- */
 
 static enum rc respond_content(struct request *r, const struct dataset *d, struct err *e) {
-    char *path = dataset_path(store_folder(request_app(r)->store), d->sha256);
+    char *path = dataset_path(store_datasets(request_app(r)->store), d->sha256);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat info;
     free(path);

@@ -76,19 +76,20 @@ static void drain_finish(struct server *s) {
     done(s->drained_data);
 }
 
-/* The end of a client that closes its sending side together with its last bytes is an edge that libmicrohttpd misses.
- */
-static bool is_over(const struct connection *c, uint64_t now) {
-    if (c->deadline != 0 && now >= c->deadline) return true;
-    return c->request.phase <= PHASE_BODY && exchange_is_half_closed(c);
+/* The end of a client that closes its sending side together with its last bytes is an edge that libmicrohttpd misses:
+ * closing ours repeats it, and hurts no answer under way. */
+static void sweep_connection(struct connection *c, uint64_t now) {
+    if (c->deadline != 0 && now >= c->deadline)
+        exchange_expire(c);
+    else if (c->request.phase <= PHASE_BODY && exchange_is_half_closed(c))
+        shutdown(c->fd, SHUT_RD);
 }
 
 static void on_sweep(uv_timer_t *timer) {
     struct server *s = timer->data;
     uint64_t now = uv_now(s->loop);
-    for (struct connection *c = s->connections; c != NULL; c = c->next) {
-        if (is_over(c, now)) exchange_expire(c);
-    }
+    for (struct connection *c = s->connections; c != NULL; c = c->next)
+        sweep_connection(c, now);
     streams_tick(s);
     if (s->draining && s->n_connections == 0) drain_finish(s);
 }

@@ -142,8 +142,9 @@ static enum rc put_run(struct db *db, struct write_op *op, struct err *e) {
     struct put *put = (struct put *)op;
     struct dataset *d = &put->dataset;
 
-    put->created = dataset_get(db, d->name, &put->old, e) == RC_NOT_FOUND;
-    if (!put->created) TRY(e->rc);
+    struct err missing = {0};
+    put->created = dataset_get(db, d->name, &put->old, &missing) == RC_NOT_FOUND;
+    if (!put->created && missing.rc != RC_OK) return *e = missing, missing.rc;
     TRY(put_file(put, e));
     return db_run(db, e, "INSERT OR REPLACE INTO dataset (name, sha256, bytes, created_at) VALUES (?, ?, ?, ?)", "ttii",
                   d->name, d->sha256, d->bytes, d->created_at);

@@ -1,0 +1,54 @@
+"""What every path has in common: methods, negotiation, keep-alive, health, metrics."""
+
+from service import assert_problem, service  # noqa: F401
+
+
+def test_service_describes_itself(service):
+    assert service.ask("GET", "/healthz").json == {"status": "ok"}
+    assert service.ask("GET", "/readyz").json["status"] == "ready"
+    assert service.ask("GET", "/v1/version").json["name"] == "hsaqd"
+    document = service.ask("GET", "/openapi.yaml")
+    assert document.headers["Content-Type"] == "application/yaml" and b"openapi: 3.1.0" in document.body
+    assert service.ask("GET", "/v1/devices").json["items"]
+
+
+def test_unknown_paths_and_methods(service):
+    assert_problem(service.ask("GET", "/v2/jobs"), 404)
+    answer = service.ask("POST", "/v1/datasets/a", "x")
+    assert_problem(answer, 405)
+    assert answer.headers["Allow"] == "PUT, GET, HEAD, DELETE"
+    assert_problem(service.ask("GET", "/v1/cache?modle=x"), 422, "?modle")
+
+
+def test_head_is_get_without_a_body(service):
+    get, head = service.ask("GET", "/v1/version"), service.ask("HEAD", "/v1/version")
+    assert head.status == 200 and head.body == b""
+    assert head.headers["Content-Length"] == get.headers["Content-Length"]
+
+
+def test_accept_is_honoured(service):
+    assert_problem(service.ask("GET", "/v1/models", headers={"Accept": "image/png"}), 406)
+    assert service.ask("GET", "/v1/models", headers={"Accept": "text/html, */*;q=0.1"}).status == 200
+
+
+def test_metrics_count_requests(service):
+    service.ask("GET", "/v1/models")
+    text = service.ask("GET", "/metrics").body.decode()
+    assert 'hsaqd_http_requests_total{route="listModels",status="200"}' in text
+    assert 'hsaqd_jobs{state="queued"} 0' in text
+    assert "process_resident_memory_bytes" in text
+
+
+def test_pages_of_other_origins_are_refused(service):
+    assert_problem(service.ask("GET", "/v1/jobs", headers={"Host": "evil.example"}), 421)
+    assert_problem(service.ask("GET", "/v1/jobs", headers={"Origin": "https://evil.example"}), 403)
+
+
+def test_one_connection_carries_many_requests(service):
+    with service.dial() as s:
+        s.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        seen = b""
+        while seen.count(b'{"status":"ok"}') < 50:
+            data = s.recv(65536)
+            assert data
+            seen += data

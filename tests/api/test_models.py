@@ -1,0 +1,55 @@
+"""Models: found beneath the roots and nowhere else, and described by the worker."""
+
+import json
+import os
+
+from service import add_model, assert_problem, service  # noqa: F401
+
+
+def names(service):
+    return [m["name"] for m in service.ask("GET", "/v1/models").json["items"]]
+
+
+def test_models_are_found_by_their_path(service):
+    (service.models / "org" / "nested").mkdir(parents=True)
+    (service.models / "org" / "nested" / "config.json").write_text("{}")
+    snapshot = service.models / "models--team--cached" / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    refs = service.models / "models--team--cached" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc123")
+    assert {"org/nested", "team/cached"} <= set(names(service))
+
+
+def test_nothing_outside_the_roots_is_reached(service):
+    outside = service.folder / "outside"
+    outside.mkdir()
+    (outside / "config.json").write_text("{}")
+    os.symlink(outside, service.models / "link")
+    assert "link" not in names(service)
+    for name in ("link", "..", "../outside", "%2e%2e/outside", "..%2Foutside", "%2Fetc", "a/../../outside", "."):
+        assert_problem(service.ask("GET", f"/v1/models/{name}"), 404)
+    assert_problem(service.ask("GET", "/v1/models/a%00"), 400)
+
+
+def test_linears_and_tokens(service):
+    add_model(service, "tiny")
+    model = service.ask("GET", "/v1/models/tiny")
+    assert model.status == 200, model.body
+    assert model.json["linears"] and model.json["name"] == "tiny"
+    again = service.ask("GET", "/v1/models/tiny", headers={"If-None-Match": model.headers["ETag"]})
+    assert again.status == 304
+    ids = service.ask("POST", "/v1/models/tiny/tokenize", {"text": "the cat"}).json["ids"]
+    assert ids and all(isinstance(i, int) for i in ids)
+    assert_problem(service.ask("POST", "/v1/models/tiny/tokenize", {"txt": "a"}), 422, "/txt")
+    assert_problem(service.ask("POST", "/v1/models/none/tokenize", {"text": "a"}), 404)
+
+
+def test_a_broken_model_is_an_error_of_its_own(service):
+    broken = service.models / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text(json.dumps({"architectures": ["NoSuchModel"]}))
+    answer = service.ask("GET", "/v1/models/broken")
+    assert 400 <= answer.status < 500, answer.body
+    assert service.ask("GET", "/healthz").status == 200

@@ -1,0 +1,76 @@
+"""Event streams: whole, resumable, in two formats, and they end with their job."""
+
+import json
+import time
+
+import pytest
+
+from service import add_model, assert_problem, service  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def ended_job(service):
+    add_model(service, "tiny")
+    service.ask("PUT", "/v1/datasets/text", ("the cat sat on the mat. " * 400).encode())
+    spec = {"kind": "eval", "model": "tiny", "dataset": "text", "length": 32}
+    job = service.ask("POST", "/v1/jobs", spec).json
+    service.ask("POST", f"/v1/jobs/{job['id']}/cancel")
+    for _ in range(100):
+        job = service.ask("GET", f"/v1/jobs/{job['id']}").json
+        if job["state"] in ("cancelled", "succeeded", "failed"):
+            return job["id"]
+        time.sleep(0.05)
+    pytest.fail("the job does not end")
+
+
+def events(text):
+    out = []
+    for block in text.decode().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and line[0] != ":")
+        if lines:
+            out.append((int(lines.get("id", 0)), lines["event"], json.loads(lines["data"])))
+    return out
+
+
+def test_a_job_is_told_from_the_first_event_to_the_last(service, ended_job):
+    answer = service.ask("GET", f"/v1/jobs/{ended_job}/events")
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    told = [e for e in events(answer.body) if e[0]]
+    assert [e[0] for e in told] == list(range(1, len(told) + 1)) and len(told) >= 2
+
+
+def test_streams_resume(service, ended_job):
+    told = [e for e in events(service.ask("GET", f"/v1/jobs/{ended_job}/events").body) if e[0]]
+    target = f"/v1/jobs/{ended_job}/events"
+    assert [e for e in events(service.ask("GET", target + "?after=1").body) if e[0]] == told[1:]
+    assert [e for e in events(service.ask("GET", target, headers={"Last-Event-ID": "1"}).body) if e[0]] == told[1:]
+    assert_problem(service.ask("GET", target, headers={"Last-Event-ID": "x"}), 422)
+    assert_problem(service.ask("GET", target + "?after=-1"), 422, "?after")
+
+
+def test_ndjson_tells_the_same(service, ended_job):
+    target = f"/v1/jobs/{ended_job}/events"
+    answer = service.ask("GET", target, headers={"Accept": "application/x-ndjson"})
+    lines = [json.loads(line) for line in answer.body.splitlines()]
+    told = [(e["id"], e["event"], e["data"]) for e in lines if e.get("id")]
+    assert told == [e for e in events(service.ask("GET", target).body) if e[0]]
+
+
+def test_all_jobs_share_a_stream(service, ended_job):
+    with service.dial() as s:
+        s.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        seen = b""
+        while ended_job.encode() not in seen:
+            seen += s.recv(65536)
+    assert_problem(service.ask("GET", "/v1/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/events"), 404)
+
+
+def test_many_streams_at_once(service):
+    sockets = [service.dial() for _ in range(300)]
+    for s in sockets:
+        s.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    for s in sockets:
+        assert s.recv(12) == b"HTTP/1.1 200"
+    assert service.ask("GET", "/healthz").status == 200
+    for s in sockets:
+        s.close()
