@@ -20,7 +20,7 @@ struct worker {
     char *line; /* what has come of the next line */
     size_t line_len, line_capacity, line_searched;
     struct strbuf tail;
-    char cause[256];             /* why it was killed, or "" */
+    char cause[800];             /* why it was killed, or "" */
     uint64_t heard_at, leave_by; /* uv_now; leave_by 0: stays */
     bool ready, exited, link_ended, ended;
     int silent_ticks; /* two in a row, as the loop reads between them: a loop that was held up kills nobody */
