@@ -25,6 +25,9 @@ void scheduler_free(struct scheduler *s); /* after drained */
 
 /* Something may have become runnable. */
 void scheduler_kick(struct scheduler *s);
+/* The lane that has this job now, or NULL. */
+struct lane;
+struct lane *scheduler_lane_of(const struct scheduler *s, const char *job);
 
 /* What a device is doing, for GET /v1/devices and the metrics. */
 struct device_status {

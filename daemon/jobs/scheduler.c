@@ -1,0 +1,158 @@
+#include "daemon/jobs/scheduler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "daemon/jobs/lane.h"
+#include "daemon/store/jobs.h"
+#include "daemon/store/store.h"
+
+struct scheduler {
+    struct app *app;
+    struct lane lanes[2]; /* the device's and the one for arithmetic */
+    size_t count;
+    bool recovered;
+    void (*drained)(struct app *app);
+};
+
+/* ---- recovery ---- */
+
+struct recovery {
+    struct write_op op;
+    struct scheduler *scheduler;
+};
+
+static enum rc next_running(struct db *db, char id[ID_SIZE], struct err *e) {
+    sqlite3_stmt *stmt;
+    bool row;
+
+    id[0] = '\0';
+    TRY(db_query(db, &stmt, e, "SELECT id FROM job WHERE state = 'running' LIMIT 1", ""));
+    TRY(db_step(db, stmt, &row, e));
+    if (!row) return RC_OK;
+    memcpy(id, sqlite3_column_text(stmt, 0), ID_SIZE);
+    sqlite3_reset(stmt);
+    return RC_OK;
+}
+
+/* What ran when the daemon ended is queued again; that the daemon ended counts as no attempt of the job. */
+static enum rc recover_run(struct db *db, struct write_op *op, struct err *e) {
+    char id[ID_SIZE];
+    enum job_state state;
+
+    for (;;) {
+        TRY(next_running(db, id, e));
+        if (!id[0]) return RC_OK;
+        TRY(job_change(db, &op->events, &(struct job_change){.job = id, .action = ACTION_REQUEUE}, &state, e));
+    }
+}
+
+/* On a disk that is full at the start the daemon still serves reads, and tries again with the next kick. */
+static void recover_done(struct write_op *op, const struct err *e) {
+    struct scheduler *s = ((struct recovery *)op)->scheduler;
+
+    s->recovered = e->rc == RC_OK;
+    free(op);
+    if (s->recovered) scheduler_kick(s);
+}
+
+static void recover(struct scheduler *s) {
+    struct recovery *recovery = xcalloc(1, sizeof *recovery);
+
+    recovery->op = (struct write_op){.run = recover_run, .done = recover_done};
+    recovery->scheduler = s;
+    store_submit(s->app->store, &recovery->op);
+}
+
+enum rc scheduler_new(struct app *app, struct scheduler **out, struct err *e) {
+    struct scheduler *s = xcalloc(1, sizeof *s);
+    char last[ID_SIZE];
+    enum rc rc = job_last_id(store_reader(app->store), last, e);
+
+    if (rc != RC_OK) {
+        free(s);
+        return rc;
+    }
+    id_continue_after(last);
+    s->app = app;
+    lane_init(&s->lanes[s->count++], app, "device", app->config.device);
+    lane_init(&s->lanes[s->count++], app, "cpu", "cpu");
+    recover(s);
+    *out = s;
+    return RC_OK;
+}
+
+/* ---- at work ---- */
+
+static void tell_if_drained(struct scheduler *s) {
+    void (*drained)(struct app * app) = s->drained;
+
+    if (!drained) return;
+    for (size_t i = 0; i < s->count; i++)
+        if (!lane_drained(&s->lanes[i])) return;
+    s->drained = NULL;
+    drained(s->app);
+}
+
+void scheduler_kick(struct scheduler *s) {
+    if (s->drained) {
+        for (size_t i = 0; i < s->count; i++)
+            lane_drain(&s->lanes[i]);
+        tell_if_drained(s);
+        return;
+    }
+    if (s->app->draining) return;
+    if (!s->recovered) {
+        recover(s);
+        return;
+    }
+    for (size_t i = 0; i < s->count; i++)
+        lane_kick(&s->lanes[i]);
+}
+
+struct lane *scheduler_lane_of(const struct scheduler *s, const char *job) {
+    for (size_t i = 0; i < s->count; i++)
+        if (!strcmp(s->lanes[i].job, job)) return (struct lane *)&s->lanes[i];
+    return NULL;
+}
+
+void scheduler_drain(struct scheduler *s, void (*drained)(struct app *app)) {
+    s->drained = drained;
+    scheduler_kick(s);
+}
+
+void scheduler_free(struct scheduler *s) {
+    for (size_t i = 0; i < s->count; i++)
+        lane_close(&s->lanes[i]);
+    uv_run(&s->app->loop, UV_RUN_NOWAIT); /* the timers close */
+    for (size_t i = 0; i < s->count; i++)
+        lane_release(&s->lanes[i]);
+    free(s);
+}
+
+/* ---- what it shows ---- */
+
+size_t scheduler_devices(const struct scheduler *s) {
+    return s->count;
+}
+
+static const char *worker_state(const struct lane *lane) {
+    if (!lane->worker) return "none";
+    if (lane->ready) return "ready";
+    return lane->hardware && lane->phase == LANE_IDLE ? "stopping" : "starting";
+}
+
+void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out) {
+    const struct lane *lane = &s->lanes[index];
+
+    *out = (struct device_status){.name = lane->device,
+                                  .lane = lane->name,
+                                  .worker = worker_state(lane),
+                                  .hardware = lane->hardware,
+                                  .memory = lane->memory,
+                                  .pid = lane->worker ? worker_pid(lane->worker) : 0,
+                                  .job = lane->job[0] ? lane->job : NULL,
+                                  .workers_lost = lane->lost,
+                                  .last_error = lane->last_error};
+}

@@ -1,0 +1,218 @@
+/* Submission: what a job must satisfy before it is accepted, and the one transaction that accepts it. */
+#include <nettle/sha2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/mem.h"
+#include "base/spec.h"
+#include "daemon/jobs/commands.h"
+#include "daemon/jobs/scheduler.h"
+#include "daemon/store/datasets.h"
+
+enum { NEEDS_MAX = 64 };
+
+struct request {
+    struct write_op op;
+    struct app *app;
+    struct arena arena; /* of the decoded spec */
+    union spec spec;
+    const struct job_kind *kind;
+    char id[ID_SIZE], *text, *key;
+    char hash[SHA256_HEX_SIZE];
+    struct problems problems;
+    const char *needs[NEEDS_MAX];
+    size_t n_needs;
+    command_done done;
+    void *ctx;
+};
+
+static void request_free(struct request *r) {
+    arena_release(&r->arena);
+    free(r->text);
+    free(r->key);
+    free(r);
+}
+
+/* Two bodies that say the same are the same request, whatever their blanks and order. */
+static void hash_spec(const json_t *spec, char hash[SHA256_HEX_SIZE]) {
+    char *text = json_dumps(spec, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY);
+    unsigned char digest[SHA256_DIGEST_SIZE];
+    struct sha256_ctx sha;
+
+    sha256_init(&sha);
+    if (text) sha256_update(&sha, strlen(text), (const uint8_t *)text);
+    sha256_digest(&sha, sizeof digest, digest);
+    for (size_t i = 0; i < sizeof digest; i++)
+        snprintf(hash + 2 * i, 3, "%02x", digest[i]);
+    free(text);
+}
+
+/* ---- in the transaction ---- */
+
+static void fault(struct request *r, const char *pointer, const char *detail) {
+    struct problems *p = &r->problems;
+
+    if (p->count < PROBLEMS_MAX) {
+        snprintf(p->items[p->count].pointer, sizeof p->items[0].pointer, "%s", pointer);
+        snprintf(p->items[p->count].detail, sizeof p->items[0].detail, "%s", detail);
+    }
+    p->count++;
+}
+
+/* `kind` NULL: any. */
+static enum rc check_job(struct db *db, struct request *r, const char *id, const char *kind, const char *pointer,
+                         struct err *e) {
+    struct arena arena = {0};
+    struct job_record job;
+    char detail[256];
+    enum rc rc = job_get(db, id, &job, &arena, e);
+
+    if (rc == RC_NOT_FOUND) {
+        fault(r, pointer, e->message);
+        rc = RC_OK;
+    } else if (rc == RC_OK && kind && strcmp(job.kind, kind) != 0) {
+        snprintf(detail, sizeof detail, "names a job of kind %s; it must be one of kind %s", job.kind, kind);
+        fault(r, pointer, detail);
+    } else if (rc == RC_OK && (job.state == JOB_FAILED || job.state == JOB_CANCELLED)) {
+        snprintf(detail, sizeof detail, "job %s is %s and will never have a result", id, job_state_names[job.state]);
+        fault(r, pointer, detail);
+    } else if (rc == RC_OK && r->n_needs < NEEDS_MAX) {
+        r->needs[r->n_needs++] = id;
+    }
+    arena_release(&arena);
+    return rc;
+}
+
+static enum rc check_references(struct db *db, struct request *r, struct err *e) {
+    const struct list *after = &r->spec.common.after;
+    char pointer[64];
+
+    for (const struct spec_reference *ref = r->kind->references; ref->member; ref++) {
+        const char *id = *(const char *const *)((const char *)&r->spec + ref->offset);
+        snprintf(pointer, sizeof pointer, "/%s", ref->member);
+        if (id) TRY(check_job(db, r, id, ref->kind, pointer, e));
+    }
+    if (after->count > NEEDS_MAX / 2) fault(r, "/after", "names too many jobs; 32 are allowed");
+    for (size_t i = 0; i < after->count && i <= NEEDS_MAX / 2; i++) {
+        snprintf(pointer, sizeof pointer, "/after/%zu", i);
+        TRY(check_job(db, r, ((const char *const *)after->items)[i], NULL, pointer, e));
+    }
+    return RC_OK;
+}
+
+static enum rc check_dataset(struct db *db, struct request *r, struct dataset *dataset, struct err *e) {
+    const char *name = spec_dataset(r->kind, &r->spec);
+    enum rc rc = name ? dataset_get(db, name, dataset, e) : RC_OK;
+
+    if (rc != RC_NOT_FOUND) return rc;
+    fault(r, !strcmp(r->kind->name, "profile") ? "/calibration/dataset" : "/dataset", e->message);
+    return RC_OK;
+}
+
+static enum rc insert(struct db *db, struct request *r, const struct dataset *dataset, struct err *e) {
+    const struct spec_common *common = &r->spec.common;
+    struct job_insert insert = {
+        .job = {.kind = r->kind->name,
+                .label = common->label,
+                .spec = r->text,
+                .owner = "local",
+                .lane = r->kind->lane == LANE_CPU ? "cpu" : "device",
+                .device = r->kind->lane == LANE_CPU ? NULL : common->device,
+                .model = spec_model(r->kind, &r->spec),
+                .dataset = dataset->name[0] ? dataset->name : NULL,
+                .dataset_sha256 = dataset->name[0] ? dataset->sha256 : NULL,
+                .priority = common->priority,
+                .created_at = time_now_ms()},
+        .needs = r->needs,
+        .n_needs = r->n_needs,
+    };
+
+    memcpy(insert.job.id, r->id, sizeof r->id);
+    return job_insert(db, &r->op.events, &insert, e);
+}
+
+static enum rc submit_run(struct db *db, struct write_op *op, struct err *e) {
+    struct request *r = (struct request *)op;
+    struct dataset dataset = {0};
+    char existing[ID_SIZE] = "";
+
+    if (r->key) TRY(idempotency_find(db, r->key, r->hash, existing, e));
+    if (existing[0]) {
+        memcpy(r->id, existing, sizeof r->id);
+        return RC_OK;
+    }
+    TRY(check_dataset(db, r, &dataset, e));
+    TRY(check_references(db, r, e));
+    if (r->problems.count)
+        return err_at(e, r->problems.items[0].pointer, RC_INVALID, "%s", r->problems.items[0].detail);
+    TRY(insert(db, r, &dataset, e));
+    return r->key ? idempotency_put(db, r->key, r->hash, r->id, e) : RC_OK;
+}
+
+static void submit_done(struct write_op *op, const struct err *e) {
+    struct request *r = (struct request *)op;
+    struct app *app = r->app;
+
+    r->done(r->ctx, r->id, &r->problems, e);
+    request_free(r);
+    if (e->rc == RC_OK) scheduler_kick(app->scheduler);
+}
+
+/* ---- before it ---- */
+
+static enum rc check_device(const struct app *app, const struct request *r, struct err *e) {
+    const char *device = r->spec.common.device;
+
+    if (!device || !strcmp(device, app->config.device)) return RC_OK;
+    return err_at(e, "/device", RC_INVALID, "there is no device \"%.64s\" here; there is %s", device,
+                  app->config.device);
+}
+
+static enum rc check_model(const struct app *app, const struct request *r, struct err *e) {
+    const char *name = spec_model(r->kind, &r->spec);
+    struct err found;
+    char *path;
+
+    if (!name) return RC_OK;
+    if (model_find(&app->models, name, &path, &found) != RC_OK)
+        return err_at(e, "/model", RC_INVALID, "%s", found.message);
+    free(path);
+    return RC_OK;
+}
+
+static enum rc validate(struct app *app, const struct submission *s, struct request *r, struct err *e) {
+    TRY(spec_decode(s->spec, &r->spec, &r->kind, &r->arena, s->problems, e));
+    TRY(check_device(app, r, e));
+    TRY(check_model(app, r, e));
+    return id_new(r->id, e);
+}
+
+static enum rc find_existing(struct app *app, const char *key, const char *hash, char existing[ID_SIZE],
+                             struct err *e) {
+    existing[0] = '\0';
+    return key ? idempotency_find(store_reader(app->store), key, hash, existing, e) : RC_OK;
+}
+
+enum rc command_submit(struct app *app, const struct submission *s, char existing[ID_SIZE], command_done done,
+                       void *ctx, struct err *e) {
+    struct request *r = xcalloc(1, sizeof *r);
+    enum rc rc;
+
+    hash_spec(s->spec, r->hash);
+    rc = find_existing(app, s->idempotency_key, r->hash, existing, e);
+    if (rc == RC_OK && !existing[0]) rc = validate(app, s, r, e);
+    if (rc != RC_OK || existing[0]) {
+        request_free(r);
+        return rc;
+    }
+    r->op = (struct write_op){.run = submit_run, .done = submit_done};
+    r->app = app;
+    r->text = json_line(s->spec);
+    r->key = s->idempotency_key ? xstrdup(s->idempotency_key) : NULL;
+    r->done = done;
+    r->ctx = ctx;
+    store_submit(app->store, &r->op);
+    return RC_OK;
+}
