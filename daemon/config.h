@@ -23,8 +23,8 @@ struct config {
     int64_t worker_idle; /* seconds */
     int64_t max_body;    /* bytes of a JSON body; datasets are not bounded by it */
     enum log_level log_level;
-    bool show_help, show_version; /* print and leave; nothing else is checked then */
-    struct arena arena;           /* owns the strings */
+    bool show_help, show_version, show_routes; /* print and leave; nothing else is checked then */
+    struct arena arena;                        /* owns the strings */
 };
 
 enum rc config_load(struct config *c, int argc, char **argv, struct err *e);

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""A worker that speaks base/protocol.h and does what the job's label says, for tests of the service.
+
+Labels are words joined by blanks:
+  rows=N       sends N rows (those of earlier attempts are kept), then a result
+  slow=MS      waits so long before each row
+  crash=K      exits with status 3 before row K, in the first attempt only; crash-always=K in every one
+  hang         never answers a cancel, and goes on beating
+  mute         stops beating and answering
+  twice        sends its first row twice
+  garbage      sends a line that is no message
+  fail         ends with an error
+"""
+import argparse
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+
+ROWS = 3
+
+
+class Cancelled(Exception):
+    pass
+
+
+class Worker:
+    def __init__(self, fd):
+        self.socket = socket.socket(fileno=fd)
+        self.lock = threading.Lock()
+        self.buffer = b""
+        self.mute = False
+
+    def send(self, type_, **members):
+        line = json.dumps({"type": type_, **members}).encode() + b"\n"
+        with self.lock:
+            self.socket.sendall(line)
+
+    def receive(self, timeout):
+        """One message, or None when none came in time."""
+        while b"\n" not in self.buffer:
+            if not select.select([self.socket], [], [], timeout)[0]:
+                return None
+            data = self.socket.recv(1 << 16)
+            if not data:
+                os._exit(0)
+            self.buffer += data
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def beat(self):
+        while True:
+            time.sleep(1)
+            if not self.mute:
+                self.send("heartbeat")
+
+    def pause(self, seconds, stoppable=True):
+        message = self.receive(seconds)
+        if message and message["type"] == "cancel" and stoppable:
+            raise Cancelled
+
+    def run(self, job):
+        words = dict((w.partition("=")[0], w.partition("=")[2]) for w in job["spec"].get("label", "").split())
+        id_, attempt = job["job"], job["attempt"]
+        done = {row["index"] for row in job.get("rows", [])}
+        count = int(words.get("rows", ROWS))
+        if "garbage" in words:
+            with self.lock:
+                self.socket.sendall(b"this is no message\n")
+        if "fail" in words:
+            self.send("error", job=id_, code="invalid", message="told to fail")
+            return
+        while "hang" in words:
+            self.pause(1, stoppable=False)
+        if "mute" in words:
+            self.mute = True
+            time.sleep(3600)
+        for index in range(count):
+            for word, always in (("crash", False), ("crash-always", True)):
+                if words.get(word) == str(index) and (always or attempt == 1):
+                    print("crashing as told", file=sys.stderr, flush=True)
+                    os._exit(3)
+            if index not in done:
+                self.pause(int(words.get("slow", 0)) / 1000)
+                self.send("progress", job=id_, phase="rows", unit="rows", done=index, total=count)
+                row = {"window": index, "tokens": 10, "nll": index / 7, "made_in": attempt}
+                for _ in range(2 if "twice" in words and index == 0 else 1):
+                    self.send("row", job=id_, phase="rows", index=index, data=row)
+        self.send("log", level="info", text="all rows done")
+        self.send("result", job=id_, result={"rows": count, "inputs": sorted(job.get("inputs", {})),
+                                             "dataset": job.get("dataset"), "model": job.get("model")})
+
+    def serve(self, device):
+        self.send("hello", version=1, pid=os.getpid(), build="fake", device=device, hardware="a script", memory=1)
+        threading.Thread(target=self.beat, daemon=True).start()
+        while True:
+            message = self.receive(None)
+            if message["type"] == "shutdown":
+                return
+            if message["type"] == "start":
+                try:
+                    self.run(message)
+                except Cancelled:
+                    self.send("error", job=message["job"], code="cancelled", message="cancelled")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--device")
+    parser.add_argument("--scratch")
+    parser.add_argument("--ram-limit")
+    arguments = parser.parse_args()
+    Worker(arguments.fd).serve(arguments.device)
+
+
+if __name__ == "__main__":
+    main()
