@@ -55,8 +55,8 @@ static void fault(struct request *r, const char *pointer, const char *detail) {
     struct problems *p = &r->problems;
 
     if (p->count < PROBLEMS_MAX) {
-        snprintf(p->items[p->count].pointer, sizeof p->items[0].pointer, "%s", pointer);
-        snprintf(p->items[p->count].detail, sizeof p->items[0].detail, "%s", detail);
+        snprintf(p->items[p->count].pointer, sizeof p->items[0].pointer, "%.191s", pointer);
+        snprintf(p->items[p->count].detail, sizeof p->items[0].detail, "%.255s", detail);
     }
     p->count++;
 }

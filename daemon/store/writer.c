@@ -48,7 +48,10 @@ static bool transaction_ended(struct db *db) {
 static enum rc run_one(struct db *db, struct write_op *op, struct err *e) {
     if (!op->run) return RC_OK;
     TRY(db_run(db, e, "SAVEPOINT op", ""));
-    if (op->run(db, op, &op->err) == RC_OK) return db_run(db, e, "RELEASE op", "");
+    if (op->run(db, op, &op->err) == RC_OK) {
+        op->err = (struct err){0}; /* it may have met an error that it could live with */
+        return db_run(db, e, "RELEASE op", "");
+    }
     if (transaction_ended(db)) {
         *e = op->err;
         return e->rc;
