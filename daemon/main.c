@@ -15,6 +15,7 @@
 #include "daemon/app.h"
 #include "daemon/http/server.h"
 #include "daemon/jobs/hub.h"
+#include "daemon/jobs/probe.h"
 #include "daemon/jobs/scheduler.h"
 #include "daemon/store/ids.h"
 #include "daemon/store/store.h"
@@ -110,6 +111,7 @@ static enum rc open_app(struct app *app, struct err *e) {
     TRY(store_open(app->config.data, &app->loop, hub_publish, app->hub, &app->store, e));
     TRY(hub_set_store(app->hub, app->store, e));
     TRY(scheduler_new(app, &app->scheduler, e));
+    app->probes = probes_new(&app->loop, app->config.worker);
     TRY(open_server(app, e));
     return publish_address(app, e);
 }
@@ -117,6 +119,7 @@ static enum rc open_app(struct app *app, struct err *e) {
 static void close_app(struct app *app) {
     app->draining = true; /* what the last commits make runnable does not start */
     if (app->server) server_close(app->server);
+    probes_free(app->probes);
     if (app->store) store_close(app->store);
     if (app->scheduler) scheduler_free(app->scheduler);
     uv_run(&app->loop, UV_RUN_DEFAULT);

@@ -224,6 +224,7 @@ static const struct field patch_fields[] = {
     {.name = "label",
      .type = FIELD_STRING,
      .offset = offsetof(struct patch, label),
+     .max = 200, /* as in a spec */
      .presence = offsetof(struct patch, has_label) + 1},
     {0},
 };

@@ -47,6 +47,9 @@ enum MHD_Result respond_queue(struct request *r) {
     MHD_destroy_response(r->answer);
     r->answer = NULL;
     r->phase = PHASE_ANSWERING;
+    r->target = NULL; /* libmicrohttpd has copies of all that the answer needs; a stream may last for days */
+    r->problems = NULL;
+    arena_release(&r->arena);
     return result;
 }
 

@@ -6,6 +6,8 @@
 #include "base/mem.h"
 #include "daemon/http/internal.h"
 
+enum { READ_BLOCK = 1024 }; /* of clients that speak HTTP/1.0; others read into their connection's memory */
+
 struct stream {
     struct server *server;
     struct request *request;
@@ -86,7 +88,7 @@ struct stream *stream_open(struct request *r, const char *content_type, const st
     r->server->n_streams++;
     r->stream = s;
     respond_header(r, "Content-Type", "%s", content_type);
-    respond_with(r, 200, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_CHUNK, on_read, s, NULL));
+    respond_with(r, 200, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, READ_BLOCK, on_read, s, NULL));
     return s;
 }
 
