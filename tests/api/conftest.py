@@ -71,6 +71,7 @@ class Daemon:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             text = json.dumps(body) if isinstance(body, (dict, list)) else body
+            text = text.encode() if isinstance(text, str) else text
             connection.request(method, target, text, {k.replace("_", "-"): v for k, v in headers.items()})
             return Answer(connection.getresponse())
         finally:

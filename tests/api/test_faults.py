@@ -28,7 +28,8 @@ def test_a_worker_that_breaks_the_protocol_is_ended(daemon):
 def test_a_row_that_comes_twice_fails_the_job(daemon):
     job = daemon.submit("twice", wait=10)
     assert job["state"] == "failed" and "twice" in job["error"]["message"]
-    assert len(daemon.rows(job["id"])) == 1
+    assert [row["window"] for row in daemon.rows(job["id"])].count(0) == 1
+    assert daemon.ask("GET", f"/v1/jobs/{job['id']}/result").status == 404
 
 
 def test_an_error_of_the_worker_reaches_the_client(daemon):
