@@ -1,67 +1,18 @@
-"""A daemon of our own for a test module, and a small client: `from service import service`."""
+"""One daemon for a whole test module, and what tests of the HTTP layer need beyond conftest's: `from service import
+service` (with the fake worker) or `real_service` (with hsaq-worker)."""
 
-import http.client
-import json
-import os
 import shutil
 import socket
-import subprocess
-import time
-from pathlib import Path
 
 import pytest
+from conftest import BUILD, FAKE_WORKER, ROOT, Daemon
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = Path(os.environ.get("HSAQ_BUILD", ROOT / "build"))
-if not BUILD.is_absolute():
-    BUILD = ROOT / BUILD
-FIXTURE = ROOT / "tests" / "data" / "tiny-llama"
+FIXTURE = ROOT / "tests" / "fixture" / "tiny"
 
 
-class Answer:
-    def __init__(self, response):
-        self.status, self.headers, self.body = response.status, response.headers, response.read()
-
-    @property
-    def json(self):
-        return json.loads(self.body)
-
-
-class Service:
-    def __init__(self, folder):
-        self.folder = folder
-        self.models = folder / "models"
-        self.models.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.log = open(folder / "log", "w+b")
-        command = [BUILD / "hsaqd", "--listen", f"127.0.0.1:{self.port}", "--data", folder / "data"]
-        self.process = subprocess.Popen(
-            [*map(str, command), "--models", str(self.models)], stdout=self.log, stderr=subprocess.STDOUT
-        )
-        self.wait()
-
-    def wait(self):
-        for _ in range(200):
-            if self.process.poll() is not None:
-                raise RuntimeError((self.folder / "log").read_text())
-            try:
-                if self.ask("GET", "/healthz").status == 200:
-                    return
-            except OSError:
-                time.sleep(0.05)
-        raise RuntimeError("the daemon does not answer")
-
+class Service(Daemon):
     def ask(self, method, target, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            if isinstance(body, (dict, list)):
-                body = json.dumps(body)
-            connection.request(method, target, body, headers or {})
-            return Answer(connection.getresponse())
-        finally:
-            connection.close()
+        return super().ask(method, target, body, **(headers or {}))
 
     def dial(self):
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -73,25 +24,26 @@ class Service:
             s.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: s.recv(65536), b""))
 
-    def stop(self):
-        self.process.terminate()
-        try:
-            assert self.process.wait(15) == 0, (self.folder / "log").read_text()
-        finally:
-            self.process.kill()
-            self.log.close()
+
+def serve(folder, worker):
+    s = Service(folder, worker)
+    yield s
+    assert s.stop() == 0, (s.folder / "log").read_text()
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    s = Service(tmp_path_factory.mktemp("service"))
-    yield s
-    s.stop()
+    yield from serve(tmp_path_factory.mktemp("service"), FAKE_WORKER)
+
+
+@pytest.fixture(scope="module")
+def real_service(tmp_path_factory):
+    if not (BUILD / "hsaq-worker").exists():
+        pytest.skip("hsaq-worker is not built")
+    yield from serve(tmp_path_factory.mktemp("service"), BUILD / "hsaq-worker")
 
 
 def add_model(service, name, source=FIXTURE):
-    if not source.exists():
-        pytest.skip(f"the fixture model {source} is not there")
     shutil.copytree(source, service.models / name)
 
 

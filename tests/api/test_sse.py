@@ -1,26 +1,18 @@
 """Event streams: whole, resumable, in two formats, and they end with their job."""
 
 import json
-import time
 
 import pytest
 
-from service import add_model, assert_problem, service  # noqa: F401
+from service import assert_problem, service  # noqa: F401
 
 
 @pytest.fixture(scope="module")
 def ended_job(service):
-    add_model(service, "tiny")
-    service.ask("PUT", "/v1/datasets/text", ("the cat sat on the mat. " * 400).encode())
-    spec = {"kind": "eval", "model": "tiny", "dataset": "text", "length": 32}
-    job = service.ask("POST", "/v1/jobs", spec).json
-    service.ask("POST", f"/v1/jobs/{job['id']}/cancel")
-    for _ in range(100):
-        job = service.ask("GET", f"/v1/jobs/{job['id']}").json
-        if job["state"] in ("cancelled", "succeeded", "failed"):
-            return job["id"]
-        time.sleep(0.05)
-    pytest.fail("the job does not end")
+    service.put_dataset()
+    job = service.submit("rows=2")["id"]
+    service.wait_for(job, "succeeded")
+    return job
 
 
 def events(text):
