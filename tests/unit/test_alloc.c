@@ -149,7 +149,8 @@ static void greedy_goes_on_after_an_upgrade_that_does_not_fit(void **state) {
     assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
     assert_int_equal(choice[0], 0);
     assert_int_equal(choice[1], 2);
-    assert_true(r.gap > 0);
+    /* the relaxation takes 60 of the 100 bytes at 0.1 a byte: 11 − 6 = 5 against 10.4 */
+    assert_true(fabs(r.gap - 5.4 / 10.4) < 1e-15);
 }
 
 static void greedy_prefers_the_best_drop_per_byte(void **state) {
@@ -205,6 +206,68 @@ static void upgrade_starts_at_four_bits_and_promotes_the_most_sensitive(void **s
     int64_t smallest = 0;
     assert_int_equal(alloc_upgrade(&p, 4, &r, &smallest, &e), RC_INFEASIBLE);
     assert_int_equal(smallest, 12);
+}
+
+/* No option of exactly four bits: the nearest, fewer bits first, then the better, then the cheaper one. */
+static void upgrade_starts_at_the_nearest_bits(void **state) {
+    (void)state;
+    struct alloc_option tie[] = {{5, 1, 5}, {3, 2, 3}, {2, 9, 2}};
+    struct alloc_option better[] = {{9, 3, 4}, {9, 2, 4}, {8, 3, 4}}, cheaper[] = {{9, 2, 4}, {8, 2, 4}, {9, 2, 4}};
+    struct alloc_option above[] = {{2, 3, 2}, {5, 2, 5}, {6, 1, 6}};
+    struct alloc_item items[] = {{tie, 3}, {better, 3}, {cheaper, 3}, {above, 3}};
+    struct alloc_problem p = {items, 4, 100};
+    int choice[4];
+    const int expected[] = {1, 1, 1, 1};
+    struct alloc_result r = {.choice = choice};
+    struct err e = {0};
+    assert_int_equal(alloc_upgrade(&p, 4, &r, NULL, &e), RC_OK);
+    assert_memory_equal(choice, expected, sizeof expected);
+    check_consistent(&p, &r);
+}
+
+/* A promotion has to help, and among several the best that fits is taken. */
+static void upgrade_promotes_only_to_what_helps(void **state) {
+    (void)state;
+    struct alloc_option worse[] = {{4, 1, 4}, {8, 1, 8}, {16, 2, 16}};
+    struct alloc_option several[] = {{4, 5, 4}, {9, 0.5, 8}, {8, 0.4, 8}, {50, 0.1, 8}};
+    struct alloc_item items[] = {{worse, 3}, {several, 4}};
+    struct alloc_problem p = {items, 2, 40};
+    int choice[2];
+    struct alloc_result r = {.choice = choice};
+    struct err e = {0};
+    assert_int_equal(alloc_upgrade(&p, 4, &r, NULL, &e), RC_OK);
+    assert_int_equal(choice[0], 0);
+    assert_int_equal(choice[1], 2);
+}
+
+/* Scores all but proportional to costs leave more states than the program is wide: the gap must then say so, hold
+ * against a bound found otherwise, and still beat greedy. */
+static void what_is_cut_off_shows_in_the_gap(void **state) {
+    (void)state;
+    enum { COUNT = 300, OPTIONS = 6 };
+    static struct alloc_option options[COUNT][OPTIONS];
+    struct alloc_item items[COUNT];
+    int choice[COUNT];
+    struct alloc_result r = {.choice = choice}, greedy;
+    struct err e = {0};
+    random_state = 3;
+    for (int i = 0; i < COUNT; i++) {
+        for (int o = 0; o < OPTIONS; o++) {
+            double cost = 1e9 * (o + (double)random_below(1000000) / 1e6);
+            options[i][o] = (struct alloc_option){(int64_t)cost, 7e9 - cost + random_below(100), 2 + o};
+        }
+        items[i] = (struct alloc_item){options[i], OPTIONS};
+    }
+    struct alloc_problem p = {items, COUNT, 700000000000};
+    assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
+    greedy = r;
+    assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_OK);
+    check_consistent(&p, &r);
+    assert_true(r.objective < greedy.objective);
+    assert_true(r.gap > 0 && r.gap < greedy.gap);
+    /* neither bound may lie above the other's assignment */
+    assert_true(greedy.objective * (1 - greedy.gap) <= r.objective);
+    assert_true(r.objective * (1 - r.gap) >= greedy.objective * (1 - greedy.gap) * (1 - 1e-12));
 }
 
 static void infeasible_budget_states_the_smallest_feasible_one(void **state) {
@@ -337,6 +400,9 @@ int main(void) {
         cmocka_unit_test(greedy_goes_on_after_an_upgrade_that_does_not_fit),
         cmocka_unit_test(greedy_prefers_the_best_drop_per_byte),
         cmocka_unit_test(upgrade_starts_at_four_bits_and_promotes_the_most_sensitive),
+        cmocka_unit_test(upgrade_starts_at_the_nearest_bits),
+        cmocka_unit_test(upgrade_promotes_only_to_what_helps),
+        cmocka_unit_test(what_is_cut_off_shows_in_the_gap),
         cmocka_unit_test(infeasible_budget_states_the_smallest_feasible_one),
         cmocka_unit_test(hostile_numbers_are_refused),
         cmocka_unit_test(no_items_cost_nothing),

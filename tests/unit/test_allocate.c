@@ -285,6 +285,48 @@ static void ties_join_and_share_their_rules(void **state) {
     json_decref(result);
 }
 
+/* lm_head lies in no block: neither first nor last means it, and it ties with nothing. */
+static void the_head_is_in_no_block(void **state) {
+    (void)state;
+    json_t *result, *inputs = make_inputs(), *rows = json_object_get(json_object_get(inputs, "profile"), "rows");
+    struct err e;
+    for (int w = 0; w < WIDTHS; w++) {
+        json_t *data = json_pack("{s:s, s:n, s:s, s:i, s:s, s:f, s:f, s:i}", "name", "lm_head", "block", "projection",
+                                 "lm_head", "params", 64000, "candidate", ids[w], "drift", 1e-9 * (WIDTHS - w),
+                                 "relative_error", 0.1, "bytes", 8500 * widths[w]);
+        json_array_append_new(rows, json_pack("{s:s, s:i, s:o}", "phase", "drift", "index", 1000 + w, "data", data));
+    }
+    assert_int_equal(run_over(inputs,
+                              "\"budget\":{\"weights\":100000},\"rules\":[{\"first\":4,\"last\":4,\"min_bits\":8}]",
+                              &result, &e),
+                     RC_INFEASIBLE); /* 4 · 20480 · 8.5/8 + 17000 */
+    assert_non_null(strstr(e.message, "104040"));
+    assert_int_equal(run_over(inputs,
+                              "\"budget\":{\"weights\":104040},\"rules\":[{\"first\":4,\"last\":4,\"min_bits\":8}]",
+                              &result, &e),
+                     RC_OK);
+    assert_string_equal(candidate_of(result, "lm_head"), "rtn2g64");
+    json_decref(result);
+    assert_int_equal(
+        run_over(inputs, "\"budget\":{\"average_bits\":4},\"rules\":[{\"tie\":[\"q_proj\",\"lm_head\"]}]", &result, &e),
+        RC_INVALID);
+    json_decref(inputs);
+}
+
+static void wide_attention_sets_the_workspace(void **state) {
+    (void)state;
+    json_t *result, *inputs = make_inputs();
+    struct err e;
+    json_t *model = json_object_get(json_object_get(json_object_get(inputs, "profile"), "result"), "model");
+    json_object_set_new(json_object_get(model, "architecture"), "intermediate", json_integer(10));
+    assert_int_equal(run_over(inputs, "\"budget\":{\"average_bits\":4,\"context\":4096}", &result, &e), RC_OK);
+    /* hidden 3·64 and queries, outputs, keys, values 2·(4 + 2)·16 for a chunk of 2048 tokens */
+    assert_int_equal(member_int(json_object_get(result, "vram"), "workspace"),
+                     2 * (192 + 192) * 2048 + 2 * 12288 + 8000);
+    json_decref(result);
+    json_decref(inputs);
+}
+
 static void rules_that_cannot_hold_are_refused_where_they_stand(void **state) {
     (void)state;
     static const struct {
@@ -408,6 +450,8 @@ int main(void) {
         cmocka_unit_test(absurd_contexts_do_not_overflow),
         cmocka_unit_test(rules_bound_pin_and_tie),
         cmocka_unit_test(ties_join_and_share_their_rules),
+        cmocka_unit_test(the_head_is_in_no_block),
+        cmocka_unit_test(wide_attention_sets_the_workspace),
         cmocka_unit_test(rules_that_cannot_hold_are_refused_where_they_stand),
         cmocka_unit_test(uniform_recipes_stand_beside_the_assignment),
         cmocka_unit_test(frontier_is_in_bytes_whatever_the_budget),
