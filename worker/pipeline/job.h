@@ -25,6 +25,16 @@ struct job_link {
     void *ctx;
 };
 
+/* What emit_progress and job_row remember between calls. */
+struct job_state {
+    char phase[32];
+    int64_t phase_done;        /* `done` when the phase began: resumed work does not count for the rate */
+    int64_t phase_ns, sent_ns; /* monotonic clock */
+    json_t *rows;              /* "phase/index" → data */
+};
+void job_state_init(struct job_state *state, const json_t *rows); /* rows of msg_start, or NULL */
+void job_state_release(struct job_state *state);
+
 struct job {
     const char *id;
     const struct job_kind *kind;
@@ -36,6 +46,7 @@ struct job {
     const char *scratch; /* folder for unlinked spill files */
     const struct job_link *link;
     const atomic_bool *cancelled;
+    struct job_state *state; /* NULL: progress goes out unthrottled and there are no earlier rows */
 };
 
 bool job_cancelled(const struct job *job);

@@ -41,9 +41,15 @@ struct walk {
     const struct job *job;
     const struct model *model;
     const struct windows *windows; /* shared by all streams */
+    int64_t first, count;          /* which of the windows; hooks see their numbers among all windows */
     int streams;
     int last_block; /* stop after this block (then `final` is not called); −1: the whole model */
     const struct walk_hooks *hooks;
+    int64_t reserved; /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
+    /* Progress is reported in tokens; a token counts in parts, block by block. Earlier walks of the job did
+     * `tokens_before` of `tokens_total`. */
+    const char *phase;
+    int64_t tokens_before, tokens_total;
 };
 
 enum rc walk_run(const struct walk *walk, struct err *e);

@@ -1,0 +1,29 @@
+/* The worker's device, and one job on it from start message to result. GPU thread only. */
+#ifndef HSAQ_WORKER_EXECUTE_H
+#define HSAQ_WORKER_EXECUTE_H
+
+#include "base/protocol.h"
+#include "worker/pipeline/job.h"
+
+struct worker_options {
+    const char *device; /* "cpu" or "auto" */
+    int threads;        /* 0: all cores */
+    int64_t ram_limit;  /* bytes; 0: none */
+    const char *scratch;
+};
+
+struct worker {
+    const struct backend *backend;
+    struct backend_state *device;
+    int64_t ram_limit;
+    const char *scratch; /* borrowed from the options */
+};
+
+enum rc worker_open(const struct worker_options *options, struct worker *worker, struct err *e);
+void worker_release(struct worker *worker);
+
+/* Decodes the spec and runs its pipeline. */
+enum rc worker_execute(const struct worker *worker, const struct msg_start *start, const struct job_link *link,
+                       const atomic_bool *cancelled, json_t **result, struct err *e);
+
+#endif
