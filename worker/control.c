@@ -26,7 +26,8 @@ struct control {
     atomic_bool cancelled;
     int64_t asked, answered; /* lookups sent, answers received: answers come in the order asked */
     int64_t awaited;         /* number of the answer that the GPU thread waits for; 0: none */
-    json_t *entries;         /* that answer */
+    struct message answer;   /* that answer, once `has_answer` */
+    bool has_answer;
 };
 
 static enum rc write_all(int fd, const char *bytes, size_t len, struct err *e) {
@@ -52,12 +53,14 @@ static enum rc link_send(void *ctx, const struct message *m, struct err *e) {
 }
 
 static enum rc await_answer(struct control *c, json_t **entries, struct err *e) {
-    while (!c->entries && !atomic_load(&c->cancelled))
+    while (!c->has_answer && !atomic_load(&c->cancelled))
         pthread_cond_wait(&c->changed, &c->lock);
     c->awaited = 0;
-    *entries = c->entries;
-    c->entries = NULL;
-    return *entries ? RC_OK : err_set(e, RC_CANCELLED, "cancelled");
+    if (!c->has_answer) return err_set(e, RC_CANCELLED, "cancelled");
+    *entries = json_incref(c->answer.cached.entries);
+    message_release(&c->answer);
+    c->has_answer = false;
+    return RC_OK;
 }
 
 static enum rc link_lookup(void *ctx, enum cache_name cache, json_t *keys, json_t **entries, struct err *e) {
@@ -115,10 +118,13 @@ static enum rc on_cancel(struct control *c, struct message *m, struct err *e) {
 static enum rc on_cached(struct control *c, struct message *m, struct err *e) {
     pthread_mutex_lock(&c->lock);
     enum rc rc = RC_OK;
-    if (c->answered == c->asked)
+    if (c->answered == c->asked) {
         rc = err_set(e, RC_INVALID, "cached answers no lookup");
-    else if (++c->answered == c->awaited)
-        c->entries = json_incref(m->cached.entries);
+    } else if (++c->answered == c->awaited) {
+        c->answer = *m;
+        c->has_answer = true;
+        m->root = NULL;
+    }
     pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->lock);
     return rc;

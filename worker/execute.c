@@ -5,8 +5,7 @@
 enum rc worker_open(const struct worker_options *options, struct worker *worker, struct err *e) {
     if (strcmp(options->device, "auto") && strcmp(options->device, "cpu"))
         return err_set(e, RC_UNSUPPORTED, "no device \"%s\": this build knows \"cpu\"", options->device);
-    *worker =
-        (struct worker){.backend = &backend_cpu, .ram_limit = options->ram_limit, .scratch = options->scratch};
+    *worker = (struct worker){.backend = &backend_cpu, .ram_limit = options->ram_limit, .scratch = options->scratch};
     struct backend_options open = {.threads = options->threads};
     return worker->backend->open(&open, &worker->device, e);
 }

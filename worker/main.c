@@ -1,0 +1,148 @@
+/* hsaq-worker: the numerics process. Started by hsaqd on one device, or by hand. */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/sizes.h"
+#include "worker/control.h"
+#include "worker/oneshot.h"
+#include "worker/run.h"
+
+static const char usage[] =
+    "usage: hsaq-worker serve --fd N [DEVICE OPTIONS]   speak the daemon's protocol on an inherited socket\n"
+    "       hsaq-worker run JOB.json [OPTIONS]          run one job by hand; prints its messages as NDJSON\n"
+    "       hsaq-worker inspect <request.json           describe a model folder\n"
+    "       hsaq-worker tokenize <request.json          text to token ids\n"
+    "       hsaq-worker --version | --help\n"
+    "\n"
+    "device options\n"
+    "  --device cpu       the device to compute on (auto)\n"
+    "  --threads N        compute threads (all cores)\n"
+    "  --ram-limit SIZE   memory for hidden states and Gram matrices; more spills to disk (none)\n"
+    "  --scratch DIR      where spill files go (TMPDIR or /tmp)\n"
+    "\n"
+    "run: the spec names a model folder and a text file, as paths or beneath these folders\n"
+    "  --models DIR       folder beneath which the spec's model lies\n"
+    "  --datasets DIR     folder beneath which the spec's dataset lies\n"
+    "  --input NAME=FILE  output of an earlier run, for the spec's member NAME (profile, allocation, compare)\n"
+    "  --resume FILE      output of an earlier, unfinished run of this job: its rows are kept\n"
+    "\n"
+    "inspect and tokenize read one JSON object: {\"model\": {\"name\", \"path\"}}, and for tokenize also \"text\"\n"
+    "and \"special_tokens\"; they write {\"ok\": …} or {\"error\": {\"rc\", \"message\", \"pointer\"}}.\n";
+
+enum option_id {
+    OPT_FD = 1,
+    OPT_DEVICE,
+    OPT_THREADS,
+    OPT_RAM_LIMIT,
+    OPT_SCRATCH,
+    OPT_MODELS,
+    OPT_DATASETS,
+    OPT_INPUT,
+    OPT_RESUME
+};
+enum { INPUTS_MAX = 8 };
+
+static const struct option long_options[] = {
+    {"fd", required_argument, NULL, OPT_FD},
+    {"device", required_argument, NULL, OPT_DEVICE},
+    {"threads", required_argument, NULL, OPT_THREADS},
+    {"ram-limit", required_argument, NULL, OPT_RAM_LIMIT},
+    {"scratch", required_argument, NULL, OPT_SCRATCH},
+    {"models", required_argument, NULL, OPT_MODELS},
+    {"datasets", required_argument, NULL, OPT_DATASETS},
+    {"input", required_argument, NULL, OPT_INPUT},
+    {"resume", required_argument, NULL, OPT_RESUME},
+    {0},
+};
+
+struct arguments {
+    struct worker_options worker;
+    struct run_options run;
+    const char *inputs[INPUTS_MAX];
+    int fd;
+};
+
+static enum rc parse_int(const char *text, const char *option, int max, int *out, struct err *e) {
+    char *end;
+    long value = strtol(text, &end, 10);
+    if (end == text || *end || value < 0 || value > max)
+        return err_set(e, RC_INVALID, "--%s takes a whole number from 0 to %d, not \"%s\"", option, max, text);
+    *out = (int)value;
+    return RC_OK;
+}
+
+static enum rc parse_option(int id, struct arguments *a, struct err *e) {
+    switch (id) {
+    case OPT_FD: return parse_int(optarg, "fd", 1 << 20, &a->fd, e);
+    case OPT_DEVICE: a->worker.device = optarg; return RC_OK;
+    case OPT_THREADS: return parse_int(optarg, "threads", 1024, &a->worker.threads, e);
+    case OPT_RAM_LIMIT: return size_parse(optarg, &a->worker.ram_limit, e);
+    case OPT_SCRATCH: a->worker.scratch = optarg; return RC_OK;
+    case OPT_MODELS: a->run.models = optarg; return RC_OK;
+    case OPT_DATASETS: a->run.datasets = optarg; return RC_OK;
+    case OPT_RESUME: a->run.resume = optarg; return RC_OK;
+    case OPT_INPUT:
+        if (a->run.input_count == INPUTS_MAX) return err_set(e, RC_INVALID, "more than %d --input", INPUTS_MAX);
+        a->inputs[a->run.input_count++] = optarg;
+        return RC_OK;
+    default: return err_set(e, RC_INVALID, "see hsaq-worker --help"); /* getopt has said what is wrong */
+    }
+}
+
+static enum rc parse_arguments(int argc, char **argv, struct arguments *a, struct err *e) {
+    const char *tmp = getenv("TMPDIR");
+    *a = (struct arguments){.worker = {.device = "auto", .scratch = tmp && *tmp ? tmp : "/tmp"}, .fd = -1};
+    a->run.inputs = a->inputs;
+    for (int id; (id = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
+        TRY(parse_option(id, a, e));
+    return RC_OK;
+}
+
+static enum rc serve(const struct arguments *a, const struct worker *worker, struct err *e) {
+    return control_serve(worker, worker->backend->name, a->fd, e);
+}
+
+static enum rc run(const struct arguments *a, const struct worker *worker, struct err *e) {
+    return run_by_hand(worker, &a->run, e);
+}
+
+static enum rc with_worker(const struct arguments *a,
+                           enum rc (*command)(const struct arguments *, const struct worker *, struct err *),
+                           struct err *e) {
+    struct worker worker = {0};
+    enum rc rc = worker_open(&a->worker, &worker, e);
+    if (rc == RC_OK) rc = command(a, &worker, e);
+    worker_release(&worker);
+    return rc;
+}
+
+static enum rc dispatch(int argc, char **argv, struct err *e) {
+    struct arguments a;
+    const char *command = argc > 1 ? argv[1] : "";
+    if (!strcmp(command, "inspect")) return oneshot(ONESHOT_INSPECT, stdin, stdout, e);
+    if (!strcmp(command, "tokenize")) return oneshot(ONESHOT_TOKENIZE, stdin, stdout, e);
+    TRY(parse_arguments(argc - 1, argv + 1, &a, e));
+    if (!strcmp(command, "serve")) {
+        if (a.fd < 0) return err_set(e, RC_INVALID, "serve needs --fd: it is started by hsaqd");
+        return with_worker(&a, serve, e);
+    }
+    if (!strcmp(command, "run")) {
+        if (argc - 1 - optind != 1) return err_set(e, RC_INVALID, "run takes one job file; see hsaq-worker --help");
+        a.run.spec = argv[1 + optind];
+        return with_worker(&a, run, e);
+    }
+    return err_set(e, RC_INVALID, "no command \"%s\"; see hsaq-worker --help", command);
+}
+
+int main(int argc, char **argv) {
+    log_set_program("hsaq-worker");
+    if (argc == 2 && !strcmp(argv[1], "--version")) return puts("hsaq-worker " HSAQ_VERSION) < 0;
+    if (argc == 2 && !strcmp(argv[1], "--help")) return fputs(usage, stdout) < 0;
+    struct err e = {0};
+    enum rc rc = dispatch(argc, argv, &e);
+    if (rc != RC_OK) log_error("%s", e.message);
+    return rc == RC_OK ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,126 @@
+#include "worker/run.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/json.h"
+#include "base/mem.h"
+
+static const char run_job_id[] = "run";
+enum { SPEC_FILE_MAX = 1 << 20 };
+
+static enum rc print_message(void *ctx, const struct message *m, struct err *e) {
+    (void)ctx;
+    char *line = message_encode(m);
+    if (!line) return err_set(e, RC_INTERNAL, "a message cannot be encoded");
+    bool written = fputs(line, stdout) >= 0 && fflush(stdout) == 0;
+    free(line);
+    return written ? RC_OK : err_errno(e, "cannot write to stdout");
+}
+
+static enum rc nothing_cached(void *ctx, enum cache_name cache, json_t *keys, json_t **entries, struct err *e) {
+    (void)ctx, (void)cache, (void)keys, (void)e;
+    *entries = json_object();
+    return RC_OK;
+}
+
+/* {"name", "path"} of a model or dataset: beneath `folder` when given. */
+static json_t *named_file(const char *name, const char *folder) {
+    char *joined = folder ? xasprintf("%s/%s", folder, name) : xstrdup(name);
+    char *path = realpath(joined, NULL);
+    json_t *out = json_pack("{ss ss}", "name", name, "path", path ? path : joined);
+    free(path);
+    free(joined);
+    return out;
+}
+
+static enum rc collect_line(const char *line, size_t len, json_t *rows, json_t *result, struct err *e) {
+    struct message m;
+    TRY(message_decode(line, len, &m, e));
+    if (m.type == MSG_ROW)
+        json_array_append_new(
+            rows, json_pack("{ss sI sO}", "phase", m.row.phase, "index", (json_int_t)m.row.index, "data", m.row.data));
+    if (m.type == MSG_RESULT) json_object_update(result, m.result.result);
+    message_release(&m);
+    return RC_OK;
+}
+
+/* Rows and result out of what an earlier run printed. */
+static enum rc read_output(const char *path, json_t *rows, json_t *result, struct err *e) {
+    FILE *file = fopen(path, "r");
+    if (!file) return err_errno(e, "cannot open %s", path);
+    char *line = NULL;
+    size_t capacity = 0;
+    enum rc rc = RC_OK;
+    for (ssize_t n; rc == RC_OK && (n = getline(&line, &capacity, file)) > 0;)
+        rc = collect_line(line, (size_t)n - (line[n - 1] == '\n'), rows, result, e);
+    free(line);
+    fclose(file);
+    return rc == RC_OK ? RC_OK : err_context(e, "%s", path);
+}
+
+static enum rc add_input(const char *text, json_t *inputs, struct err *e) {
+    const char *equals = strchr(text, '=');
+    if (!equals) return err_set(e, RC_INVALID, "--input takes MEMBER=FILE, not \"%s\"", text);
+    char *member = xstrndup(text, (size_t)(equals - text));
+    json_t *rows = json_array(), *result = json_object();
+    enum rc rc = read_output(equals + 1, rows, result, e);
+    json_object_set_new(inputs, member, json_pack("{ss so so}", "job", equals + 1, "result", result, "rows", rows));
+    free(member);
+    return rc;
+}
+
+static void add_files(const struct run_options *o, json_t *document) {
+    const json_t *spec = json_object_get(document, "spec"), *calibration = json_object_get(spec, "calibration");
+    const char *model = json_string_value(json_object_get(spec, "model"));
+    const char *dataset = json_string_value(json_object_get(calibration ? calibration : spec, "dataset"));
+    if (model) json_object_set_new(document, "model", named_file(model, o->models));
+    if (dataset) json_object_set_new(document, "dataset", named_file(dataset, o->datasets));
+}
+
+/* The members of a start message, in one object that owns them. */
+static enum rc gather(const struct run_options *o, json_t *document, struct err *e) {
+    json_t *spec = NULL, *rows = json_array(), *inputs = json_object(), *ignored = json_object();
+    json_object_set_new(document, "rows", rows);
+    json_object_set_new(document, "inputs", inputs);
+    json_object_set_new(document, "earlier", ignored);
+    if (json_parse_file(o->spec, SPEC_FILE_MAX, &spec, e) != RC_OK) return err_context(e, "%s", o->spec);
+    json_object_set_new(document, "spec", spec);
+    add_files(o, document);
+    if (o->resume) TRY(read_output(o->resume, rows, ignored, e));
+    for (int i = 0; i < o->input_count; i++)
+        TRY(add_input(o->inputs[i], inputs, e));
+    return RC_OK;
+}
+
+static enum rc execute(const struct worker *worker, const json_t *document, struct err *e) {
+    static const atomic_bool never;
+    struct job_link link = {.send = print_message, .lookup = nothing_cached};
+    struct msg_start start = {.job = run_job_id,
+                              .attempt = 1,
+                              .spec = json_object_get(document, "spec"),
+                              .model = json_object_get(document, "model"),
+                              .dataset = json_object_get(document, "dataset"),
+                              .inputs = json_object_get(document, "inputs"),
+                              .rows = json_object_get(document, "rows")};
+    struct message end = {.type = MSG_RESULT, .result = {.job = run_job_id}};
+    enum rc rc = worker_execute(worker, &start, &link, &never, &end.result.result, e);
+    json_t *result = end.result.result;
+    if (rc != RC_OK) end = (struct message){.type = MSG_ERROR, .error = {.job = run_job_id, .err = *e}};
+    struct err print;
+    enum rc printed = print_message(NULL, &end, &print);
+    json_decref(result);
+    if (rc == RC_OK && printed != RC_OK) *e = print;
+    return rc == RC_OK ? printed : rc;
+}
+
+enum rc run_by_hand(const struct worker *worker, const struct run_options *options, struct err *e) {
+    json_t *document = json_object();
+    enum rc rc = gather(options, document, e);
+    if (rc == RC_OK) rc = execute(worker, document, e);
+    json_decref(document);
+    return rc;
+}
