@@ -121,6 +121,7 @@ static enum rc embed_windows(struct walker *k, struct err *e) {
         TRY(check_cancel(w, e));
         struct embed_args a = {.table = w->model->embedding->data,
                                .type = w->model->embedding->type,
+                               .vocab = w->model->embedding->shape[0],
                                .ids = w->windows->ids + (w->first + i) * w->windows->length,
                                .multiplier = (float)w->model->arch.embedding_multiplier,
                                .out = k->forward.x};

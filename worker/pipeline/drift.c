@@ -1,0 +1,122 @@
+#include "worker/pipeline/drift.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/json.h"
+
+double error_ratio(double num, double den) {
+    if (den > 0) return num / den;
+    return num > 0 ? 1 : 0;
+}
+
+struct drift_row drift_row_measured(const struct error_report *report, double rtn_drift, int64_t bytes) {
+    return (struct drift_row){.drift = error_ratio(report->drift_num, report->drift_den),
+                              .drift_num = report->drift_num,
+                              .drift_den = report->drift_den,
+                              .relative_error = error_ratio(report->frobenius, report->weight_frobenius),
+                              .max_abs_error = report->max_abs,
+                              .rtn_drift = rtn_drift,
+                              .bytes = bytes,
+                              .known = true};
+}
+
+struct drift_row drift_row_none(const struct linear *linear) {
+    return (struct drift_row){.bytes = 2 * linear->rows * linear->cols, .known = true};
+}
+
+struct drift_row *drift_at(const struct drift_table *t, size_t linear, size_t candidate) {
+    return &t->rows[linear * t->candidate_count + candidate];
+}
+
+json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t candidate) {
+    const struct linear *l = t->linears[linear];
+    const struct candidate *c = &t->candidates[candidate];
+    const struct drift_row *r = drift_at(t, linear, candidate);
+    int64_t params = l->rows * l->cols;
+    char id[CANDIDATE_ID_SIZE];
+    return json_pack("{ss si ss s[II] sI ss sf sf sf sf sf so sI sf sb}", "name", l->name, "block", l->block,
+                     "projection", l->projection, "shape", (json_int_t)l->rows, (json_int_t)l->cols, "params",
+                     (json_int_t)params, "candidate", candidate_id(c, id), "drift", r->drift, "drift_num", r->drift_num,
+                     "drift_den", r->drift_den, "relative_error", r->relative_error, "max_abs_error", r->max_abs_error,
+                     "rtn_drift", c->method == METHOD_HQQ ? json_real(r->rtn_drift) : json_null(), "bytes",
+                     (json_int_t)r->bytes, "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached",
+                     r->cached);
+}
+
+static enum rc get_number(const json_t *data, const char *key, bool optional, double *out, struct err *e) {
+    *out = optional ? 0 : NAN;
+    TRY(json_get_number(data, key, out, e));
+    return isnan(*out) ? err_set(e, RC_INVALID, "a stored drift row lacks \"%s\"", key) : RC_OK;
+}
+
+enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *e) {
+    *row = (struct drift_row){.bytes = -1};
+    TRY(get_number(data, "drift", false, &row->drift, e));
+    TRY(get_number(data, "drift_num", false, &row->drift_num, e));
+    TRY(get_number(data, "drift_den", false, &row->drift_den, e));
+    TRY(get_number(data, "relative_error", false, &row->relative_error, e));
+    TRY(get_number(data, "max_abs_error", false, &row->max_abs_error, e));
+    TRY(get_number(data, "rtn_drift", true, &row->rtn_drift, e));
+    TRY(json_get_int(data, "bytes", 0, INT64_MAX, &row->bytes, e));
+    if (row->bytes < 0) return err_set(e, RC_INVALID, "a stored drift row lacks \"bytes\"");
+    TRY(json_get_bool(data, "cached", &row->cached, e));
+    row->known = true;
+    return RC_OK;
+}
+
+static bool same_but_bits(const struct candidate *a, const struct candidate *b) {
+    return a->method == b->method && a->group == b->group && a->symmetric == b->symmetric && a->zero == b->zero &&
+           a->layout == b->layout;
+}
+
+int drift_next_bits(const struct drift_table *t, size_t candidate) {
+    const struct candidate *all = t->candidates, *low = &all[candidate];
+    int best = -1;
+    for (size_t c = 0; c < t->candidate_count; c++)
+        if (same_but_bits(&all[c], low) && all[c].bits > low->bits && (best < 0 || all[c].bits < all[best].bits))
+            best = (int)c;
+    return best;
+}
+
+bool drift_inverted(const struct drift_table *t, size_t linear, size_t candidate) {
+    int above = drift_next_bits(t, candidate);
+    if (above < 0) return false;
+    const struct drift_row *low = drift_at(t, linear, candidate), *high = drift_at(t, linear, (size_t)above);
+    return low->known && high->known && high->drift > low->drift;
+}
+
+json_t *drift_totals(const struct drift_table *t) {
+    json_t *totals = json_array();
+    for (size_t c = 0; c < t->candidate_count; c++) {
+        double sum = 0, most = 0, params = 0;
+        int64_t bytes = 0;
+        for (size_t l = 0; l < t->linear_count; l++) {
+            const struct drift_row *r = drift_at(t, l, c);
+            sum += r->drift;
+            most = fmax(most, r->drift);
+            bytes += r->bytes;
+            params += (double)(t->linears[l]->rows * t->linears[l]->cols);
+        }
+        char id[CANDIDATE_ID_SIZE];
+        json_array_append_new(totals, json_pack("{ss sI sf sf sf sf}", "candidate", candidate_id(&t->candidates[c], id),
+                                                "bytes", (json_int_t)bytes, "bits_per_weight",
+                                                8 * (double)bytes / params, "drift_sum", sum, "drift_mean",
+                                                sum / (double)t->linear_count, "drift_max", most));
+    }
+    return totals;
+}
+
+json_t *drift_guard(const struct drift_table *t) {
+    json_t *guard = json_array();
+    for (size_t l = 0; l < t->linear_count; l++)
+        for (size_t c = 0; c < t->candidate_count; c++) {
+            const struct drift_row *r = drift_at(t, l, c);
+            if (t->candidates[c].method != METHOD_HQQ || r->drift <= r->rtn_drift) continue;
+            char id[CANDIDATE_ID_SIZE];
+            json_array_append_new(guard, json_pack("{ss ss sf sf}", "name", t->linears[l]->name, "candidate",
+                                                   candidate_id(&t->candidates[c], id), "drift", r->drift, "rtn_drift",
+                                                   r->rtn_drift));
+        }
+    return guard;
+}

@@ -1,0 +1,54 @@
+/* The table a profile fills: one row per Linear and candidate, and what follows from all of it.
+ *
+ * drift = ‖XDᵀ‖² / ‖XWᵀ‖² (0 = lossless). A row's numbers depend on the Linear, what lies upstream of it, the
+ * calibration and the candidate alone, never on which other candidates are in the job. Pure but for JSON. */
+#ifndef HSAQ_WORKER_PIPELINE_DRIFT_H
+#define HSAQ_WORKER_PIPELINE_DRIFT_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "base/candidate.h"
+#include "kernels/backend.h"
+#include "worker/model/model.h"
+
+struct drift_row {
+    double drift, drift_num, drift_den;
+    double relative_error, max_abs_error; /* ‖D‖/‖W‖, max |D| */
+    double rtn_drift; /* HQQ: RTN's drift at the same bits and group, so that a row says when HQQ is no gain; else 0 */
+    int64_t bytes;    /* packed */
+    bool known, cached;
+};
+
+struct drift_table {
+    const struct linear **linears; /* [linear_count] in model order */
+    size_t linear_count;
+    const struct candidate *candidates; /* [candidate_count] */
+    size_t candidate_count;
+    struct drift_row *rows; /* [linear_count, candidate_count] */
+};
+
+/* A ratio of two sums of squares; 0/0 is 0 and x/0 is 1, so that a dead input is never NaN in a table. */
+double error_ratio(double num, double den);
+/* From what the backend measured; `none` rows are exact and cost 2 bytes a weight. */
+struct drift_row drift_row_measured(const struct error_report *report, double rtn_drift, int64_t bytes);
+struct drift_row drift_row_none(const struct linear *linear);
+
+/* As clients read it and the cache keeps it: {name, block, projection, shape, params, candidate, drift, drift_num,
+ * drift_den, relative_error, max_abs_error, rtn_drift, bytes, bits_per_weight, cached}; rtn_drift null unless HQQ. */
+json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t candidate);
+/* The measured numbers of such an object; RC_INVALID when one is missing. `cached` as it stands there. */
+enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *e);
+
+struct drift_row *drift_at(const struct drift_table *t, size_t linear, size_t candidate);
+/* The candidate with the next more bits and everything else equal, or −1. */
+int drift_next_bits(const struct drift_table *t, size_t candidate);
+/* More bits, more drift: the pair (candidate, candidate with the next more bits) of one Linear, both known. */
+bool drift_inverted(const struct drift_table *t, size_t linear, size_t candidate);
+
+/* [{candidate, bytes, bits_per_weight, drift_sum, drift_mean, drift_max}] in the order of candidates. */
+json_t *drift_totals(const struct drift_table *t);
+/* [{name, candidate, drift, rtn_drift}]: where HQQ is worse than RTN. */
+json_t *drift_guard(const struct drift_table *t);
+
+#endif

@@ -1,0 +1,56 @@
+#include "worker/pipeline/grams.h"
+
+#include "base/sizes.h"
+
+/* Zeros for the device, which knows no memset: all-zero bytes are 0.0 in every float type. */
+enum { ZEROS = 1 << 16 };
+static const float zeros[ZEROS];
+
+static enum rc clear(const struct job *job, struct matd h, struct err *e) {
+    float *at = (float *)h.data;
+    for (int64_t left = 2 * h.rows * h.stride; left > 0; left -= ZEROS, at += ZEROS)
+        TRY(job->backend->upload(job->device, zeros, DTYPE_F32, left < ZEROS ? left : ZEROS, at, e));
+    return RC_OK;
+}
+
+static enum rc check_limit(const struct job *job, int64_t bytes, struct err *e) {
+    if (job->ram_limit <= 0 || bytes <= job->ram_limit) return RC_OK;
+    char needed[24], limit[24];
+    return err_set(e, RC_NO_MEMORY,
+                   "the Gram matrices of one block need %s and --ram-limit is %s: raise it, or profile fewer "
+                   "projections at a time with \"layers\"",
+                   size_format(bytes, needed, sizeof needed), size_format(job->ram_limit, limit, sizeof limit));
+}
+
+enum rc grams_open(struct grams *g, const struct job *job, const int64_t width[INPUT_COUNT], struct err *e) {
+    *g = (struct grams){.job = job};
+    for (int i = 0; i < INPUT_COUNT; i++)
+        g->bytes += width[i] * width[i] * (int64_t)sizeof(double);
+    TRY(check_limit(job, g->bytes, e));
+    for (int i = 0; i < INPUT_COUNT; i++) {
+        void *memory = NULL;
+        if (width[i]) TRY(job->backend->alloc(job->device, (size_t)(width[i] * width[i]) * sizeof(double), &memory, e));
+        g->h[i] = (struct matd){memory, width[i], width[i], width[i]};
+    }
+    return RC_OK;
+}
+
+void grams_release(struct grams *g) {
+    for (int i = 0; i < INPUT_COUNT; i++)
+        if (g->h[i].data) g->job->backend->free(g->job->device, g->h[i].data);
+    *g = (struct grams){.job = g->job};
+}
+
+enum rc grams_begin(struct grams *g, const bool wanted[INPUT_COUNT], struct err *e) {
+    for (int i = 0; i < INPUT_COUNT; i++) {
+        g->active[i] = wanted[i];
+        if (wanted[i]) TRY(clear(g->job, g->h[i], e));
+    }
+    return RC_OK;
+}
+
+enum rc grams_add(struct grams *g, enum linear_input input, struct matf x, struct err *e) {
+    if (!g->active[input]) return RC_OK;
+    struct gram_args a = {.x = x, .h = g->h[input]};
+    return g->job->backend->gram(g->job->device, &a, e);
+}

@@ -1,0 +1,28 @@
+/* The Gram matrices H = Σ xᵀx [K, K] of one block's distinct inputs (and the head's), in device memory.
+ *
+ * One block at a time: memory is the sum over the block's needed inputs, whatever the number of windows. */
+#ifndef HSAQ_WORKER_PIPELINE_GRAMS_H
+#define HSAQ_WORKER_PIPELINE_GRAMS_H
+
+#include <stdbool.h>
+
+#include "worker/model/model.h"
+#include "worker/pipeline/job.h"
+
+struct grams {
+    const struct job *job;
+    struct matd h[INPUT_COUNT]; /* [K, K]; data NULL: never needed */
+    bool active[INPUT_COUNT];   /* accumulated in this block */
+    int64_t bytes;
+};
+
+/* width[i]: K of input i, 0 when no block needs it. RC_NO_MEMORY when they exceed the job's ram_limit. */
+enum rc grams_open(struct grams *g, const struct job *job, const int64_t width[INPUT_COUNT], struct err *e);
+void grams_release(struct grams *g);
+
+/* Zeroes and activates exactly the inputs wanted. */
+enum rc grams_begin(struct grams *g, const bool wanted[INPUT_COUNT], struct err *e);
+/* Nothing when the input is not active. x [T, K]. */
+enum rc grams_add(struct grams *g, enum linear_input input, struct matf x, struct err *e);
+
+#endif
