@@ -1,0 +1,284 @@
+/* eval: the quantized model beside the reference, window by window, in one walk of two streams.
+ *
+ * Windows go in batches: a batch is one walk, and its rows are durable before the next begins, so that a killed job
+ * resumes there, and hidden states do not grow with the text. Each batch quantizes anew, by the code that the profile
+ * scored. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/json.h"
+#include "base/mem.h"
+#include "worker/pipeline/eval_result.h"
+#include "worker/pipeline/quantize.h"
+#include "worker/pipeline/source.h"
+#include "worker/pipeline/upload.h"
+#include "worker/pipeline/walk.h"
+
+enum { BATCH_TOKENS = 32768, REFERENCE = 0, QUANTIZED = 1 };
+
+struct eval {
+    const struct job *job;
+    const struct spec_eval *spec;
+    struct source source;
+    struct windows windows;
+    struct eval_table table;
+    struct candidate *recipe;                /* [linear_count]; METHOD_NONE keeps a Linear */
+    struct matf replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; buffers as wide as the widest */
+    struct matf head, head_q;                /* [V, D]; head_q.data NULL: the reference's */
+    double *nll, *nll_q, *kl;                /* [length] of one window */
+    uint8_t *agree;                          /* [length] */
+    double seconds;
+    int64_t tokens_walked;
+};
+
+static enum rc open_windows(struct eval *v, struct err *e) {
+    const struct spec_eval *s = v->spec;
+    int64_t *dropped = &v->table.dropped_tokens;
+    if (s->protocol == PROTOCOL_LLAMA_CPP)
+        TRY(windows_llama_cpp(&v->source.tokens, s->length, s->windows, tokenizer_bos(v->source.tokenizer), &v->windows,
+                              dropped, e));
+    else
+        TRY(windows_all(&v->source.tokens, s->length, s->windows, &v->windows, dropped, e));
+    v->table.windows = calloc((size_t)v->windows.count, sizeof *v->table.windows);
+    if (!v->table.windows) return err_set(e, RC_NO_MEMORY, "no memory for %lld windows", (long long)v->windows.count);
+    v->table.count = v->windows.count;
+    for (int64_t i = 0; i < v->windows.count; i++)
+        v->table.windows[i].tokens = v->windows.length - v->windows.first_label;
+    return RC_OK;
+}
+
+static enum rc assign(struct eval *v, const json_t *row, struct err *e) {
+    const char *name = NULL, *id = NULL;
+    TRY(json_get_string(row, "name", &name, e));
+    TRY(json_get_string(row, "candidate", &id, e));
+    for (int64_t i = 0; name && id && i < v->source.model->linear_count; i++)
+        if (!strcmp(v->source.model->linears[i].name, name)) return candidate_from_id(id, &v->recipe[i], e);
+    return err_at(e, "/allocation", RC_INVALID, "the allocation assigns %s, which model %s does not have",
+                  name ? name : "a Linear without a name", v->source.model->name);
+}
+
+static enum rc open_recipe(struct eval *v, struct err *e) {
+    int64_t count = v->source.model->linear_count;
+    v->recipe = xcalloc((size_t)count, sizeof *v->recipe);
+    v->table.quantized = v->spec->uniform || v->spec->allocation;
+    for (int64_t i = 0; v->spec->uniform && i < count; i++)
+        if (v->source.model->linears[i].block >= 0) v->recipe[i] = *v->spec->uniform;
+    const json_t *allocation = json_object_get(json_object_get(v->job->inputs, "allocation"), "result");
+    const json_t *row, *assignment = json_object_get(allocation, "assignment");
+    if (v->spec->allocation && !json_array_size(assignment))
+        return err_at(e, "/allocation", RC_INVALID, "the allocation's result has no assignment");
+    size_t k;
+    json_array_foreach(assignment, k, row) TRY(assign(v, row, e));
+    return RC_OK;
+}
+
+static enum rc take_earlier_rows(struct eval *v, struct err *e) {
+    for (int64_t i = 0; i < v->table.count; i++) {
+        const json_t *row = job_row(v->job, "window", i);
+        if (row) TRY(eval_window_decode(&v->table, i, row, job_row(v->job, "token_kl", i), e));
+    }
+    return RC_OK;
+}
+
+static enum rc allocate(struct eval *v, struct err *e) {
+    const struct model *model = v->source.model;
+    size_t length = (size_t)v->windows.length;
+    v->nll = xcalloc(3 * length, sizeof *v->nll);
+    v->nll_q = v->nll + length;
+    v->kl = v->nll_q + length;
+    v->agree = xcalloc(length, 1);
+    v->head = matf(NULL, model->head->shape[0], model->head->shape[1]);
+    TRY(upload_new(v->job, model->head, &v->head.data, e));
+    const struct candidate *head = &v->recipe[model->linear_count - 1];
+    if (head->method != METHOD_NONE) {
+        v->head_q = v->head;
+        v->head_q.data = NULL;
+        TRY(device_floats(v->job, v->head.rows * v->head.cols, &v->head_q.data, e));
+        TRY(quantize_weights(v->job, v->head, head, v->head_q, NULL, e));
+    }
+    for (int position = 0; v->table.quantized && position < BLOCK_LINEARS_MAX; position++) {
+        int64_t most = 0;
+        for (int block = 0; block < model->arch.blocks; block++) {
+            int index = model->blocks[block].linears[position];
+            int64_t count = index < 0 ? 0 : model->linears[index].rows * model->linears[index].cols;
+            if (count > most) most = count;
+            if (index < 0) break;
+        }
+        if (!most) break;
+        TRY(device_floats(v->job, most, &v->replaced[position].data, e));
+    }
+    return RC_OK;
+}
+
+static enum rc replace_weights(void *ctx, int stream, int block, struct block_weights *w, struct err *e) {
+    struct eval *v = ctx;
+    const int *linears = v->source.model->blocks[block].linears;
+    for (int position = 0; stream == QUANTIZED && position < BLOCK_LINEARS_MAX && linears[position] >= 0; position++) {
+        const struct candidate *c = &v->recipe[linears[position]];
+        if (c->method == METHOD_NONE) continue;
+        struct matf *out = &v->replaced[position], from = w->linear[position];
+        *out = matf(out->data, from.rows, from.cols);
+        if (quantize_weights(v->job, from, c, *out, NULL, e) != RC_OK)
+            return err_context(e, "%s", v->source.model->linears[linears[position]].name);
+        w->linear[position] = *out;
+    }
+    return RC_OK;
+}
+
+static void sum_window(struct eval *v, struct eval_window *w) {
+    for (int64_t i = 0; i < w->tokens; i++)
+        w->nll += v->nll[i];
+    if (!v->table.quantized) return;
+    w->token_kl = xcalloc((size_t)w->tokens, sizeof *w->token_kl);
+    for (int64_t i = 0; i < w->tokens; i++) {
+        w->nll_q += v->nll_q[i];
+        w->kl += v->kl[i];
+        w->top1_agree += v->agree[i];
+        w->token_kl[i] = (float)v->kl[i];
+    }
+}
+
+static enum rc send_window(const struct eval *v, int64_t window, struct err *e) {
+    if (v->table.quantized && !job_row(v->job, "token_kl", window)) {
+        json_t *token_kl = eval_token_kl_encode(&v->table, window);
+        enum rc rc = emit_row(v->job, "token_kl", window, token_kl, NULL, e);
+        json_decref(token_kl);
+        TRY(rc);
+    }
+    json_t *data = eval_window_encode(&v->table, window);
+    if (!data)
+        return err_set(e, RC_INVALID,
+                       "the NLL of window %lld is not a finite number: the model's weights overflow fp32",
+                       (long long)window);
+    enum rc rc = emit_row(v->job, "window", window, data, NULL, e);
+    json_decref(data);
+    return rc;
+}
+
+/* Rows of x whose next token is scored. */
+static struct matf scored(const struct eval *v, struct matf x) {
+    int64_t first = v->windows.first_label - 1;
+    return (struct matf){x.data + first * x.stride, v->windows.length - v->windows.first_label, x.cols, x.stride};
+}
+
+static enum rc score_window(void *ctx, int64_t window, const struct matf *x, struct err *e) {
+    struct eval *v = ctx;
+    struct eval_window *w = &v->table.windows[window];
+    if (w->known) return RC_OK;
+    const int32_t *ids = v->windows.ids + window * v->windows.length;
+    struct score_args a = {.x = scored(v, x[REFERENCE]),
+                           .head = v->head,
+                           .logit_scale = (float)(1 / v->source.model->arch.logits_scaling),
+                           .labels = ids + v->windows.first_label,
+                           .nll = v->nll};
+    if (v->table.quantized) {
+        a.x_q = scored(v, x[QUANTIZED]);
+        a.head_q = v->head_q;
+        a.nll_q = v->nll_q;
+        a.kl = v->kl;
+        a.top1_agree = v->agree;
+    }
+    TRY(v->job->backend->score(v->job->device, &a, e));
+    sum_window(v, w);
+    w->known = true;
+    return send_window(v, window, e);
+}
+
+static int64_t first_unknown(const struct eval_table *t, int64_t from) {
+    while (from < t->count && t->windows[from].known)
+        from++;
+    return from;
+}
+
+static enum rc walk_batches(struct eval *v, struct err *e) {
+    struct walk_hooks hooks = {.ctx = v, .weights = replace_weights, .final = score_window};
+    int64_t batch = BATCH_TOKENS / v->windows.length > 0 ? BATCH_TOKENS / v->windows.length : 1;
+    int64_t first = first_unknown(&v->table, 0), skipped = first;
+    struct walk walk = {.job = v->job,
+                        .model = v->source.model,
+                        .windows = &v->windows,
+                        .streams = v->table.quantized ? 2 : 1,
+                        .last_block = -1,
+                        .hooks = &hooks,
+                        .phase = "windows",
+                        .tokens_total = v->windows.count * v->windows.length};
+    for (; first < v->table.count; first = first_unknown(&v->table, first)) {
+        walk.first = first;
+        walk.count = v->table.count - first < batch ? v->table.count - first : batch;
+        walk.tokens_before = first * v->windows.length;
+        TRY(walk_run(&walk, e));
+    }
+    v->tokens_walked = (v->table.count - skipped) * v->windows.length;
+    return RC_OK;
+}
+
+static double monotonic_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static enum rc run(struct eval *v, struct err *e) {
+    TRY(source_open(v->job, &v->source, e));
+    TRY(open_windows(v, e));
+    TRY(open_recipe(v, e));
+    TRY(take_earlier_rows(v, e));
+    double start = monotonic_seconds();
+    TRY(allocate(v, e));
+    TRY(walk_batches(v, e));
+    v->seconds = monotonic_seconds() - start;
+    return RC_OK;
+}
+
+static enum rc add_compare(const struct eval *v, const char *windows_hash_text, json_t *result, struct err *e) {
+    if (!v->spec->compare) return RC_OK;
+    const json_t *other = json_object_get(v->job->inputs, "compare");
+    const char *hash = json_string_value(json_object_get(json_object_get(other, "result"), "windows_hash"));
+    if (!hash || strcmp(hash, windows_hash_text) != 0)
+        return err_at(e, "/compare", RC_INVALID,
+                      "job %s evaluated other windows: use the same dataset, tokenizer, length and number of windows",
+                      v->spec->compare);
+    json_t *compare = NULL;
+    TRY(eval_compare_json(&v->table, json_object_get(other, "rows"), &compare, e));
+    json_object_set_new(compare, "job", json_string(v->spec->compare));
+    json_object_set_new(result, "compare", compare);
+    return RC_OK;
+}
+
+static enum rc make_result(const struct eval *v, json_t **result, struct err *e) {
+    char text[HASH_TEXT_SIZE];
+    struct hash128 hash = windows_hash(&v->windows);
+    hash_text(&hash, text);
+    *result = eval_result_json(&v->table);
+    json_object_set_new(*result, "windows_hash", json_string(text));
+    json_object_set_new(*result, "tokens_per_second",
+                        json_real(v->seconds > 0 ? (double)v->tokens_walked / v->seconds : 0));
+    enum rc rc = add_compare(v, text, *result, e);
+    if (rc == RC_OK) return RC_OK;
+    json_decref(*result);
+    *result = NULL;
+    return rc;
+}
+
+static void release(struct eval *v) {
+    float *device[] = {v->head.data, v->head_q.data};
+    for (size_t i = 0; i < sizeof device / sizeof *device; i++)
+        if (device[i]) v->job->backend->free(v->job->device, device[i]);
+    for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
+        if (v->replaced[position].data) v->job->backend->free(v->job->device, v->replaced[position].data);
+    free(v->nll);
+    free(v->agree);
+    free(v->recipe);
+    eval_table_release(&v->table);
+    windows_release(&v->windows);
+    source_release(&v->source);
+}
+
+enum rc pipeline_eval(const struct job *job, json_t **result, struct err *e) {
+    struct eval v = {.job = job, .spec = &job->spec->eval};
+    enum rc rc = run(&v, e);
+    if (rc == RC_OK) rc = make_result(&v, result, e);
+    release(&v);
+    return rc;
+}

@@ -1,0 +1,393 @@
+/* profile: the drift of every Linear at every candidate, from one walk that accumulates H = XᵀX.
+ *
+ * A row comes from an earlier attempt, from the cache, or from the walk, in this order; the walk covers only what is
+ * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are recomputed by plain float64
+ * loops in a walk of their own, since they tell of a defect and have to be beyond doubt. */
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/json.h"
+#include "base/mem.h"
+#include "worker/model/fingerprint.h"
+#include "worker/pipeline/drift.h"
+#include "worker/pipeline/gramwalk.h"
+#include "worker/pipeline/match.h"
+#include "worker/pipeline/profile.h"
+#include "worker/pipeline/quantize.h"
+#include "worker/pipeline/source.h"
+#include "worker/pipeline/upload.h"
+
+static const char row_phase[] = "drift";
+
+struct profile {
+    const struct job *job;
+    const struct spec_profile *spec;
+    struct source source;
+    struct windows windows;
+    struct fingerprints *prints;
+    struct drift_table table;
+    int64_t *place; /* [table.linear_count] index into model.linears */
+    int64_t computed, cached, resumed;
+    double seconds; /* of the walk */
+    json_t *inversions;
+};
+
+static int64_t row_index(const struct profile *p, size_t l, size_t c) {
+    return (int64_t)(l * p->table.candidate_count + c);
+}
+
+static enum rc choose_linears(struct profile *p, struct err *e) {
+    const struct model *model = p->source.model;
+    struct match *match = NULL;
+    if (p->spec->layers) TRY(match_new(p->spec->layers, &match, e));
+    p->table.linears = xcalloc((size_t)model->linear_count, sizeof *p->table.linears);
+    p->place = xcalloc((size_t)model->linear_count, sizeof *p->place);
+    enum rc rc = RC_OK;
+    for (int64_t i = 0; rc == RC_OK && i < model->linear_count; i++) {
+        const struct linear *linear = &model->linears[i];
+        bool found = linear->block >= 0 || p->spec->head;
+        if (found && match) rc = match_test(match, linear->name, &found, e);
+        if (rc != RC_OK || !found) continue;
+        p->place[p->table.linear_count] = i;
+        p->table.linears[p->table.linear_count++] = linear;
+    }
+    match_free(match);
+    if (rc == RC_OK && p->table.linear_count == 0)
+        return err_at(e, "/layers", RC_INVALID, "no Linear of %s matches \"%s\"", model->name, p->spec->layers);
+    return rc;
+}
+
+static enum rc open_table(struct profile *p, struct err *e) {
+    TRY(choose_linears(p, e));
+    p->table.candidates = p->spec->candidates.items;
+    p->table.candidate_count = p->spec->candidates.count;
+    p->table.rows = calloc(p->table.linear_count * p->table.candidate_count, sizeof *p->table.rows);
+    return p->table.rows ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory for the drift table");
+}
+
+static enum rc open_windows(struct profile *p, struct err *e) {
+    const struct spec_calibration *c = p->spec->calibration;
+    if (c->sampling == SAMPLING_RANDOM)
+        return windows_random(&p->source.tokens, c->length, c->samples, (uint64_t)c->seed, &p->windows, e);
+    return windows_first(&p->source.tokens, c->length, c->samples, &p->windows, e);
+}
+
+/* Tensor hashes: from the daemon's fingerprint cache, or by reading the model. */
+static enum rc fingerprint_model(struct profile *p, struct err *e) {
+    const struct job *job = p->job;
+    char key[HASH_TEXT_SIZE];
+    p->prints = fingerprints_new(p->source.model);
+    fingerprints_key(p->prints, key);
+    json_t *keys = json_pack("[s]", key), *found = NULL;
+    enum rc rc = job->link->lookup(job->link->ctx, CACHE_FINGERPRINT, keys, &found, e);
+    json_decref(keys);
+    TRY(rc);
+    fingerprints_restore(p->prints, json_object_get(found, key));
+    json_decref(found);
+    int64_t hashed = 0;
+    for (; fingerprints_next(p->prints); hashed++)
+        if (job_cancelled(job)) return err_set(e, RC_CANCELLED, "cancelled");
+    if (hashed) {
+        json_t *data = fingerprints_store(p->prints);
+        struct message m = {.type = MSG_STORE,
+                            .store = {.cache = CACHE_FINGERPRINT, .key = key, .model = p->spec->model, .data = data}};
+        rc = job->link->send(job->link->ctx, &m, e);
+        json_decref(data);
+    }
+    fingerprints_chain(p->prints, &p->windows);
+    return rc;
+}
+
+static const char *cache_key(const struct profile *p, size_t l, size_t c, char key[HASH_TEXT_SIZE]) {
+    char id[CANDIDATE_ID_SIZE];
+    candidate_id(&p->table.candidates[c], id);
+    return fingerprints_drift_key(p->prints, p->place[l], id, "cpu/fp32", key);
+}
+
+static enum rc send_row(const struct profile *p, size_t l, size_t c, struct err *e) {
+    char key[HASH_TEXT_SIZE];
+    bool keep = !drift_at(&p->table, l, c)->cached;
+    if (keep) cache_key(p, l, c, key);
+    json_t *data = drift_row_encode(&p->table, l, c);
+    if (!data) return err_set(e, RC_INTERNAL, "the drift of %s is not a finite number", p->table.linears[l]->name);
+    enum rc rc = emit_row(p->job, row_phase, row_index(p, l, c), data, keep ? key : NULL, e);
+    json_decref(data);
+    return rc;
+}
+
+static enum rc take_earlier_rows(struct profile *p, struct err *e) {
+    for (size_t l = 0; l < p->table.linear_count; l++)
+        for (size_t c = 0; c < p->table.candidate_count; c++) {
+            const json_t *data = job_row(p->job, row_phase, row_index(p, l, c));
+            if (!data) continue;
+            TRY(drift_row_decode(data, drift_at(&p->table, l, c), e));
+            p->resumed++;
+        }
+    return RC_OK;
+}
+
+static enum rc take_cached_rows(struct profile *p, const json_t *found, struct err *e) {
+    char key[HASH_TEXT_SIZE];
+    for (size_t l = 0; l < p->table.linear_count; l++)
+        for (size_t c = 0; c < p->table.candidate_count; c++) {
+            struct drift_row *row = drift_at(&p->table, l, c);
+            const json_t *data = row->known ? NULL : json_object_get(found, cache_key(p, l, c, key));
+            if (!data) continue;
+            TRY(drift_row_decode(data, row, e));
+            row->cached = true;
+            p->cached++;
+            TRY(send_row(p, l, c, e));
+        }
+    return RC_OK;
+}
+
+static enum rc ask_cache(struct profile *p, struct err *e) {
+    json_t *keys = json_array(), *found = NULL;
+    char key[HASH_TEXT_SIZE];
+    for (size_t l = 0; l < p->table.linear_count; l++)
+        for (size_t c = 0; c < p->table.candidate_count; c++)
+            if (!drift_at(&p->table, l, c)->known) json_array_append_new(keys, json_string(cache_key(p, l, c, key)));
+    enum rc rc = RC_OK;
+    if (json_array_size(keys)) rc = p->job->link->lookup(p->job->link->ctx, CACHE_DRIFT, keys, &found, e);
+    if (rc == RC_OK && found) rc = take_cached_rows(p, found, e);
+    json_decref(keys);
+    json_decref(found);
+    return rc;
+}
+
+/* One Linear in the hands of the walk. */
+struct bench {
+    const struct job *job;
+    struct matf w, w_hat; /* [N, K] */
+    struct matd h;        /* [K, K] */
+    double drift_den;
+    bool has_den;
+};
+
+static enum rc measure(struct bench *b, const struct candidate *candidate, struct error_report *report, struct err *e) {
+    TRY(quantize_weights(b->job, b->w, candidate, b->w_hat, NULL, e));
+    struct error_args a = {.w = b->w, .w_hat = b->w_hat, .h = b->h, .drift_den = b->has_den ? &b->drift_den : NULL};
+    TRY(b->job->backend->error(b->job->device, &a, report, e));
+    b->drift_den = report->drift_den;
+    b->has_den = true;
+    return RC_OK;
+}
+
+static struct candidate as_rtn(struct candidate c) {
+    c.method = METHOD_RTN;
+    return c;
+}
+
+static enum rc fill_row(struct bench *b, const struct candidate *c, const struct linear *linear, struct drift_row *row,
+                        struct err *e) {
+    if (c->method == METHOD_NONE) {
+        *row = drift_row_none(linear);
+        return RC_OK;
+    }
+    struct error_report report, rtn = {0};
+    TRY(measure(b, c, &report, e));
+    if (c->method == METHOD_HQQ) {
+        struct candidate plain = as_rtn(*c);
+        TRY(measure(b, &plain, &rtn, e));
+    }
+    *row = drift_row_measured(&report, error_ratio(rtn.drift_num, rtn.drift_den),
+                              candidate_bytes(c, linear->rows, linear->cols));
+    return RC_OK;
+}
+
+static enum rc fill_linear(struct profile *p, size_t l, struct bench *b, struct err *e) {
+    for (size_t c = 0; c < p->table.candidate_count; c++) {
+        struct drift_row *row = drift_at(&p->table, l, c);
+        if (row->known) continue;
+        if (fill_row(b, &p->table.candidates[c], p->table.linears[l], row, e) != RC_OK)
+            return err_context(e, "%s", p->table.linears[l]->name);
+        p->computed++;
+        TRY(send_row(p, l, c, e));
+    }
+    return RC_OK;
+}
+
+static size_t table_place(const struct profile *p, int64_t index) {
+    size_t l = 0;
+    while (p->place[l] != index)
+        l++;
+    return l;
+}
+
+typedef enum rc (*bench_fn)(struct profile *p, size_t l, struct bench *b, struct err *e);
+
+/* Lends `use` a buffer for ŵ. */
+static enum rc with_bench(struct profile *p, int64_t index, struct matf w, struct matd h, bench_fn use, struct err *e) {
+    struct bench b = {.job = p->job, .w = w, .w_hat = matf(NULL, w.rows, w.cols), .h = h};
+    TRY(device_floats(p->job, w.rows * w.cols, &b.w_hat.data, e));
+    enum rc rc = use(p, table_place(p, index), &b, e);
+    p->job->backend->free(p->job->device, b.w_hat.data);
+    return rc;
+}
+
+static enum rc profile_linear(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
+    return with_bench(ctx, index, w, h, fill_linear, e);
+}
+
+static bool any_unknown(const struct profile *p, size_t l) {
+    for (size_t c = 0; c < p->table.candidate_count; c++)
+        if (!drift_at(&p->table, l, c)->known) return true;
+    return false;
+}
+
+static bool any_inverted(const struct profile *p, size_t l) {
+    for (size_t c = 0; c < p->table.candidate_count; c++)
+        if (drift_inverted(&p->table, l, c)) return true;
+    return false;
+}
+
+static enum rc walk_where(struct profile *p, const char *phase, bool (*want)(const struct profile *, size_t),
+                          enum rc (*linear)(void *, int64_t, struct matf, struct matd, struct err *), struct err *e) {
+    bool *wanted = xcalloc((size_t)p->source.model->linear_count, sizeof *wanted);
+    for (size_t l = 0; l < p->table.linear_count; l++)
+        wanted[p->place[l]] = want(p, l);
+    struct gram_walk g = {.job = p->job,
+                          .model = p->source.model,
+                          .windows = &p->windows,
+                          .phase = phase,
+                          .wanted = wanted,
+                          .linear = linear,
+                          .ctx = p};
+    enum rc rc = gram_walk_run(&g, e);
+    free(wanted);
+    return rc;
+}
+
+/* tr(D H Dᵀ) / tr(W H Wᵀ) by loops over doubles, nothing shared with the backend's operation. w, w_hat are host
+ * copies [N, K]. */
+static double plain_drift(const float *w, const float *w_hat, const double *h, int64_t rows, int64_t cols) {
+    double num = 0, den = 0;
+    for (int64_t n = 0; n < rows; n++, w += cols, w_hat += cols)
+        for (int64_t i = 0; i < cols; i++) {
+            double hd = 0, hw = 0;
+            for (int64_t j = 0; j < cols; j++) {
+                hd += h[i * cols + j] * ((double)w[j] - (double)w_hat[j]);
+                hw += h[i * cols + j] * (double)w[j];
+            }
+            num += ((double)w[i] - (double)w_hat[i]) * hd;
+            den += (double)w[i] * hw;
+        }
+    return error_ratio(num, den);
+}
+
+/* The CPU backend's device memory is host memory, also in a CUDA build: inversions are recomputed where doubles are
+ * cheap to trust, so both copies are brought here. */
+static enum rc recompute(const struct bench *b, const struct candidate *c, double *drift, struct err *e) {
+    int64_t count = b->w.rows * b->w.cols, squares = b->h.rows * b->h.cols;
+    float *w = malloc((size_t)count * sizeof *w), *w_hat = malloc((size_t)count * sizeof *w_hat);
+    double *h = malloc((size_t)squares * sizeof *h);
+    enum rc rc = w && w_hat && h ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory to recompute an inversion");
+    const struct backend *backend = b->job->backend;
+    if (rc == RC_OK) rc = quantize_weights(b->job, b->w, c, b->w_hat, NULL, e);
+    if (rc == RC_OK) rc = backend->download(b->job->device, b->w.data, count, w, e);
+    if (rc == RC_OK) rc = backend->download(b->job->device, b->w_hat.data, count, w_hat, e);
+    /* Two floats carry the bits of one double. */
+    if (rc == RC_OK) rc = backend->download(b->job->device, (const float *)b->h.data, 2 * squares, (float *)h, e);
+    if (rc == RC_OK) *drift = plain_drift(w, w_hat, h, b->w.rows, b->w.cols);
+    free(w);
+    free(w_hat);
+    free(h);
+    return rc;
+}
+
+/* What a reader needs to tell a defect of the metric from one of the quantizer. */
+static const char *verdict(double low64, double high64, double rtn_low, double rtn_high) {
+    if (high64 <= low64) return "metric: float64 shows no inversion";
+    return rtn_high > rtn_low ? "input: RTN inverts here too" : "quantizer: float64 confirms it, RTN does not invert";
+}
+
+static enum rc recheck_pair(struct profile *p, size_t l, size_t low, struct bench *b, struct err *e) {
+    size_t high = (size_t)drift_next_bits(&p->table, low);
+    const struct candidate *c[] = {&p->table.candidates[low], &p->table.candidates[high]};
+    double drift64[2], rtn64[2];
+    char id[2][CANDIDATE_ID_SIZE];
+    for (int i = 0; i < 2; i++) {
+        struct candidate rtn = as_rtn(*c[i]);
+        TRY(recompute(b, c[i], &drift64[i], e));
+        TRY(recompute(b, &rtn, &rtn64[i], e));
+        candidate_id(c[i], id[i]);
+    }
+    json_array_append_new(p->inversions,
+                          json_pack("{ss s[ss] s[ff] s[ff] s[ff] ss}", "name", p->table.linears[l]->name, "candidates",
+                                    id[0], id[1], "drift", drift_at(&p->table, l, low)->drift,
+                                    drift_at(&p->table, l, high)->drift, "drift_float64", drift64[0], drift64[1],
+                                    "rtn_drift_float64", rtn64[0], rtn64[1], "verdict",
+                                    verdict(drift64[0], drift64[1], rtn64[0], rtn64[1])));
+    return RC_OK;
+}
+
+static enum rc recheck(struct profile *p, size_t l, struct bench *b, struct err *e) {
+    for (size_t c = 0; c < p->table.candidate_count; c++)
+        if (drift_inverted(&p->table, l, c)) TRY(recheck_pair(p, l, c, b, e));
+    return RC_OK;
+}
+
+static enum rc recheck_linear(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
+    return with_bench(ctx, index, w, h, recheck, e);
+}
+
+static double monotonic_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static enum rc run(struct profile *p, struct err *e) {
+    TRY(source_open(p->job, &p->source, e));
+    TRY(open_windows(p, e));
+    TRY(open_table(p, e));
+    TRY(take_earlier_rows(p, e));
+    TRY(fingerprint_model(p, e));
+    TRY(ask_cache(p, e));
+    double start = monotonic_seconds();
+    TRY(walk_where(p, "calibrate", any_unknown, profile_linear, e));
+    p->seconds = monotonic_seconds() - start;
+    return walk_where(p, "recheck inversions", any_inverted, recheck_linear, e);
+}
+
+static json_t *calibration_json(const struct profile *p) {
+    const struct spec_calibration *c = p->spec->calibration;
+    const char *sha256 = json_string_value(json_object_get(p->job->dataset, "sha256"));
+    char hash[HASH_TEXT_SIZE];
+    struct hash128 windows = windows_hash(&p->windows);
+    return json_pack("{ss ss? sI sI sI ss}", "dataset", c->dataset, "sha256", sha256, "samples",
+                     (json_int_t)p->windows.count, "length", (json_int_t)p->windows.length, "tokens",
+                     (json_int_t)(p->windows.count * p->windows.length), "windows_hash", hash_text(&windows, hash));
+}
+
+static json_t *result_json(const struct profile *p) {
+    struct profiled_model profiled = {p->source.model, p->prints, p->place, p->table.linear_count};
+    double tokens = (double)(p->windows.count * p->windows.length);
+    return json_pack("{so so sO so so so}", "model", profiled_model_json(&profiled), "calibration", calibration_json(p),
+                     "inversions", p->inversions, "totals", drift_totals(&p->table), "hqq_above_rtn",
+                     drift_guard(&p->table), "rows",
+                     json_pack("{sI sI sI sf}", "computed", (json_int_t)p->computed, "cached", (json_int_t)p->cached,
+                               "resumed", (json_int_t)p->resumed, "tokens_per_second",
+                               p->computed && p->seconds > 0 ? tokens / p->seconds : 0.0));
+}
+
+static void release(struct profile *p) {
+    json_decref(p->inversions);
+    free(p->table.rows);
+    free(p->table.linears);
+    free(p->place);
+    if (p->prints) fingerprints_free(p->prints);
+    windows_release(&p->windows);
+    source_release(&p->source);
+}
+
+enum rc pipeline_profile(const struct job *job, json_t **result, struct err *e) {
+    struct profile p = {.job = job, .spec = &job->spec->profile, .inversions = json_array()};
+    enum rc rc = run(&p, e);
+    if (rc == RC_OK) {
+        *result = result_json(&p);
+        if (!*result) rc = err_set(e, RC_INTERNAL, "the profile's result cannot be encoded");
+    }
+    release(&p);
+    return rc;
+}

@@ -1,0 +1,21 @@
+/* What a profile tells of its model, for allocation to count bytes with: {name, fingerprint, architecture, windows,
+ * unquantized_bytes, tied, head_counted, linears, params}. unquantized_bytes: every tensor that is not a profiled
+ * Linear, as stored; with a tied head counted, the embedding stays in it. */
+#ifndef HSAQ_WORKER_PIPELINE_PROFILE_H
+#define HSAQ_WORKER_PIPELINE_PROFILE_H
+
+#include <jansson.h>
+
+#include "worker/model/fingerprint.h"
+#include "worker/model/model.h"
+
+struct profiled_model {
+    const struct model *model;
+    const struct fingerprints *prints;
+    const int64_t *place; /* [count] profiled Linears, indices into model.linears */
+    size_t count;
+};
+
+json_t *profiled_model_json(const struct profiled_model *p);
+
+#endif

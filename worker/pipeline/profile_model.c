@@ -1,0 +1,56 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "worker/model/describe.h"
+#include "worker/pipeline/profile.h"
+
+static json_t *architecture_json(const struct arch *a) {
+    return json_pack("{si si si si si si si si}", "blocks", a->blocks, "hidden", a->hidden, "intermediate",
+                     a->intermediate, "heads", a->heads, "kv_heads", a->kv_heads, "head_dim", a->head_dim, "vocab",
+                     a->vocab, "context", a->context);
+}
+
+static json_t *windows_json(const struct arch *a) {
+    json_t *list = json_array();
+    for (int i = 0; i < a->blocks; i++)
+        json_array_append_new(list, json_integer(a->window[i]));
+    return list;
+}
+
+/* Everything as stored, less the weights that the profile's candidates would replace. */
+static int64_t unquantized_bytes(const struct profiled_model *p) {
+    json_t *described = model_describe(p->model);
+    int64_t bytes = json_integer_value(json_object_get(described, "bytes"));
+    json_decref(described);
+    for (size_t l = 0; l < p->count; l++) {
+        const struct st_tensor *weight = p->model->linears[p->place[l]].weight;
+        if (weight != p->model->embedding) bytes -= weight->bytes;
+    }
+    return bytes;
+}
+
+static json_t *fingerprint_json(const struct fingerprints *prints) {
+    json_t *tensors = fingerprints_store(prints);
+    char *text = json_dumps(tensors, JSON_COMPACT | JSON_SORT_KEYS), hash[HASH_TEXT_SIZE];
+    json_decref(tensors);
+    if (!text) return json_null();
+    struct hash128 sum = hash_bytes(text, strlen(text));
+    free(text);
+    return json_string(hash_text(&sum, hash));
+}
+
+json_t *profiled_model_json(const struct profiled_model *p) {
+    int64_t params = 0;
+    bool head = false;
+    for (size_t l = 0; l < p->count; l++) {
+        const struct linear *linear = &p->model->linears[p->place[l]];
+        params += linear->rows * linear->cols;
+        head = head || linear->block < 0;
+    }
+    return json_pack("{ss ss so so so sI sb sb sI sI}", "name", p->model->name, "family", p->model->arch.family,
+                     "fingerprint", fingerprint_json(p->prints), "architecture", architecture_json(&p->model->arch),
+                     "windows", windows_json(&p->model->arch), "unquantized_bytes", (json_int_t)unquantized_bytes(p),
+                     "tied", p->model->arch.tied, "head_counted", head, "linears", (json_int_t)p->count, "params",
+                     (json_int_t)params);
+}

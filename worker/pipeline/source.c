@@ -1,0 +1,27 @@
+#include "worker/pipeline/source.h"
+
+#include "base/json.h"
+
+static enum rc member(const json_t *object, const char *key, const char *what, const char **out, struct err *e) {
+    *out = NULL;
+    TRY(json_get_string(object, key, out, e));
+    return *out ? RC_OK : err_set(e, RC_INVALID, "the start message names no %s", what);
+}
+
+enum rc source_open(const struct job *job, struct source *s, struct err *e) {
+    *s = (struct source){0};
+    const char *name, *path, *text;
+    TRY(member(job->model, "name", "model", &name, e));
+    TRY(member(job->model, "path", "model folder", &path, e));
+    TRY(member(job->dataset, "path", "dataset file", &text, e));
+    TRY(model_open(name, path, &s->model, e));
+    TRY(tokenizer_load(s->model->dir_fd, &s->tokenizer, e));
+    return tokens_read(s->tokenizer, text, s->model->arch.vocab, &s->tokens, e);
+}
+
+void source_release(struct source *s) {
+    tokens_release(&s->tokens);
+    if (s->tokenizer) tokenizer_free(s->tokenizer);
+    if (s->model) model_close(s->model);
+    *s = (struct source){0};
+}

@@ -1,0 +1,20 @@
+/* What a numeric job works on: its model, and its dataset as tokens. GPU thread only. */
+#ifndef HSAQ_WORKER_PIPELINE_SOURCE_H
+#define HSAQ_WORKER_PIPELINE_SOURCE_H
+
+#include "worker/model/model.h"
+#include "worker/model/tokenizer.h"
+#include "worker/model/windows.h"
+#include "worker/pipeline/job.h"
+
+struct source {
+    struct model *model;
+    struct tokenizer *tokenizer;
+    struct tokens tokens;
+};
+
+/* From job->model and job->dataset. Release also after a failure. */
+enum rc source_open(const struct job *job, struct source *s, struct err *e);
+void source_release(struct source *s);
+
+#endif
