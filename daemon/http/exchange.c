@@ -65,6 +65,7 @@ void exchange_completed(void *cls, struct MHD_Connection *mhd, void **context, e
     struct connection *c = connection_of(mhd);
     if (c == NULL || *context == NULL) return;
     request_end(&c->request);
+    if (exchange_is_half_closed(c)) shutdown(c->fd, SHUT_RD); /* repeats the edge, see sweep_connection */
     c->deadline = now_in(s, (int64_t)s->options.idle_timeout_ms + s->options.head_timeout_ms);
     *context = NULL;
 }

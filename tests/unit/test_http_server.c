@@ -113,6 +113,7 @@ struct source {
     bool finite;
 };
 static int streams_closed;
+static bool stopping; /* as the application of a real server would know */
 static enum stream_state source_fill(struct stream *s, void *data, struct strbuf *out) {
     struct source *source = data;
     (void)s;
@@ -121,7 +122,7 @@ static enum stream_state source_fill(struct stream *s, void *data, struct strbuf
                    "{\"payload\":\"0123456789012345678901234567890123456789\"}");
         if (out->len > STREAM_CHUNK) return STREAM_MORE;
     }
-    return source->finite ? STREAM_END : STREAM_IDLE;
+    return source->finite || stopping ? STREAM_END : STREAM_IDLE;
 }
 static void source_close(void *data) {
     streams_closed++;
@@ -168,6 +169,7 @@ static void on_drained(void *data) {
 }
 static void on_stop(uv_async_t *handle) {
     (void)handle;
+    stopping = true;
     server_drain(server, 2000, on_drained, NULL);
 }
 static void run_loop(void *arg) {
@@ -187,7 +189,7 @@ static int start(void **state) {
     uv_loop_init(&loop);
     uv_async_init(&loop, &stop, on_stop);
     cancelled = uploads_aborted = streams_closed = 0;
-    drained = false;
+    drained = stopping = false;
     if (server_open(&server, &loop, &options, &e) != RC_OK) return -1;
     port = server_port(server);
     return uv_thread_create(&thread, run_loop, NULL);
