@@ -84,25 +84,12 @@ static void left(struct lane *lane) {
         w->left(w->ctx);
         free(w);
     }
+    if (lane->failures && !lane->worker && !lane->drains) retry_later(lane, backoff(lane));
     scheduler_kick(lane->app->scheduler);
 }
 
 static void on_settle_retry(uv_timer_t *timer) {
     lane_ops_settle_again(timer->data);
-}
-
-/* A transition that the disk refused is tried again; one that the job's state refuses never will succeed. */
-void lane_settled(struct lane *lane, const struct err *e) {
-    bool disk = e->rc == RC_NO_SPACE || e->rc == RC_IO || e->rc == RC_NO_MEMORY;
-
-    if (e->rc != RC_OK) {
-        log_error("job %s: %s", lane->job, e->message);
-        remember_error(lane, e->message);
-    }
-    if (disk)
-        uv_timer_start(&lane->retry, on_settle_retry, RETRY_MS, 0);
-    else
-        left(lane);
 }
 
 static void settle(struct lane *lane, const struct job_change *change) {
@@ -126,6 +113,23 @@ static void settle_failure(struct lane *lane, const struct err *cause) {
     if (cause->pointer[0]) json_object_set_new(error, "pointer", json_string(cause->pointer));
     settle(lane, &(struct job_change){.job = lane->job, .action = ACTION_FAIL, .error = error});
     json_decref(error);
+}
+
+/* A transition that the disk refused is tried again. One refused for another reason would be for ever: the job fails
+ * by that reason, or, when that is refused too, is no longer this lane's. */
+void lane_settled(struct lane *lane, enum job_action action, const struct err *e) {
+    bool disk = e->rc == RC_NO_SPACE || e->rc == RC_IO || e->rc == RC_NO_MEMORY;
+
+    if (e->rc != RC_OK) {
+        log_error("job %s: %s", lane->job, e->message);
+        remember_error(lane, e->message);
+    }
+    if (disk)
+        uv_timer_start(&lane->retry, on_settle_retry, RETRY_MS, 0);
+    else if (e->rc != RC_OK && action != ACTION_FAIL)
+        settle_failure(lane, e);
+    else
+        left(lane);
 }
 
 static void settle_result_when_durable(struct lane *lane) {
@@ -172,7 +176,7 @@ static void on_job_message(struct lane *lane, const struct message *m) {
     case MSG_PROGRESS: hub_progress(lane->app->hub, &m->progress); break;
     case MSG_ROW:
         lane->rows_pending++;
-        lane_ops_row(lane, &m->row);
+        lane_ops_row(lane, m);
         break;
     case MSG_RESULT:
         lane->result = json_incref(m->result.result);
@@ -201,11 +205,11 @@ static void on_message(void *ctx, const struct message *m) {
     if (m->type == MSG_LOOKUP)
         lane_ops_lookup(lane, &m->lookup);
     else if (m->type == MSG_STORE)
-        lane_ops_store(lane, &m->store);
+        lane_ops_store(lane, m);
     else if (lane->phase != LANE_RUNNING)
         return;
     else if (m->type == MSG_LOG)
-        lane_ops_log(lane, &m->log);
+        lane_ops_log(lane, m);
     else if (job && !strcmp(job, lane->job) && !lane->result)
         on_job_message(lane, m);
     else

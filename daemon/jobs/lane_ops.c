@@ -96,6 +96,7 @@ static void settlement_free(struct settlement *s) {
 
 static void settle_done(struct write_op *op, const struct err *e) {
     struct settlement *s = (struct settlement *)op;
+    enum job_action action = s->change.action;
     struct lane *lane = s->lane;
 
     if (e->rc == RC_NO_SPACE || e->rc == RC_IO || e->rc == RC_NO_MEMORY) {
@@ -104,7 +105,7 @@ static void settle_done(struct write_op *op, const struct err *e) {
         lane->settlement = NULL;
         settlement_free(s);
     }
-    lane_settled(lane, e);
+    lane_settled(lane, action, e);
 }
 
 /* The writer thread reads the documents: it gets copies of its own, as jansson's counts are shared with nobody. */
@@ -140,22 +141,18 @@ struct line {
     struct write_op op;
     struct lane *lane;
     char job[ID_SIZE];
-    struct message m; /* a copy that owns its root */
+    struct message m;
 };
 
-/* A message outlives its call only as a copy. */
+/* The message outlives its call by a reference to the JSON that its strings point into. The writer thread only reads
+ * it, and jansson counts references atomically. */
 static struct line *line_new(struct lane *lane, const struct message *m) {
     struct line *line = xcalloc(1, sizeof *line);
-    char *text = message_encode(m);
-    struct err e;
 
     line->lane = lane;
     memcpy(line->job, lane->job, sizeof line->job);
-    if (!text || message_decode(text, strlen(text) - 1, &line->m, &e) != RC_OK) {
-        log_error("a message of the worker cannot be copied");
-        abort();
-    }
-    free(text);
+    line->m = *m;
+    json_incref(line->m.root);
     return line;
 }
 
@@ -194,8 +191,8 @@ static void row_done(struct write_op *op, const struct err *e) {
     line_free(line);
 }
 
-void lane_ops_row(struct lane *lane, const struct msg_row *row) {
-    struct line *line = line_new(lane, &(struct message){.type = MSG_ROW, .row = *row});
+void lane_ops_row(struct lane *lane, const struct message *m) {
+    struct line *line = line_new(lane, m);
 
     line->op = (struct write_op){.run = row_run, .done = row_done};
     store_submit(lane->app->store, &line->op);
@@ -215,8 +212,8 @@ static void unimportant_done(struct write_op *op, const struct err *e) {
     line_free((struct line *)op);
 }
 
-void lane_ops_log(struct lane *lane, const struct msg_log *log) {
-    struct line *line = line_new(lane, &(struct message){.type = MSG_LOG, .log = *log});
+void lane_ops_log(struct lane *lane, const struct message *m) {
+    struct line *line = line_new(lane, m);
 
     line->op = (struct write_op){.run = log_run, .done = unimportant_done};
     store_submit(lane->app->store, &line->op);
@@ -230,8 +227,8 @@ static enum rc store_run(struct db *db, struct write_op *op, struct err *e) {
         e);
 }
 
-void lane_ops_store(struct lane *lane, const struct msg_store *store) {
-    struct line *line = line_new(lane, &(struct message){.type = MSG_STORE, .store = *store});
+void lane_ops_store(struct lane *lane, const struct message *m) {
+    struct line *line = line_new(lane, m);
 
     line->op = (struct write_op){.run = store_run, .done = unimportant_done};
     store_submit(lane->app->store, &line->op);

@@ -13,13 +13,13 @@ void lane_claimed(struct lane *lane, const struct err *e);
 /* The transition by which the job leaves; kept, so that it can be tried again. */
 void lane_ops_settle(struct lane *lane, const struct job_change *change, const json_t *progress);
 void lane_ops_settle_again(struct lane *lane);
-void lane_settled(struct lane *lane, const struct err *e);
+void lane_settled(struct lane *lane, enum job_action action, const struct err *e);
 
-void lane_ops_row(struct lane *lane, const struct msg_row *row);
+void lane_ops_row(struct lane *lane, const struct message *m);
 void lane_row_done(struct lane *lane, const struct err *e);
 
-void lane_ops_log(struct lane *lane, const struct msg_log *log);
-void lane_ops_store(struct lane *lane, const struct msg_store *store);
+void lane_ops_log(struct lane *lane, const struct message *m);
+void lane_ops_store(struct lane *lane, const struct message *m);
 /* Answered to the worker itself, when all it stored before is durable. */
 void lane_ops_lookup(struct lane *lane, const struct msg_lookup *lookup);
 
