@@ -96,6 +96,44 @@ static void hashes_know_ids_and_length(void **state) {
     assert_memory_equal(&ha, &hd, sizeof ha);
 }
 
+static struct tokenizer *load_tokenizer(void) {
+    struct tokenizer *t = NULL;
+    int dir = open("tests/fixture/tiny", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    assert_true(dir >= 0);
+    if (tokenizer_load(dir, &t, &err) != RC_OK) fail_msg("%s", err.message);
+    close(dir);
+    return t;
+}
+
+static void texts_become_tokens_or_say_why_not(void **state) {
+    (void)state;
+    struct tokenizer *t = load_tokenizer();
+    struct tokens from_text, from_file;
+    static const char sentence[] = "the one and the other";
+    assert_int_equal(tokens_encode(t, sentence, strlen(sentence), 1 << 20, &from_text, &err), RC_OK);
+    assert_true(from_text.count > 1);
+    struct scratch s = scratch_open();
+    char path[96];
+    snprintf(path, sizeof path, "%s/text", s.path);
+    scratch_write(&s, "text", sentence, strlen(sentence));
+    assert_int_equal(tokens_read(t, path, 1 << 20, &from_file, &err), RC_OK);
+    assert_int_equal(from_file.count, from_text.count);
+    assert_memory_equal(from_file.ids, from_text.ids, (size_t)from_text.count * sizeof *from_text.ids);
+    tokens_release(&from_text);
+    tokens_release(&from_file);
+    assert_int_equal(tokens_encode(t, sentence, strlen(sentence), 1, &from_text, &err), RC_INVALID);
+    assert_non_null(strstr(err.message, "vocab_size is 1:"));
+    assert_int_equal(tokens_encode(t, "ab\xff", 3, 1 << 20, &from_text, &err), RC_INVALID);
+    assert_non_null(strstr(err.message, "2"));
+    scratch_write(&s, "text", "", 0);
+    assert_int_equal(tokens_read(t, path, 1 << 20, &from_file, &err), RC_OK);
+    tokens_release(&from_file);
+    assert_int_equal(tokens_read(t, s.path, 1 << 20, &from_file, &err), RC_INVALID);
+    assert_int_equal(tokens_read(t, "/nowhere/at/all", 1 << 20, &from_file, &err), RC_NOT_FOUND);
+    scratch_close(&s);
+    tokenizer_free(t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(protocol_a_takes_every_whole_window),
@@ -104,6 +142,7 @@ int main(void) {
         cmocka_unit_test(drawing_all_windows_gives_each_once),
         cmocka_unit_test(texts_that_are_too_short_are_refused_with_numbers),
         cmocka_unit_test(hashes_know_ids_and_length),
+        cmocka_unit_test(texts_become_tokens_or_say_why_not),
     };
     return cmocka_run_group_tests(tests, fill, NULL);
 }
