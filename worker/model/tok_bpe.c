@@ -200,10 +200,8 @@ static enum rc encode_word(const struct tok_bpe *bpe, struct tok_bpe_state *s, c
     return rc;
 }
 
-enum rc tok_bpe_encode(const struct tok_bpe *bpe, struct tok_bpe_state *s, const char *text, size_t len,
-                       struct tok_ids *ids, struct err *e) {
-    int32_t whole = bpe->ignore_merges ? tok_bpe_lookup(bpe, text, len) : -1;
-    if (whole >= 0) return tok_ids_add(ids, &whole, 1, e);
+static enum rc encode_cached(const struct tok_bpe *bpe, struct tok_bpe_state *s, const char *text, size_t len,
+                             struct tok_ids *ids, struct err *e) {
     if (len == 0 || len > CACHE_TEXT) return encode_word(bpe, s, text, len, ids, e);
     struct cached *c = &s->cache[XXH3_64bits(text, len) % CACHE_SLOTS];
     if (c->len == len && memcmp(c->text, text, len) == 0) return tok_ids_add(ids, c->ids, c->count, e);
@@ -215,4 +213,38 @@ enum rc tok_bpe_encode(const struct tok_bpe *bpe, struct tok_bpe_state *s, const
     memcpy(c->text, text, len);
     if (c->count > 0) memcpy(c->ids, ids->items + before, c->count * sizeof *c->ids);
     return RC_OK;
+}
+
+/* Whether the text may be cut before text[at]: no merge joins the two characters, and neither is one that falls back or
+ * is unknown. */
+static bool is_seam(const struct tok_bpe *bpe, const char *text, size_t previous, size_t at) {
+    size_t left_size, right_size;
+    int32_t left = tok_codepoint(text + previous, &left_size), right = tok_codepoint(text + at, &right_size);
+    size_t bit = tok_join_bit(left, right);
+    if (bpe->joins[bit / 8] >> bit % 8 & 1) return false;
+    return tok_bpe_lookup(bpe, text + previous, left_size) >= 0 && tok_bpe_lookup(bpe, text + at, right_size) >= 0;
+}
+
+/* SentencePiece models have no pre-tokenizer: a whole text is one pre-token. Cut at its seams it gives the same ids
+ * from small heaps, and words come from the cache. */
+static enum rc encode_long(const struct tok_bpe *bpe, struct tok_bpe_state *s, const char *text, size_t len,
+                           struct tok_ids *ids, struct err *e) {
+    size_t start = 0, previous = 0, size;
+    tok_codepoint(text, &size);
+    for (size_t at = size; at < len; previous = at, at += size) {
+        tok_codepoint(text + at, &size);
+        if (!is_seam(bpe, text, previous, at)) continue;
+        TRY(encode_cached(bpe, s, text + start, at - start, ids, e));
+        start = at;
+    }
+    return encode_cached(bpe, s, text + start, len - start, ids, e);
+}
+
+enum rc tok_bpe_encode(const struct tok_bpe *bpe, struct tok_bpe_state *s, const char *text, size_t len,
+                       struct tok_ids *ids, struct err *e) {
+    int32_t whole = bpe->ignore_merges ? tok_bpe_lookup(bpe, text, len) : -1;
+    if (whole >= 0) return tok_ids_add(ids, &whole, 1, e);
+    bool plain = bpe->prefix[0] == '\0' && bpe->suffix[0] == '\0';
+    return len > CACHE_TEXT && plain ? encode_long(bpe, s, text, len, ids, e)
+                                     : encode_cached(bpe, s, text, len, ids, e);
 }

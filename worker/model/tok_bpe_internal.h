@@ -27,8 +27,16 @@ struct tok_bpe {
     int32_t bytes[256]; /* ids of <0x00> … <0xFF>, −1 where absent */
     int32_t unk;        /* −1: the vocabulary has no unk_token */
     bool has_unk, fuse_unk, byte_fallback, ignore_merges;
+    uint8_t *joins;                    /* [TOK_JOIN_BITS / 8] */
     char *unk_token, *prefix, *suffix; /* "" for none */
 };
+
+/* Whether some merge may join a token that ends in character `left` to one that starts with `right`; "no" is certain.
+ */
+enum { TOK_JOIN_BITS = 1 << 20 };
+static inline size_t tok_join_bit(int32_t left, int32_t right) {
+    return (((uint64_t)(uint32_t)left << 21 | (uint32_t)right) * 0x9e3779b97f4a7c15u) >> 44;
+}
 
 const struct tok_merge_slot *tok_merge_find(const struct tok_bpe *bpe, int32_t left, int32_t right);
 

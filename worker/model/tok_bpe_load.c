@@ -130,6 +130,14 @@ static enum rc unknown_token(const struct tok_place *p, size_t index, const char
                   index, (int)(len < 64 ? len : 64), token);
 }
 
+static void note_join(struct tok_bpe *bpe, const struct part *a, const struct part *b) {
+    if (a->len == 0 || b->len == 0) return;
+    size_t size;
+    int32_t left = tok_codepoint(a->text + tok_previous(a->text, a->len), &size);
+    size_t bit = tok_join_bit(left, tok_codepoint(b->text, &size));
+    bpe->joins[bit / 8] |= (uint8_t)(1u << bit % 8);
+}
+
 static enum rc add_merge(struct tok_bpe *bpe, const struct tok_place *p, size_t index, struct tok_buf *merged,
                          struct err *e) {
     const json_t *item = json_array_get(p->value, index);
@@ -149,6 +157,7 @@ static enum rc add_merge(struct tok_bpe *bpe, const struct tok_place *p, size_t 
     TRY(tok_buf_append(merged, b.text + skip, b.len - skip, e));
     int32_t id = tok_bpe_lookup(bpe, merged->len ? merged->data : "", merged->len);
     if (id < 0) return unknown_token(p, index, merged->data, merged->len, e);
+    note_join(bpe, &a, &b);
     bpe->merges[merge_slot(bpe, left, right)] =
         (struct tok_merge_slot){(uint32_t)left, (uint32_t)right, (uint32_t)index, id};
     return RC_OK;
@@ -160,6 +169,7 @@ static enum rc read_merges(struct tok_bpe *bpe, const struct tok_place *p, struc
     bpe->merges = malloc(size * sizeof *bpe->merges);
     if (bpe->merges == NULL) return err_set(e, RC_NO_MEMORY, "no memory for %zu merges", count);
     bpe->merge_mask = size - 1;
+    bpe->joins = xcalloc(TOK_JOIN_BITS / 8, 1);
     for (size_t i = 0; i < size; i++)
         bpe->merges[i].rank = UINT32_MAX;
     struct tok_buf merged = {0};
@@ -228,6 +238,7 @@ void tok_bpe_free(struct tok_bpe *bpe) {
     free(bpe->blob);
     free(bpe->vocab);
     free(bpe->merges);
+    free(bpe->joins);
     free(bpe->unk_token);
     free(bpe->prefix);
     free(bpe->suffix);
