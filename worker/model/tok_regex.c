@@ -132,8 +132,10 @@ enum rc tok_pattern_read(const struct tok_place *p, struct tok_pattern **pattern
     const char *text;
     size_t len;
     TRY(tok_string(p, literal ? "String" : "Regex", &text, &len, e));
-    enum rc rc = literal || len == 0 ? tok_pattern_literal(text, len, pattern, e) : tok_pattern_regex(text, pattern, e);
-    return rc == RC_OK ? RC_OK : err_at(e, p->pointer, rc, "tokenizer.json: %.400s", e != NULL ? e->message : "");
+    struct err why;
+    enum rc rc =
+        literal || len == 0 ? tok_pattern_literal(text, len, pattern, &why) : tok_pattern_regex(text, pattern, &why);
+    return rc == RC_OK ? RC_OK : err_at(e, p->pointer, rc, "tokenizer.json: %.400s", why.message);
 }
 
 void tok_pattern_free(struct tok_pattern *pattern) {
