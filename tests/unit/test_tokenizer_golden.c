@@ -95,7 +95,7 @@ static char *read_text(const char *path, size_t *len) {
 static struct tokenizer *load(const char *folder) {
     char path[512];
     snprintf(path, sizeof path, "%s/data/%s", shared(), folder);
-    struct tokenizer *t;
+    struct tokenizer *t = NULL;
     struct err e;
     int dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir_fd < 0 || tokenizer_load(dir_fd, &t, &e) != RC_OK) fail_msg("cannot load %s", path);

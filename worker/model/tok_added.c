@@ -10,7 +10,7 @@ enum { MAX_CONTENT = 512 }; /* bounds the steps at one place of the text */
 struct tok_added_token {
     char *content;
     int32_t id;
-    bool single_word, lstrip, rstrip, normalized, special;
+    bool single_word, lstrip, rstrip, normalized;
 };
 
 struct tok_trie_node {
@@ -124,8 +124,9 @@ static enum rc read_token(const struct tok_place *p, struct tok_added_token *tok
     TRY(tok_bool(p, "single_word", &token->single_word, e));
     TRY(tok_bool(p, "lstrip", &token->lstrip, e));
     TRY(tok_bool(p, "rstrip", &token->rstrip, e));
-    TRY(tok_bool(p, "special", &token->special, e));
-    token->normalized = !token->special;
+    bool special = false;
+    TRY(tok_bool(p, "special", &special, e));
+    token->normalized = !special;
     TRY(tok_bool(p, "normalized", &token->normalized, e));
     token->content = xstrdup(content);
     return RC_OK;

@@ -7,6 +7,7 @@
  * Sequence. Anything else that changes ids is RC_UNSUPPORTED, naming it. Ignored, because a measurement needs every
  * token of its text and no other: truncation, padding, the decoder. An added token whose declared id is not the one the
  * reference gives it (its id in the vocabulary, else the next free one) is RC_INVALID.
+ * Character classes are those of the linked PCRE2 and utf8proc: a letter of a newer Unicode is not one to them.
  * Time is linear in the text (n log n inside one pre-token); patterns run on PCRE2 with limits on steps, memory and
  * processor time, and one that hits them is an error, not a hang. Threads: load once, then encode from any thread. */
 #ifndef HSAQ_WORKER_MODEL_TOKENIZER_H
