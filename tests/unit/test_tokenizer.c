@@ -15,7 +15,7 @@
 #define ADDED(id, content) "{\"id\":" id ",\"content\":\"" content "\",\"special\":true}"
 #define SPLIT(regex)                                                                                                   \
     "{" MODEL ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":"             \
-                                                                                       "\"Isolated\"}}"
+    "\"Isolated\"}}"
 
 static struct tokenizer *parse(const char *json) {
     struct tokenizer *t;
