@@ -26,6 +26,7 @@ struct eval {
     struct candidate *recipe;                /* [linear_count]; METHOD_NONE keeps a Linear */
     struct matf replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; buffers as wide as the widest */
     struct matf head, head_q;                /* [V, D]; head_q.data NULL: the reference's */
+    float *head_bias;                        /* [V] or NULL */
     double *nll, *nll_q, *kl;                /* [length] of one window */
     uint8_t *agree;                          /* [length] */
     double seconds;
@@ -90,6 +91,7 @@ static enum rc allocate(struct eval *v, struct err *e) {
     v->agree = xcalloc(length, 1);
     v->head = matf(NULL, model->head->shape[0], model->head->shape[1]);
     TRY(upload_new(v->job, model->head, &v->head.data, e));
+    TRY(upload_new(v->job, model->head_bias, &v->head_bias, e));
     const struct candidate *head = &v->recipe[model->linear_count - 1];
     if (head->method != METHOD_NONE) {
         v->head_q = v->head;
@@ -169,6 +171,7 @@ static enum rc score_window(void *ctx, int64_t window, const struct matf *x, str
     const int32_t *ids = v->windows.ids + window * v->windows.length;
     struct score_args a = {.x = scored(v, x[REFERENCE]),
                            .head = v->head,
+                           .bias = v->head_bias,
                            .logit_scale = (float)(1 / v->source.model->arch.logits_scaling),
                            .labels = ids + v->windows.first_label,
                            .nll = v->nll};
@@ -262,7 +265,7 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
 }
 
 static void release(struct eval *v) {
-    float *device[] = {v->head.data, v->head_q.data};
+    float *device[] = {v->head.data, v->head_q.data, v->head_bias};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         if (device[i]) v->job->backend->free(v->job->device, device[i]);
     for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
