@@ -1,0 +1,89 @@
+/* Runs a job in this process, as the worker would, and keeps what it says. */
+#ifndef HSAQ_TESTS_RUN_JOB_H
+#define HSAQ_TESTS_RUN_JOB_H
+
+#include "tests/unit/cmocka_main.h"
+
+#include <string.h>
+
+#include "worker/execute.h"
+
+#define FIXTURE "tests/fixture/"
+
+struct run {
+    json_t *rows;   /* as msg_start takes them */
+    json_t *result; /* NULL after an error */
+    json_t *cache;  /* {key: data}: what lookups find, and rows leave */
+    int64_t progress;
+    int64_t stop_after; /* rows after which the daemon is lost; 0: never */
+    atomic_bool cancelled;
+    struct err err;
+};
+
+static enum rc run_send(void *ctx, const struct message *m, struct err *e) {
+    struct run *r = ctx;
+    r->progress += m->type == MSG_PROGRESS;
+    if (m->type != MSG_ROW) return RC_OK;
+    if (r->stop_after && (int64_t)json_array_size(r->rows) == r->stop_after) return err_set(e, RC_UNAVAILABLE, "lost");
+    json_array_append_new(r->rows, json_pack("{ss sI sO}", "phase", m->row.phase, "index", (json_int_t)m->row.index,
+                                             "data", m->row.data));
+    if (m->row.cache_key) json_object_set(r->cache, m->row.cache_key, m->row.data);
+    return RC_OK;
+}
+
+static enum rc run_lookup(void *ctx, enum cache_name cache, json_t *keys, json_t **entries, struct err *e) {
+    (void)e;
+    struct run *r = ctx;
+    *entries = json_object();
+    size_t i;
+    json_t *key;
+    json_array_foreach(keys, i, key) {
+        json_t *data = cache == CACHE_DRIFT ? json_object_get(r->cache, json_string_value(key)) : NULL;
+        if (data) json_object_set(*entries, json_string_value(key), data);
+    }
+    return RC_OK;
+}
+
+static void run_init(struct run *r) {
+    *r = (struct run){.rows = json_array(), .cache = json_object()};
+}
+
+static void run_release(struct run *r) {
+    json_decref(r->rows);
+    json_decref(r->cache);
+    json_decref(r->result);
+}
+
+/* `spec`: JSON with ' for ". `earlier`: rows of an earlier attempt, or NULL. */
+static enum rc run_job(struct run *r, const char *model_path, const char *text_path, const char *spec, json_t *earlier,
+                       json_t *inputs) {
+    char text[2048];
+    snprintf(text, sizeof text, "%s", spec);
+    for (char *c = text; *c; c++)
+        if (*c == '\'') *c = '"';
+    struct worker worker = {0};
+    struct worker_options options = {.device = "cpu", .threads = 1, .scratch = "/tmp"};
+    assert_int_equal(worker_open(&options, &worker, &r->err), RC_OK);
+    struct msg_start start = {.job = "test",
+                              .attempt = 1,
+                              .spec = json_loads(text, 0, NULL),
+                              .model = json_pack("{ss ss}", "name", "M", "path", model_path),
+                              .dataset = json_pack("{ss ss}", "name", "D", "path", text_path),
+                              .inputs = inputs,
+                              .rows = earlier};
+    assert_non_null(start.spec);
+    struct job_link link = {run_send, run_lookup, r};
+    json_decref(r->result);
+    enum rc rc = worker_execute(&worker, &start, &link, &r->cancelled, &r->result, &r->err);
+    json_decref(start.spec);
+    json_decref(start.model);
+    json_decref(start.dataset);
+    worker_release(&worker);
+    return rc;
+}
+
+static void must_run(struct run *r, const char *text_path, const char *spec, json_t *earlier) {
+    if (run_job(r, FIXTURE "tiny", text_path, spec, earlier, NULL) != RC_OK) fail_msg("%s", r->err.message);
+}
+
+#endif

@@ -1,0 +1,126 @@
+/* An eval measures what the weights do and nothing else, and survives interruption bit for bit. */
+#include "tests/unit/run_job.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define HELDOUT FIXTURE "heldout.txt"
+#define SPEC(more) "{'kind':'eval','model':'M','dataset':'D','length':128,'windows':6" more "}"
+static const char rtn3[] = SPEC(",'uniform':{'method':'rtn','bits':3,'group':64}");
+
+static double number(const struct run *r, const char *object, const char *member) {
+    return json_number_value(json_object_get(json_object_get(r->result, object), member));
+}
+
+static void without_time(json_t *result) {
+    json_object_del(result, "tokens_per_second");
+}
+
+static void model_against_itself_differs_by_nothing(void **state) {
+    (void)state;
+    struct run r;
+    run_init(&r);
+    must_run(&r, HELDOUT, SPEC(",'uniform':{'method':'none'}"), NULL);
+    assert_true(number(&r, "kl", "max") == 0);
+    assert_true(number(&r, "delta", "ppl") == 0);
+    assert_true(number(&r, "top1", "agreement") == 1);
+    assert_true(number(&r, "windows", "helped") + number(&r, "windows", "hurt") == 0);
+    run_release(&r);
+}
+
+static void damage_falls_with_bits(void **state) {
+    (void)state;
+    struct run eight, three;
+    run_init(&eight);
+    run_init(&three);
+    must_run(&eight, HELDOUT, SPEC(",'uniform':{'method':'rtn','bits':8,'group':64}"), NULL);
+    must_run(&three, HELDOUT, rtn3, NULL);
+    assert_true(fabs(number(&eight, "delta", "percent")) < 0.1);
+    assert_true(number(&eight, "kl", "mean") < 1e-3);
+    assert_true(number(&three, "kl", "mean") > 20 * number(&eight, "kl", "mean"));
+    assert_true(number(&three, "reference", "nll") == number(&eight, "reference", "nll"));
+    run_release(&eight);
+    run_release(&three);
+}
+
+static void reference_alone_equals_reference_beside(void **state) {
+    (void)state;
+    struct run alone, beside;
+    run_init(&alone);
+    run_init(&beside);
+    must_run(&alone, HELDOUT, SPEC(""), NULL);
+    must_run(&beside, HELDOUT, rtn3, NULL);
+    assert_true(number(&alone, "reference", "ppl") == number(&beside, "reference", "ppl"));
+    assert_null(json_object_get(alone.result, "quantized"));
+    run_release(&alone);
+    run_release(&beside);
+}
+
+static void interrupted_eval_gives_the_same_result(void **state) {
+    (void)state;
+    for (int64_t stop = 1; stop < 9; stop += 3) {
+        struct run whole, cut, rest;
+        run_init(&whole);
+        run_init(&cut);
+        run_init(&rest);
+        must_run(&whole, HELDOUT, rtn3, NULL);
+        cut.stop_after = stop;
+        assert_int_equal(run_job(&cut, FIXTURE "tiny", HELDOUT, rtn3, NULL, NULL), RC_UNAVAILABLE);
+        must_run(&rest, HELDOUT, rtn3, cut.rows);
+        without_time(whole.result);
+        without_time(rest.result);
+        assert_true(json_equal(whole.result, rest.result));
+        run_release(&whole);
+        run_release(&cut);
+        run_release(&rest);
+    }
+}
+
+static void allocation_is_applied_by_name(void **state) {
+    (void)state;
+    struct run r;
+    run_init(&r);
+    static const char spec[] = SPEC(",'allocation':'A'");
+    json_t *inputs = json_pack("{s{s{s[{ss ss}]}}}", "allocation", "result", "assignment", "name",
+                               "model.layers.9.self_attn.q_proj", "candidate", "rtn3g64");
+    assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, spec, NULL, inputs), RC_INVALID);
+    assert_string_equal(r.err.pointer, "/allocation");
+    json_decref(inputs);
+    inputs = json_pack("{s{s{s[{ss ss}]}}}", "allocation", "result", "assignment", "name",
+                       "model.layers.1.self_attn.q_proj", "candidate", "rtn2g64");
+    assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, spec, NULL, inputs), RC_OK);
+    assert_true(number(&r, "kl", "mean") > 0);
+    json_decref(inputs);
+    run_release(&r);
+}
+
+static void compare_pairs_with_an_earlier_eval(void **state) {
+    (void)state;
+    struct run before, after;
+    run_init(&before);
+    run_init(&after);
+    must_run(&before, HELDOUT, rtn3, NULL);
+    json_t *inputs = json_pack("{s{sO sO}}", "compare", "result", before.result, "rows", before.rows);
+    static const char same[] = SPEC(",'uniform':{'method':'rtn','bits':3,'group':64},'compare':'J'");
+    assert_int_equal(run_job(&after, FIXTURE "tiny", HELDOUT, same, NULL, inputs), RC_OK);
+    assert_true(number(&after, "compare", "nll") == 0);
+    static const char shorter[] = "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':6,'compare':'J'}";
+    assert_int_equal(run_job(&after, FIXTURE "tiny", HELDOUT, shorter, NULL, inputs), RC_INVALID);
+    assert_string_equal(after.err.pointer, "/compare");
+    json_decref(inputs);
+    run_release(&before);
+    run_release(&after);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(model_against_itself_differs_by_nothing),
+        cmocka_unit_test(damage_falls_with_bits),
+        cmocka_unit_test(reference_alone_equals_reference_beside),
+        cmocka_unit_test(interrupted_eval_gives_the_same_result),
+        cmocka_unit_test(allocation_is_applied_by_name),
+        cmocka_unit_test(compare_pairs_with_an_earlier_eval),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
