@@ -80,22 +80,25 @@ static struct grid initial(struct range r, const struct candidate *c) {
     return g;
 }
 
-static struct grid iterate(struct grid g, const float *w, int64_t n, const struct candidate *c) {
-    struct grid best = g;
+/* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded. */
+static struct grid iterate(struct grid moving, const float *w, int64_t n, const struct candidate *c) {
+    struct grid best = moving;
     float best_squares = INFINITY;
     double beta = BETA;
     for (int i = 0; i <= ITERATIONS; i++, beta *= KAPPA) {
-        struct step s = run_step(&g, w, n);
-        if (s.squares < best_squares) {
-            best_squares = s.squares;
-            best = g;
+        struct grid kept = moving;
+        kept.zero = grid_store_zero(moving.zero, c);
+        struct step s = run_step(&moving, w, n), stored = kept.zero == moving.zero ? s : run_step(&kept, w, n);
+        if (stored.squares < best_squares) {
+            best_squares = stored.squares;
+            best = kept;
         }
         double sum = s.residual;
         bool shrinks = s.max_abs > pow(beta, -1 / (2 - P)); /* else |x| <= |x|^(p−1)/β everywhere */
-        if (shrinks) sum += shrunk(&g, w, n, beta);
-        float zero = grid_store_zero(sum / (double)n, c);
-        if (zero == g.zero && !shrinks) break;
-        g.zero = zero;
+        if (shrinks) sum += shrunk(&moving, w, n, beta);
+        float zero = (float)(sum / (double)n);
+        if (zero == moving.zero && !shrinks) break;
+        moving.zero = zero;
     }
     return best;
 }

@@ -1,0 +1,206 @@
+#include "tests/ops/harness.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/formats.h"
+
+static const struct backend *const backends[] = {&backend_cpu};
+
+struct device dev;
+struct err err;
+
+const struct shape shapes[] = {{1, 1, 1},     {1, 7, 5},     {2, 3, 16},     {3, 17, 31},    {5, 64, 72},
+                               {17, 33, 100}, {64, 96, 576}, {130, 70, 257}, {30, 530, 515}, {600, 1100, 40}};
+const int shape_count = (int)(sizeof shapes / sizeof *shapes);
+
+/* Everything a test took, so that teardown can give it back. */
+enum { HELD_MAX = 4096 };
+static struct {
+    void *host[HELD_MAX], *device[HELD_MAX];
+    struct quantized quantized[HELD_MAX];
+    int hosts, devices, quantizeds;
+} held;
+
+static int open_device(void **state) {
+    (void)state;
+    return dev.b->open(&(struct backend_options){.threads = 2}, &dev.s, &err) == RC_OK ? 0 : -1;
+}
+
+static int close_device(void **state) {
+    (void)state;
+    for (int i = 0; i < held.devices; i++)
+        dev.b->free(dev.s, held.device[i]);
+    for (int i = 0; i < held.quantizeds; i++)
+        quantized_release(dev.b, dev.s, &held.quantized[i]);
+    for (int i = 0; i < held.hosts; i++)
+        free(held.host[i]);
+    held.hosts = held.devices = held.quantizeds = 0;
+    dev.b->close(dev.s);
+    return 0;
+}
+
+int run_on_backends(const char *name, const struct CMUnitTest *tests, size_t count) {
+    struct CMUnitTest *all = calloc(count, sizeof *all);
+    int failed = all == NULL;
+    for (size_t b = 0; all != NULL && b < sizeof backends / sizeof *backends; b++) {
+        dev.b = backends[b];
+        for (size_t i = 0; i < count; i++) {
+            all[i] = tests[i];
+            all[i].setup_func = open_device;
+            all[i].teardown_func = close_device;
+        }
+        char group[64];
+        snprintf(group, sizeof group, "%s on %s", name, dev.b->name);
+        failed += _cmocka_run_group_tests(group, all, count, NULL, NULL);
+    }
+    free(all);
+    return failed != 0;
+}
+
+void assert_ok_at(enum rc rc, const char *call, const char *file, int line) {
+    if (rc == RC_OK) return;
+    print_error("%s: %s: %s\n", call, rc_name(rc), err.message);
+    _fail(file, line);
+}
+
+void assert_refused_at(enum rc got, enum rc want, const char *part, const char *call, const char *file, int line) {
+    if (got == want && strstr(err.message, part) != NULL) return;
+    print_error("%s: %s: \"%s\" where %s with \"%s\" was due\n", call, rc_name(got), err.message, rc_name(want), part);
+    _fail(file, line);
+}
+
+void assert_close_at(const float *got, const double *want, const double *scale, int64_t count, double bound,
+                     const char *file, int line) {
+    int64_t worst = -1;
+    double worst_error = bound;
+    for (int64_t i = 0; i < count; i++) {
+        double error = fabs(got[i] - want[i]) / (scale != NULL ? scale[i] : 1);
+        if (scale != NULL && scale[i] == 0) error = got[i] == want[i] ? 0 : INFINITY;
+        if (error <= worst_error) continue;
+        worst = i;
+        worst_error = error;
+        if (isnan(error)) break;
+    }
+    if (worst < 0) return;
+    print_error("at %lld: %.9g where %.17g was due: off by %.3g, bound %.3g\n", (long long)worst, (double)got[worst],
+                want[worst], worst_error, bound);
+    _fail(file, line);
+}
+
+void assert_near_at(double got, double want, double tolerance, const char *file, int line) {
+    if (fabs(got - want) <= tolerance) return;
+    print_error("%.17g where %.17g ± %.3g was due\n", got, want, tolerance);
+    _fail(file, line);
+}
+
+/* splitmix64 (Steele, Lea, Flood 2014). */
+static uint64_t rng_state;
+
+void seed(uint64_t value) {
+    rng_state = value;
+}
+
+static uint64_t next(void) {
+    uint64_t z = rng_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+double uniform(void) {
+    return (double)(next() >> 11) * 0x1p-53;
+}
+
+double normal(void) {
+    return sqrt(-2 * log(1 - uniform())) * cos(2 * acos(-1) * uniform());
+}
+
+int64_t below(int64_t limit) {
+    return (int64_t)(uniform() * (double)limit);
+}
+
+void *host_bytes(size_t bytes) {
+    assert_true(held.hosts < HELD_MAX);
+    void *memory = calloc(1, bytes > 0 ? bytes : 1);
+    assert_non_null(memory);
+    return held.host[held.hosts++] = memory;
+}
+
+float *host_zeros(int64_t count) {
+    return host_bytes((size_t)count * sizeof(float));
+}
+
+double *host_doubles(int64_t count) {
+    return host_bytes((size_t)count * sizeof(double));
+}
+
+float *host_normal(int64_t count, double deviation) {
+    float *values = host_zeros(count);
+    for (int64_t i = 0; i < count; i++)
+        values[i] = (float)(deviation * normal());
+    return values;
+}
+
+float *host_bf16(int64_t count, double deviation) {
+    float *values = host_normal(count, deviation);
+    for (int64_t i = 0; i < count; i++)
+        values[i] = bf16_to_f32(f32_to_bf16(values[i]));
+    return values;
+}
+
+static void *device_bytes(size_t bytes) {
+    assert_true(held.devices < HELD_MAX);
+    void *memory = NULL;
+    assert_ok(dev.b->alloc(dev.s, bytes, &memory, &err));
+    return held.device[held.devices++] = memory;
+}
+
+float *put(const float *host, int64_t count) {
+    float *device = device_bytes((size_t)count * sizeof *device);
+    assert_ok(dev.b->upload(dev.s, host, DTYPE_F32, count, device, &err));
+    return device;
+}
+
+struct matf put_matrix(const float *host, int64_t rows, int64_t cols, int64_t pad) {
+    int64_t stride = cols + pad;
+    float *padded = host_zeros(rows * stride);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < stride; j++)
+            padded[i * stride + j] = j < cols ? host[i * cols + j] : PADDING;
+    return (struct matf){put(padded, rows * stride), rows, cols, stride};
+}
+
+struct matd device_gram(int64_t channels) {
+    size_t bytes = (size_t)(channels * channels) * sizeof(double);
+    struct matd h = {device_bytes(bytes), channels, channels, channels};
+    memset(h.data, 0, bytes);
+    return h;
+}
+
+float *get_floats(const float *device, int64_t count) {
+    float *host = host_zeros(count);
+    assert_ok(dev.b->download(dev.s, device, count, host, &err));
+    return host;
+}
+
+float *get_matrix(struct matf m) {
+    float *padded = get_floats(m.data, m.rows * m.stride), *host = host_zeros(m.rows * m.cols);
+    for (int64_t i = 0; i < m.rows; i++)
+        for (int64_t j = 0; j < m.stride; j++) {
+            if (j < m.cols)
+                host[i * m.cols + j] = padded[i * m.stride + j];
+            else
+                assert_true(padded[i * m.stride + j] == PADDING);
+        }
+    return host;
+}
+
+struct quantized device_quantized(int64_t rows, int64_t cols, const struct candidate *c) {
+    assert_true(held.quantizeds < HELD_MAX);
+    struct quantized q;
+    assert_ok(quantized_alloc(dev.b, dev.s, rows, cols, c, &q, &err));
+    return held.quantized[held.quantizeds++] = q;
+}

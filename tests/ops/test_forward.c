@@ -1,0 +1,264 @@
+/* The operations of the forward pass against float64. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/formats.h"
+#include "tests/ops/harness.h"
+#include "tests/ops/reference.h"
+
+enum { PAD = 3 };
+
+/* Bounds: relative to the magnitude of the result (exponential, norm) or to the sum of magnitudes behind it (GEMM). */
+static const double EXACT = 0, ROUNDINGS = 3e-7, GEMM_BOUND = 5e-7, ATTENTION_BOUND = 2e-6;
+
+static void embed_gathers_converts_and_multiplies(void **state) {
+    (void)state;
+    enum { V = 9, D = 37, T = 5 };
+    static const int32_t ids[T] = {8, 0, 3, 3, 7};
+    seed(1);
+    float *table = host_bf16(V * D, 1);
+    uint16_t *halves[2] = {host_bytes(V * D * 2), host_bytes(V * D * 2)};
+    for (int i = 0; i < V * D; i++) {
+        halves[0][i] = f32_to_bf16(table[i]);
+        halves[1][i] = f32_to_f16(table[i]);
+    }
+    struct {
+        const void *table;
+        enum dtype type;
+    } stored[] = {{table, DTYPE_F32}, {halves[0], DTYPE_BF16}, {halves[1], DTYPE_F16}};
+    for (int m = 0; m < 2; m++)
+        for (size_t s = 0; s < sizeof stored / sizeof *stored; s++) {
+            float multiplier = m == 0 ? 1.0f : 12.0f;
+            struct matf out = put_matrix(host_zeros(T * D), T, D, PAD);
+            struct embed_args a = {stored[s].table, stored[s].type, V, ids, multiplier, out};
+            assert_ok(dev.b->embed(dev.s, &a, &err));
+            double *want = host_doubles(T * D);
+            for (int i = 0; i < T * D; i++) {
+                float value = table[ids[i / D] * D + i % D];
+                want[i] = (s == 2 ? f16_to_f32(f32_to_f16(value)) : value) * multiplier;
+            }
+            assert_close(get_matrix(out), want, NULL, T * D, EXACT);
+        }
+}
+
+static void rmsnorm_scales_to_unit_mean_square(void **state) {
+    (void)state;
+    for (int i = 0; i < shape_count; i++) {
+        int64_t rows = shapes[i].tokens, cols = shapes[i].cols, count = rows * cols;
+        seed(2);
+        float *x = host_normal(count, i % 2 ? 30 : 0.01), *weight = host_normal(cols, 1);
+        double *want = host_doubles(count), *scale = host_doubles(count);
+        ref_rmsnorm(x, weight, rows, cols, 1e-5, want);
+        for (int64_t k = 0; k < count; k++)
+            scale[k] = fabs(want[k]);
+        struct rmsnorm_args a = {put_matrix(x, rows, cols, PAD), put(weight, cols), 1e-5f,
+                                 put_matrix(x, rows, cols, 0)};
+        assert_ok(dev.b->rmsnorm(dev.s, &a, &err));
+        assert_close(get_matrix(a.out), want, scale, count, ROUNDINGS);
+        a.out = a.x; /* in place */
+        assert_ok(dev.b->rmsnorm(dev.s, &a, &err));
+        assert_close(get_matrix(a.out), want, scale, count, ROUNDINGS);
+    }
+}
+
+static void rmsnorm_survives_extremes(void **state) {
+    (void)state;
+    enum { D = 40 };
+    float *x = host_zeros(3 * D), *weight = host_zeros(D);
+    for (int i = 0; i < D; i++) {
+        weight[i] = 1;
+        x[D + i] = 1e30f;
+        x[2 * D + i] = 1e-30f;
+    }
+    struct rmsnorm_args a = {put_matrix(x, 3, D, 0), put(weight, D), 1e-6f, put_matrix(x, 3, D, 0)};
+    assert_ok(dev.b->rmsnorm(dev.s, &a, &err));
+    float *got = get_matrix(a.out);
+    for (int i = 0; i < D; i++) {
+        assert_true(got[i] == 0);
+        assert_near(got[D + i], 1, 1e-6);
+        assert_near(got[2 * D + i], 1e-27, 1e-33);
+    }
+}
+
+static void gemm_case(const struct shape *s, bool bias, double alpha, double beta) {
+    int64_t out_count = s->tokens * s->rows;
+    float *x = host_normal(s->tokens * s->cols, 1), *w = host_normal(s->rows * s->cols, 0.05);
+    float *b = host_normal(s->rows, 1), *before = host_normal(out_count, 1);
+    if (beta == 0)
+        for (int64_t i = 0; i < out_count; i++)
+            before[i] = NAN; /* must not be read */
+    struct ref_gemm g = {x, w, bias ? b : NULL, before, s->tokens, s->rows, s->cols, alpha, beta};
+    double *want = host_doubles(out_count), *scale = host_doubles(out_count);
+    ref_gemm(&g, want, scale);
+    struct gemm_args a = {.x = put_matrix(x, s->tokens, s->cols, PAD),
+                          .w = put_matrix(w, s->rows, s->cols, 2 * PAD),
+                          .bias = bias ? put(b, s->rows) : NULL,
+                          .alpha = (float)alpha,
+                          .beta = (float)beta,
+                          .out = put_matrix(before, s->tokens, s->rows, PAD)};
+    assert_ok(dev.b->gemm(dev.s, &a, &err));
+    assert_close(get_matrix(a.out), want, scale, out_count, GEMM_BOUND);
+}
+
+static void gemm_multiplies_adds_bias_and_accumulates(void **state) {
+    (void)state;
+    for (int i = 0; i < shape_count; i++) {
+        seed(3);
+        gemm_case(&shapes[i], false, 1, 0);
+        gemm_case(&shapes[i], true, 0.5, 0);
+        gemm_case(&shapes[i], true, -2, 1);
+        gemm_case(&shapes[i], false, 1, 0.25);
+    }
+}
+
+static void gemm_of_nothing_is_nothing(void **state) {
+    (void)state;
+    float *w = host_normal(12, 1), *out = host_normal(6, 1);
+    struct gemm_args a = {.x = {NULL, 0, 4, 4}, .w = put_matrix(w, 3, 4, 0), .alpha = 1, .out = {NULL, 0, 3, 3}};
+    assert_ok(dev.b->gemm(dev.s, &a, &err));
+    a = (struct gemm_args){.x = {NULL, 2, 0, 0}, .w = {NULL, 3, 0, 0}, .alpha = 1, .out = put_matrix(out, 2, 3, 0)};
+    assert_ok(dev.b->gemm(dev.s, &a, &err));
+    assert_close(get_matrix(a.out), host_doubles(6), NULL, 6, EXACT);
+}
+
+static void rope_rotates_the_first_channels(void **state) {
+    (void)state;
+    static const struct {
+        int64_t tokens;
+        int heads, head_dim, rotary;
+    } cases[] = {{1, 1, 2, 2}, {7, 3, 16, 16}, {5, 2, 80, 20}, {40, 4, 96, 96}, {3, 2, 10, 6}, {3, 2, 8, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int64_t T = cases[i].tokens, cols = (int64_t)cases[i].heads * cases[i].head_dim;
+        int half = cases[i].rotary / 2;
+        seed(4);
+        float *x = host_normal(T * cols, 1), *cosine = host_zeros(T * half), *sine = host_zeros(T * half);
+        for (int64_t k = 0; k < T * half; k++) {
+            double angle = 10 * uniform();
+            cosine[k] = (float)cos(angle);
+            sine[k] = (float)sin(angle);
+        }
+        double *want = host_doubles(T * cols);
+        ref_rope(x, cosine, sine, T, cases[i].heads, cases[i].head_dim, cases[i].rotary, want);
+        struct rope_args a = {.x = put_matrix(x, T, cols, PAD),
+                              .heads = cases[i].heads,
+                              .head_dim = cases[i].head_dim,
+                              .rotary = cases[i].rotary,
+                              .cos = put(cosine, T * half),
+                              .sin = put(sine, T * half)};
+        assert_ok(dev.b->rope(dev.s, &a, &err));
+        assert_close(get_matrix(a.x), want, NULL, T * cols, 6e-7);
+    }
+}
+
+struct attention_case {
+    int64_t tokens;
+    int heads, kv_heads, head_dim, window;
+    double deviation; /* of q: how peaked the softmax is */
+};
+
+static const struct attention_case attention_cases[] = {
+    {1, 1, 1, 8, 0, 1},      {5, 2, 1, 16, 0, 1},      {129, 4, 2, 64, 0, 1},  {130, 3, 3, 80, 7, 1},
+    {300, 2, 1, 96, 128, 4}, {140, 2, 2, 128, 200, 1}, {70, 1, 1, 256, 1, 1},  {33, 6, 3, 5, 4, 1},
+    {256, 9, 3, 64, 0, 1},   {260, 1, 1, 8, 129, 30},  {128, 2, 1, 8, 127, 0},
+};
+
+static void attention_case(const struct attention_case *c) {
+    int64_t T = c->tokens, query = (int64_t)c->heads * c->head_dim, key = (int64_t)c->kv_heads * c->head_dim;
+    float *q = host_normal(T * query, c->deviation), *k = host_normal(T * key, 1), *v = host_normal(T * key, 1);
+    struct ref_attention r = {q, k, v, T, c->heads, c->kv_heads, c->head_dim, c->window, 1 / sqrt(c->head_dim)};
+    double *want = host_doubles(T * query);
+    r.scale = (float)r.scale;
+    ref_attention(&r, want);
+    struct attention_args a = {.q = put_matrix(q, T, query, PAD),
+                               .k = put_matrix(k, T, key, PAD),
+                               .v = put_matrix(v, T, key, 0),
+                               .heads = c->heads,
+                               .kv_heads = c->kv_heads,
+                               .head_dim = c->head_dim,
+                               .window = c->window,
+                               .scale = (float)r.scale,
+                               .out = put_matrix(host_zeros(T * query), T, query, PAD)};
+    assert_ok(dev.b->attention(dev.s, &a, &err));
+    assert_close(get_matrix(a.out), want, NULL, T * query, ATTENTION_BOUND * (1 + c->deviation));
+}
+
+static void attention_is_causal_grouped_and_windowed(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof attention_cases / sizeof *attention_cases; i++) {
+        seed(5);
+        attention_case(&attention_cases[i]);
+    }
+}
+
+static void attention_survives_huge_scores(void **state) {
+    (void)state;
+    enum { T = 150, D = 8 };
+    float *q = host_zeros(T * D), *v = host_normal(T * D, 1);
+    for (int i = 0; i < T * D; i++)
+        q[i] = (i / D % 3 - 1) * 1e4f;
+    struct attention_args a = {.q = put_matrix(q, T, D, 0),
+                               .k = put_matrix(q, T, D, 0),
+                               .v = put_matrix(v, T, D, 0),
+                               .heads = 1,
+                               .kv_heads = 1,
+                               .head_dim = D,
+                               .scale = 1,
+                               .out = put_matrix(v, T, D, 0)};
+    assert_ok(dev.b->attention(dev.s, &a, &err));
+    float *got = get_matrix(a.out);
+    for (int i = 0; i < T * D; i++)
+        assert_true(fabsf(got[i]) < 10);
+}
+
+static void silu_mul_gates(void **state) {
+    (void)state;
+    for (int i = 0; i < shape_count; i++) {
+        int64_t rows = shapes[i].tokens, cols = shapes[i].cols, count = rows * cols;
+        seed(6);
+        float *gate = host_normal(count, 8), *up = host_normal(count, 1);
+        double *want = host_doubles(count), *scale = host_doubles(count);
+        for (int64_t k = 0; k < count; k++) {
+            want[k] = ref_silu(gate[k]) * up[k];
+            scale[k] = fabs(want[k]);
+        }
+        struct silu_mul_args a = {put_matrix(gate, rows, cols, PAD), put_matrix(up, rows, cols, 0),
+                                  put_matrix(up, rows, cols, 1)};
+        assert_ok(dev.b->silu_mul(dev.s, &a, &err));
+        assert_close(get_matrix(a.out), want, scale, count, 5e-7);
+    }
+}
+
+/* Every magnitude from deep underflow to overflow; gate · sigmoid(gate) never turns into NaN. */
+static void silu_mul_survives_extremes(void **state) {
+    (void)state;
+    enum { COUNT = 4000 };
+    float *gate = host_zeros(COUNT), *one = host_zeros(COUNT);
+    double *want = host_doubles(COUNT), *scale = host_doubles(COUNT);
+    for (int i = 0; i < COUNT; i++) {
+        gate[i] = (i % 2 ? 1.0f : -1.0f) * (i < 2 ? 3e38f : i < 4 ? 1e10f : (float)(i * 0.03));
+        one[i] = 1;
+        want[i] = ref_silu(gate[i]);
+        scale[i] = fabs(want[i]) + 1e-30; /* e^89 is Inf in fp32 */
+    }
+    struct silu_mul_args a = {put_matrix(gate, 1, COUNT, 0), put_matrix(one, 1, COUNT, 0),
+                              put_matrix(one, 1, COUNT, 0)};
+    assert_ok(dev.b->silu_mul(dev.s, &a, &err));
+    assert_close(get_matrix(a.out), want, scale, COUNT, 5e-7);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(embed_gathers_converts_and_multiplies),
+        cmocka_unit_test(rmsnorm_scales_to_unit_mean_square),
+        cmocka_unit_test(rmsnorm_survives_extremes),
+        cmocka_unit_test(gemm_multiplies_adds_bias_and_accumulates),
+        cmocka_unit_test(gemm_of_nothing_is_nothing),
+        cmocka_unit_test(rope_rotates_the_first_channels),
+        cmocka_unit_test(attention_is_causal_grouped_and_windowed),
+        cmocka_unit_test(attention_survives_huge_scores),
+        cmocka_unit_test(silu_mul_gates),
+        cmocka_unit_test(silu_mul_survives_extremes),
+    };
+    return RUN_ON_BACKENDS("forward", tests);
+}

@@ -1,0 +1,204 @@
+/* Gram matrices, channel statistics, and the drift computed from them. */
+#include <math.h>
+
+#include "tests/ops/harness.h"
+#include "tests/ops/reference.h"
+
+struct statistics {
+    double *sum, *sum_abs;
+    float *max_abs;
+};
+
+static double *dense_gram(const float *x, int64_t tokens, int64_t cols, double *scale) {
+    double *h = host_doubles(cols * cols);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = 0; i < cols; i++)
+            for (int64_t j = 0; j < cols; j++) {
+                double product = (double)x[t * cols + i] * x[t * cols + j];
+                h[i * cols + j] += product;
+                if (scale != NULL) scale[i * cols + j] += fabs(product);
+            }
+    return h;
+}
+
+static void gram_case(int64_t tokens, int64_t cols) {
+    float *x = host_normal(tokens * cols, 2);
+    struct statistics got = {host_doubles(cols), host_doubles(cols), host_zeros(cols)};
+    struct matd h = device_gram(cols);
+    struct gram_args a = {put_matrix(x, tokens, cols, 5), h, got.sum, got.sum_abs, got.max_abs};
+    double *scale = host_doubles(cols * cols), *want = dense_gram(x, tokens, cols, scale);
+    for (int pass = 1; pass <= 2; pass++) { /* the second window adds to the first */
+        assert_ok(dev.b->gram(dev.s, &a, &err));
+        for (int64_t i = 0; i < cols; i++)
+            for (int64_t j = 0; j < cols; j++) {
+                assert_near(h.data[i * cols + j], pass * want[i * cols + j], 2e-6 * pass * scale[i * cols + j]);
+                assert_true(h.data[i * cols + j] == h.data[j * cols + i]);
+            }
+        for (int64_t k = 0; k < cols; k++) {
+            double sum = 0, sum_abs = 0, max_abs = 0;
+            for (int64_t t = 0; t < tokens; t++) {
+                sum += x[t * cols + k];
+                sum_abs += fabs(x[t * cols + k]);
+                max_abs = fmax(max_abs, fabs(x[t * cols + k]));
+            }
+            assert_near(got.sum[k], pass * sum, 1e-12 * pass * sum_abs);
+            assert_near(got.sum_abs[k], pass * sum_abs, 1e-12 * pass * sum_abs);
+            assert_true(got.max_abs[k] == max_abs);
+        }
+    }
+}
+
+static void gram_accumulates_products_and_statistics(void **state) {
+    (void)state;
+    for (int i = 0; i < shape_count; i++) {
+        seed(30);
+        gram_case(shapes[i].tokens, shapes[i].cols);
+    }
+}
+
+static void each_statistic_is_optional(void **state) {
+    (void)state;
+    enum { T = 3, K = 20 };
+    seed(31);
+    float *x = host_normal(T * K, 1);
+    struct statistics all = {host_doubles(K), host_doubles(K), host_zeros(K)};
+    struct gram_args a = {put_matrix(x, T, K, 0), device_gram(K), all.sum, all.sum_abs, all.max_abs};
+    assert_ok(dev.b->gram(dev.s, &a, &err));
+    struct statistics one = {host_doubles(K), host_doubles(K), host_zeros(K)};
+    for (int which = -1; which < 3; which++) {
+        struct gram_args b = {a.x, device_gram(K), which == 0 ? one.sum : NULL, which == 1 ? one.sum_abs : NULL,
+                              which == 2 ? one.max_abs : NULL};
+        assert_ok(dev.b->gram(dev.s, &b, &err));
+    }
+    for (int k = 0; k < K; k++)
+        assert_true(one.sum[k] == all.sum[k] && one.sum_abs[k] == all.sum_abs[k] && one.max_abs[k] == all.max_abs[k]);
+}
+
+/* Inputs with a strong common direction and a few huge channels, as real activations have. */
+static float *activations(int64_t tokens, int64_t cols) {
+    float *x = host_normal(tokens * cols, 1);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t k = 0; k < cols; k++) {
+            float *v = &x[t * cols + k];
+            if (k % 97 == 5) *v *= 60;
+            *v += (float)(t == 0 ? 50 : 0.7);
+        }
+    return x;
+}
+
+/* A Linear, one candidate's ŵ and the H of some activations. */
+struct linear_case {
+    float *x, *w, *w_hat;
+    double *d, *w64; /* [N, K] */
+    struct error_args args;
+    int64_t tokens, rows, cols;
+};
+
+static struct linear_case linear_case(int64_t tokens, int64_t rows, int64_t cols, const struct candidate *c) {
+    int64_t count = rows * cols;
+    struct linear_case l = {.tokens = tokens, .rows = rows, .cols = cols};
+    l.x = activations(tokens, cols);
+    l.w = host_bf16(count, 0.02);
+    struct quantized q = device_quantized(rows, cols, c);
+    struct quantize_report report;
+    l.args.w = put_matrix(l.w, rows, cols, 3);
+    assert_ok(dev.b->quantize(dev.s, &(struct quantize_args){l.args.w, *c, &q, &report}, &err));
+    l.args.w_hat = put_matrix(l.w, rows, cols, 1);
+    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){&q, l.args.w_hat}, &err));
+    l.w_hat = get_matrix(l.args.w_hat);
+    l.args.h = device_gram(cols);
+    assert_ok(dev.b->gram(dev.s, &(struct gram_args){.x = put_matrix(l.x, tokens, cols, 0), .h = l.args.h}, &err));
+    l.d = host_doubles(count);
+    l.w64 = host_doubles(count);
+    for (int64_t i = 0; i < count; i++) {
+        l.w64[i] = l.w[i];
+        l.d[i] = (double)l.w[i] - l.w_hat[i];
+    }
+    return l;
+}
+
+static void check_weight_errors(const struct linear_case *l, const struct error_report *r) {
+    double squares = 0, weight = 0, sum = 0, max = 0;
+    int64_t count = l->rows * l->cols;
+    for (int64_t i = 0; i < count; i++) {
+        squares += l->d[i] * l->d[i];
+        weight += l->w64[i] * l->w64[i];
+        sum += fabs(l->d[i]);
+        max = fmax(max, fabs(l->d[i]));
+    }
+    assert_near(r->frobenius, sqrt(squares), 1e-7 * sqrt(squares));
+    assert_near(r->weight_frobenius, sqrt(weight), 1e-12 * sqrt(weight));
+    assert_near(r->mean_abs, sum / (double)count, 1e-7 * sum / (double)count);
+    assert_near(r->max_abs, max, 1e-7 * max);
+}
+
+/* Drift from H within 1e-5 relative of the output error computed directly in float64. */
+static void drift_equals_the_output_error(void **state) {
+    (void)state;
+    static const struct candidate candidates[] = {
+        {.method = METHOD_RTN, .bits = 2, .group = 64}, {.method = METHOD_RTN, .bits = 8, .group = 32},
+        {.method = METHOD_HQQ, .bits = 3, .group = 64}, {.method = METHOD_HQQ, .bits = 4, .group = 0},
+        {.method = METHOD_HQQ, .bits = 8, .group = 64},
+    };
+    static const struct shape linears[] = {{40, 24, 64}, {90, 70, 300}, {25, 1100, 96}, {1, 5, 520}};
+    for (size_t i = 0; i < sizeof linears / sizeof *linears; i++)
+        for (size_t c = 0; c < sizeof candidates / sizeof *candidates; c++) {
+            seed(32);
+            struct linear_case l = linear_case(linears[i].tokens, linears[i].rows, linears[i].cols, &candidates[c]);
+            struct error_report r;
+            assert_ok(dev.b->error(dev.s, &l.args, &r, &err));
+            double num = ref_output_energy(l.x, l.d, l.tokens, l.rows, l.cols);
+            double den = ref_output_energy(l.x, l.w64, l.tokens, l.rows, l.cols);
+            assert_near(r.drift_den, den, 1e-5 * den);
+            assert_near(r.drift_num / r.drift_den, num / den, 1e-5 * num / den);
+            check_weight_errors(&l, &r);
+        }
+}
+
+static void a_known_denominator_is_taken_over(void **state) {
+    (void)state;
+    seed(33);
+    struct linear_case l = linear_case(20, 16, 80, &(struct candidate){.method = METHOD_RTN, .bits = 3, .group = 16});
+    struct error_report first, second;
+    assert_ok(dev.b->error(dev.s, &l.args, &first, &err));
+    const double known = 42;
+    l.args.drift_den = &known;
+    assert_ok(dev.b->error(dev.s, &l.args, &second, &err));
+    assert_true(second.drift_den == known && second.drift_num == first.drift_num);
+    assert_true(second.weight_frobenius == first.weight_frobenius);
+}
+
+static void without_h_there_is_no_drift(void **state) {
+    (void)state;
+    seed(34);
+    struct linear_case l = linear_case(20, 16, 80, &(struct candidate){.method = METHOD_RTN, .bits = 3, .group = 16});
+    const double known = 42;
+    l.args.h = (struct matd){0};
+    l.args.drift_den = &known;
+    struct error_report r;
+    assert_ok(dev.b->error(dev.s, &l.args, &r, &err));
+    assert_true(r.drift_num == 0 && r.drift_den == 0);
+    check_weight_errors(&l, &r);
+}
+
+static void a_perfect_copy_has_no_error(void **state) {
+    (void)state;
+    seed(35);
+    struct linear_case l = linear_case(20, 16, 80, &(struct candidate){.method = METHOD_RTN, .bits = 3, .group = 16});
+    l.args.w_hat = l.args.w;
+    struct error_report r;
+    assert_ok(dev.b->error(dev.s, &l.args, &r, &err));
+    assert_true(r.drift_num == 0 && r.drift_den > 0 && r.frobenius == 0 && r.max_abs == 0 && r.mean_abs == 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gram_accumulates_products_and_statistics),
+        cmocka_unit_test(each_statistic_is_optional),
+        cmocka_unit_test(drift_equals_the_output_error),
+        cmocka_unit_test(a_known_denominator_is_taken_over),
+        cmocka_unit_test(without_h_there_is_no_drift),
+        cmocka_unit_test(a_perfect_copy_has_no_error),
+    };
+    return RUN_ON_BACKENDS("gram", tests);
+}
