@@ -125,7 +125,7 @@ struct dequantize_args {
 };
 
 /* Output error and reconstruction error of ŵ against w (algorithms §1, §8). tr(D H Dᵀ) = Σ (DᵀD)·H element by
- * element: products DᵀD in fp32, their sum with H in fp64. h.data NULL: output error is not computed and drift fields
+ * element, in fp64. h.data NULL: output error is not computed and drift fields
  * are 0. The denominator is the same for every candidate of a Linear: hand it back in to save its cost. */
 struct error_args {
     struct matf w, w_hat;    /* [N, K] */

@@ -1,3 +1,4 @@
+#include <cblas.h>
 #include <math.h>
 
 #include "kernels/check.h"
@@ -6,7 +7,7 @@
 #include "kernels/cpu/syrk.h"
 #include "kernels/cpu/vec.h"
 
-/* Rows of D kept at a time, and how long an fp32 sum of products may grow. */
+/* Rows of D kept at a time. */
 enum { CHUNK = 1024 };
 
 struct row_stats {
@@ -15,7 +16,8 @@ struct row_stats {
 
 struct workspace {
     float *difference;       /* [CHUNK, K] */
-    float *blocks;           /* [threads, SYRK_TILE, SYRK_TILE] */
+    double *wide;            /* [CHUNK, K] the rows whose trace is taken */
+    double *blocks;          /* [threads, SYRK_TILE, SYRK_TILE] */
     double *partial;         /* [tiles] */
     struct row_stats *stats; /* [CHUNK] */
 };
@@ -23,16 +25,18 @@ struct workspace {
 static enum rc workspace_get(struct backend_state *state, const struct error_args *a, struct workspace *ws,
                              struct err *e) {
     size_t difference = (size_t)CHUNK * (size_t)a->w.cols * sizeof(float);
-    size_t blocks = (size_t)state->threads * SYRK_TILE * SYRK_TILE * sizeof(float);
+    size_t wide = (size_t)CHUNK * (size_t)a->w.cols * sizeof(double);
+    size_t blocks = (size_t)state->threads * SYRK_TILE * SYRK_TILE * sizeof(double);
     size_t stats = CHUNK * sizeof(struct row_stats);
     size_t partial = (size_t)syrk_tile_count(a->w.cols) * sizeof(double);
     void *memory;
-    TRY(cpu_scratch(state, difference + blocks + stats + partial, &memory, e));
+    TRY(cpu_scratch(state, difference + wide + blocks + stats + partial, &memory, e));
     char *at = memory; /* every part but the last is a multiple of 64 bytes */
     ws->difference = (float *)at;
-    ws->blocks = (float *)(at + difference);
-    ws->stats = (struct row_stats *)(at + difference + blocks);
-    ws->partial = (double *)(at + difference + blocks + stats);
+    ws->wide = (double *)(at + difference);
+    ws->blocks = (double *)(at + difference + wide);
+    ws->stats = (struct row_stats *)(at + difference + wide + blocks);
+    ws->partial = (double *)(at + difference + wide + blocks + stats);
     return RC_OK;
 }
 
@@ -41,7 +45,7 @@ SIMD static void subtract(const float *restrict a, const float *restrict b, int6
         out[i] = a[i] - b[i];
 }
 
-SIMD static double dot(const float *restrict block, const double *restrict h, int64_t n) {
+SIMD static double dot(const double *restrict block, const double *restrict h, int64_t n) {
     double lane[LANES] = {0}, sum = 0;
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -56,7 +60,7 @@ SIMD static double dot(const float *restrict block, const double *restrict h, in
 
 /* Σ over one tile and, off the diagonal, its mirror image; the diagonal tile counts its upper triangle twice and its
  * diagonal once. */
-static double tile_trace(struct matd h, const struct syrk_tile *t, const float *block) {
+static double tile_trace(struct matd h, const struct syrk_tile *t, const double *block) {
     double sum = 0;
     for (int64_t i = 0; i < t->rows; i++) {
         const double *row = h.data + (t->row + i) * h.stride + t->col;
@@ -70,14 +74,25 @@ static double tile_trace(struct matd h, const struct syrk_tile *t, const float *
     return sum;
 }
 
-/* tr(X H Xᵀ) = Σ (XᵀX) ∘ H. */
+SIMD static void widen(const float *restrict in, int64_t n, double *restrict out) {
+    for (int64_t i = 0; i < n; i++)
+        out[i] = in[i];
+}
+
+/* tr(X H Xᵀ) = Σ (XᵀX) ∘ H. In fp64 throughout: where an output is small because its terms cancel, fp32 products would
+ * leave few digits of it. */
 static double trace(struct backend_state *state, struct matf x, struct matd h, const struct workspace *ws) {
     int64_t tiles = syrk_tile_count(x.cols);
+#pragma omp parallel for num_threads(state->threads)
+    for (int64_t i = 0; i < x.rows; i++)
+        widen(x.data + i * x.stride, x.cols, ws->wide + i * x.cols);
 #pragma omp parallel for num_threads(state->threads) schedule(dynamic)
     for (int64_t i = 0; i < tiles; i++) {
         struct syrk_tile t = syrk_tile_at(x.cols, i);
-        float *block = ws->blocks + (size_t)omp_get_thread_num() * SYRK_TILE * SYRK_TILE;
-        syrk_tile_compute(x, &t, block);
+        double *block = ws->blocks + (size_t)omp_get_thread_num() * SYRK_TILE * SYRK_TILE;
+        const double *rows = ws->wide + t.row, *cols = ws->wide + t.col;
+        cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)t.rows, (int)t.cols, (int)x.rows, 1, rows,
+                    (int)x.cols, cols, (int)x.cols, 0, block, SYRK_TILE);
         ws->partial[i] = tile_trace(h, &t, block);
     }
     (void)state;
