@@ -38,7 +38,7 @@ class Workload:
     def submit(self, n):
         members = {"kind": "eval", "dataset": "d"}
         if self.real:
-            members |= {"model": "tiny", "length": 128, "windows": 24,
+            members |= {"model": "tiny", "length": 128,
                         "uniform": {"method": "rtn", "bits": 2 + n % 3, "group": 64}}
         else:
             members |= {"model": "org/m", "label": "rows=40 slow=30"}
