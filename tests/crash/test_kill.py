@@ -21,7 +21,7 @@ WORKER = api.BUILD / "hsaq-worker"
 
 
 class Workload:
-    """With the real worker, evals of the tiny model; before it is built, rows of the fake one."""
+    """With the real worker, profiles and evals of the tiny model; before it is built, rows of the fake one."""
 
     def __init__(self, folder):
         self.real = WORKER.exists()
@@ -36,23 +36,27 @@ class Workload:
         self.daemon.put_dataset(text=(fixture / "heldout.txt").read_text())
 
     def submit(self, n):
-        members = {"kind": "eval", "dataset": "d"}
-        if self.real:
-            members |= {"model": "tiny", "length": 128,
-                        "uniform": {"method": "rtn", "bits": 2 + n % 3, "group": 64}}
+        if not self.real:
+            members = {"kind": "eval", "model": "org/m", "dataset": "d", "label": "rows=40 slow=30"}
+        elif n % 2:
+            members = {"kind": "profile", "model": "tiny",
+                       "calibration": {"dataset": "d", "samples": 40 + n, "length": 128},
+                       "candidates": [{"method": "rtn", "bits": [2, 3, 4], "group": 64}]}
         else:
-            members |= {"model": "org/m", "label": "rows=40 slow=30"}
+            members = {"kind": "eval", "model": "tiny", "dataset": "d", "length": 128,
+                       "uniform": {"method": "rtn", "bits": 2 + n, "group": 64}}
         answer = self.daemon.ask("POST", "/v1/jobs", members, Idempotency_Key=f"job-{n}")
         assert answer.status == 202
         return answer.json["id"]
 
     def outcome(self, id_):
         result = self.daemon.ask("GET", f"/v1/jobs/{id_}/result").json
-        for name in ("tokens_per_second", "dataset", "model"):  # a speed, and folders of this run
+        for name in ("tokens_per_second", "dataset", "model", "rows", "totals"):  # of this run: speed, folders, cached
             result.pop(name, None)
         rows = self.daemon.rows(id_)
         for row in rows:
             row.pop("made_in", None)
+            row.pop("cached", None)
         return result, rows
 
 
@@ -101,6 +105,7 @@ def test_killed_at_random_moments_nothing_is_lost_and_no_bit_differs(tmp_path):
             assert daemon.rows(id_)[: len(kept[id_])] == kept[id_]
     for batch in batches:
         wait_for_all(daemon, batch)
-        assert [stormy.outcome(id_) for id_ in batch] == expected
+        for id_, (result, rows) in zip(batch, expected):
+            assert stormy.outcome(id_) == (result, rows)
     assert stormy.submit(0) == batches[0][0]
     assert daemon.stop() == 0
