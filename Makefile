@@ -8,7 +8,8 @@ VERSION := $(shell cat VERSION)
 FLAVOUR ?=
 BUILD   := build$(if $(FLAVOUR),/$(FLAVOUR))
 CC      ?= gcc
-PYTHON  ?= python3
+# Debian's own interpreter: the packages that tools/deps installs belong to it.
+PYTHON  ?= $(firstword $(wildcard /usr/bin/python3) python3)
 
 BASE_PKGS   := jansson libpcre2-8
 DAEMON_PKGS := libmicrohttpd libuv sqlite3 nettle
@@ -76,7 +77,7 @@ $(BUILD)/%.a:
 EMBEDDED := $(sort $(wildcard migrations/*.sql) $(wildcard api/openapi.yaml))
 $(BUILD)/embedded.c: tools/embed $(EMBEDDED)
 	@mkdir -p $(@D)
-	tools/embed $(EMBEDDED) >$@
+	$(QUIET_GEN)tools/embed $(EMBEDDED) >$@
 $(BUILD)/embedded.o: $(BUILD)/embedded.c
 	$(QUIET_CC)$(CC) $(CFLAGS_ALL) -c $< -o $@
 
@@ -103,6 +104,7 @@ tests: programs c-tests ## build the programs and the C tests
 
 ifeq ($(V),)
 QUIET_CC = @echo "  CC   $@";
+QUIET_GEN = @echo "  GEN  $@";
 QUIET_AR = @echo "  AR   $@";
 QUIET_LD = @echo "  LD   $@";
 endif

@@ -139,8 +139,8 @@ static bool check_accept(struct request *r) {
         size_t len = strcspn(p, ",");
         snprintf(type, sizeof type, "%.*s", (int)len, p);
         if (request_accepts(r, type)) return true;
-        *(strchr(type, '/') + 1) = '\0';
-        strcat(type, "*");
+        char *subtype = strchr(type, '/') + 1;
+        snprintf(subtype, sizeof type - (size_t)(subtype - type), "*");
         if (request_accepts(r, type)) return true;
         p += len;
         p += strspn(p, ", ");

@@ -1,5 +1,6 @@
 #include "daemon/http/router.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* One segment of a pattern: literal text, {name} or {name*}. */
@@ -71,10 +72,9 @@ static bool match_path(const char *pattern, const char *path, size_t path_len, s
 
 static void allow(struct route_match *m, const char *method) {
     size_t used = strlen(m->allow);
-    const char *head = strcmp(method, "GET") == 0 ? ", HEAD" : "";
-    if (used + strlen(method) + strlen(head) + 3 > sizeof m->allow) return;
-    if (used > 0) strcat(m->allow, ", ");
-    strcat(strcat(m->allow, method), head);
+    const char *head = strcmp(method, "GET") == 0 ? ", HEAD" : "", *comma = used > 0 ? ", " : "";
+    if (used + strlen(comma) + strlen(method) + strlen(head) >= sizeof m->allow) return;
+    snprintf(m->allow + used, sizeof m->allow - used, "%s%s%s", comma, method, head);
 }
 
 /* The longest pattern wins where several match, so that …/{name*}/tokenize comes before …/{name*}. */

@@ -1,5 +1,6 @@
 #include "daemon/store/ids.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
@@ -65,7 +66,7 @@ char *time_format(int64_t ms, char text[TIME_SIZE]) {
     char day[TIME_SIZE];
 
     if (!gmtime_r(&seconds, &tm) || strftime(day, sizeof day, "%Y-%m-%dT%H:%M:%S", &tm) != 19)
-        strcpy(day, "9999-12-31T23:59:59");
+        snprintf(day, sizeof day, "9999-12-31T23:59:59");
     memcpy(text, day, 19);
     text[19] = '.';
     text[20] = (char)('0' + ms / 100 % 10);
