@@ -7,6 +7,7 @@
  * daemon → worker   start, cancel, cached, shutdown
  * worker → daemon   hello, heartbeat, progress, row, lookup, store, result, error, log
  *
+ * A row whose phase begins with '_' is the worker's own memory of the job: kept and handed back on resume, not shown.
  * A job ends with exactly one result or error. Order on the link is order of effect: rows before a result are stored
  * before it. `lookup` asks the daemon's content-addressed cache for keys and is answered by one `cached`; `store` puts
  * an entry. A row may carry a cache entry of its own (cache_key), stored in the same transaction as the row. */

@@ -145,7 +145,8 @@ static void respond_table(struct request *r, struct table *t) {
 enum rc get_rows(struct request *r, struct err *e) {
     struct db *db = store_reader(request_app(r)->store);
     struct rows_query query;
-    struct row_range range = {.job = request_param(r, "id"), .after_phase = "", .after_index = -1, .limit = -1};
+    struct row_range range = {
+        .job = request_param(r, "id"), .after_phase = ROW_PHASE_PUBLIC, .after_index = -1, .limit = -1};
     struct table table = {.left = -1};
     enum job_state state;
     int64_t version;

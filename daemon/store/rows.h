@@ -12,6 +12,9 @@
 enum rc row_insert(struct db *db, const char *job, const char *phase, int64_t index, const json_t *data, struct err *e);
 enum rc rows_delete(struct db *db, const char *job, struct err *e);
 
+/* Sorts after every phase that begins with '_' (rows that are not for clients) and before every other. */
+#define ROW_PHASE_PUBLIC "_~"
+
 /* Rows after (phase, index), in that order; `after_phase` "" and index -1 from the start. `data` is one line of JSON.
  */
 struct row {

@@ -77,7 +77,7 @@ static enum rc open_recipe(struct eval *v, struct err *e) {
 static enum rc take_earlier_rows(struct eval *v, struct err *e) {
     for (int64_t i = 0; i < v->table.count; i++) {
         const json_t *row = job_row(v->job, "window", i);
-        if (row) TRY(eval_window_decode(&v->table, i, row, job_row(v->job, "token_kl", i), e));
+        if (row) TRY(eval_window_decode(&v->table, i, row, job_row(v->job, "_token_kl", i), e));
     }
     return RC_OK;
 }
@@ -142,9 +142,9 @@ static void sum_window(struct eval *v, struct eval_window *w) {
 }
 
 static enum rc send_window(const struct eval *v, int64_t window, struct err *e) {
-    if (v->table.quantized && !job_row(v->job, "token_kl", window)) {
+    if (v->table.quantized && !job_row(v->job, "_token_kl", window)) {
         json_t *token_kl = eval_token_kl_encode(&v->table, window);
-        enum rc rc = emit_row(v->job, "token_kl", window, token_kl, NULL, e);
+        enum rc rc = emit_row(v->job, "_token_kl", window, token_kl, NULL, e);
         json_decref(token_kl);
         TRY(rc);
     }

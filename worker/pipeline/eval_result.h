@@ -24,7 +24,7 @@ struct eval_table {
 
 void eval_table_release(struct eval_table *t);
 
-/* Rows: phase "window" {window, tokens, nll_reference[, nll_quantized, kl, top1_agree]}, and phase "token_kl" {window,
+/* Rows: phase "window" {window, tokens, nll_reference[, nll_quantized, kl, top1_agree]}, and phase "_token_kl" {window,
  * kl}, the token KLs as fp32 bits in hexadecimal, so that the percentiles of a resumed job are exact. */
 json_t *eval_window_encode(const struct eval_table *t, int64_t window);
 json_t *eval_token_kl_encode(const struct eval_table *t, int64_t window);
