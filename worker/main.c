@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/sizes.h"
+#include "kernels/cpu/blas.h"
 #include "worker/control.h"
 #include "worker/oneshot.h"
 #include "worker/run.h"
@@ -124,6 +125,7 @@ static enum rc dispatch(int argc, char **argv, struct err *e) {
     const char *command = argc > 1 ? argv[1] : "";
     if (!strcmp(command, "inspect")) return oneshot(ONESHOT_INSPECT, stdin, stdout, e);
     if (!strcmp(command, "tokenize")) return oneshot(ONESHOT_TOKENIZE, stdin, stdout, e);
+    blas_insist_on_fast_core(argv);
     TRY(parse_arguments(argc - 1, argv + 1, &a, e));
     if (!strcmp(command, "serve")) {
         if (a.fd < 0) return err_set(e, RC_INVALID, "serve needs --fd: it is started by hsaqd");

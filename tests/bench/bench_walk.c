@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/strbuf.h"
+#include "kernels/cpu/blas.h"
 #include "worker/execute.h"
 
 enum {
@@ -166,7 +167,9 @@ static double gemm_rate(void) {
     return rate;
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argc;
+    blas_insist_on_fast_core(argv);
     char dir[] = "/tmp/hsaq-bench-XXXXXX";
     const char *text = "tests/fixture/calibration.txt";
     struct worker worker = {0};
