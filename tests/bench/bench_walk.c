@@ -1,5 +1,6 @@
 /* What the walk costs, as ratios inside one run: eval against the fp32 GEMM rate, six candidates against one.
- * A model of SmolLM2's widths with random weights is made in a temporary folder. */
+ * A model of SmolLM2's widths with random weights is made in a temporary folder. What is compared runs side by side,
+ * ROUNDS times over, and the median of the rounds' ratios counts: the clock and the neighbours of a machine wander. */
 #include <cblas.h>
 #include <math.h>
 #include <stdatomic.h>
@@ -23,7 +24,8 @@ enum {
     BLOCKS = 2,
     LENGTH = 1024,
     WINDOWS = 16,
-    CALIBRATION = 48
+    CALIBRATION = 48,
+    ROUNDS = 5
 };
 enum { KV = KV_HEADS * HEAD_DIM, BLOCK_PARAMS = 2 * D * D + 2 * D * KV + 3 * D * MLP };
 
@@ -150,53 +152,112 @@ static json_t *profile_spec(json_t *bits) {
                      "hqq", "bits", bits, "group", 64);
 }
 
-/* GFLOP/s of the walk's own largest product. */
+static json_t *eval_spec(void) {
+    return json_pack("{ss ss ss si si}", "kind", "eval", "model", "M", "dataset", "D", "length", LENGTH, "windows",
+                     WINDOWS);
+}
+
+static double eval_flops(void) {
+    double block = (double)BLOCK_PARAMS + (double)LENGTH * D; /* causal attention: half of two T·T·D products */
+    return 2.0 * WINDOWS * LENGTH * (BLOCKS * block + (double)V * D);
+}
+
+static float *random_floats(size_t count) {
+    float *x = malloc(count * sizeof *x);
+    if (!x) give_up("out of memory");
+    for (size_t i = 0; i < count; i++)
+        x[i] = (float)rand() / (float)RAND_MAX - 0.5f;
+    return x;
+}
+
+/* GFLOP/s of the walk's own largest product, by OpenBLAS's own threads on every core: what the backend, whose OpenBLAS
+ * has one thread and whose cores have tiles, is held against. */
 static double gemm_rate(void) {
-    float *x = calloc(LENGTH * D, sizeof *x), *w = calloc(MLP * D, sizeof *w), *y = calloc(LENGTH * MLP, sizeof *y);
-    if (!x || !w || !y) give_up("out of memory");
+    enum { WARM_UP = 4, TIMES = 200 };
+    float *x = random_floats(LENGTH * D), *w = random_floats(MLP * D), *y = random_floats(LENGTH * MLP);
     double begin = 0;
-    enum { TIMES = 200 };
-    for (int i = -4; i < TIMES; i++) { /* the first ones warm up */
+    openblas_set_num_threads(openblas_get_num_procs());
+    for (int i = -WARM_UP; i < TIMES; i++) {
         if (i == 0) begin = seconds();
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, LENGTH, MLP, D, 1, x, D, w, D, 0, y, MLP);
     }
     double rate = 2.0 * LENGTH * MLP * D * TIMES / (seconds() - begin) * 1e-9;
+    openblas_set_num_threads(1);
     free(x);
     free(w);
     free(y);
     return rate;
 }
 
-int main(int argc, char **argv) {
-    (void)argc;
-    blas_insist_on_fast_core(argv);
-    char dir[] = "/tmp/hsaq-bench-XXXXXX";
+/* --- the table --- */
+
+struct rounds {
+    double gemm[ROUNDS], eval[ROUNDS], eval_share[ROUNDS]; /* GFLOP/s, GFLOP/s, their ratio */
+    double one[ROUNDS], six[ROUNDS], growth[ROUNDS];       /* s, s, their ratio */
+};
+
+static void measure(const struct worker *worker, const char *dir, struct rounds *r) {
     const char *text = "tests/fixture/calibration.txt";
-    struct worker worker = {0};
-    struct worker_options options = {.device = "cpu", .scratch = "/tmp"};
-    struct err e = {0};
-    if (!mkdtemp(dir)) give_up("cannot make a temporary folder");
-    write_model(dir);
-    if (worker_open(&options, &worker, &e) != RC_OK) give_up(e.message);
-    double one = run(&worker, dir, text, profile_spec(json_integer(4)));
-    double six = run(&worker, dir, text, profile_spec(json_pack("[iiiiii]", 2, 3, 4, 5, 6, 8)));
-    double gemm = gemm_rate(); /* before and after, since a machine's clock wanders */
-    double eval = run(&worker, dir, text,
-                      json_pack("{ss ss ss si si}", "kind", "eval", "model", "M", "dataset", "D", "length", LENGTH,
-                                "windows", WINDOWS));
-    gemm = (gemm + gemm_rate()) / 2;
-    double flops = 2.0 * WINDOWS * LENGTH * ((double)BLOCKS * (BLOCK_PARAMS + LENGTH * D) + (double)V * D);
-    printf("fp32 GEMM                       %8.1f GFLOP/s\n", gemm);
-    printf("eval, %d windows of %d          %8.1f GFLOP/s   %.2f of the GEMM rate\n", WINDOWS, LENGTH,
-           flops / eval * 1e-9, flops / eval * 1e-9 / gemm);
-    printf("profile of %d tokens, 1 candidate  %6.2f s\n", CALIBRATION * LENGTH, one);
-    printf("the same, 6 candidates             %6.2f s         %.2f times one\n", six, six / one);
-    worker_release(&worker);
+    for (int i = 0; i < ROUNDS; i++) {
+        double before = gemm_rate();
+        r->eval[i] = eval_flops() / run(worker, dir, text, eval_spec()) * 1e-9;
+        r->gemm[i] = (before + gemm_rate()) / 2;
+        r->eval_share[i] = r->eval[i] / r->gemm[i];
+        r->one[i] = run(worker, dir, text, profile_spec(json_integer(4)));
+        r->six[i] = run(worker, dir, text, profile_spec(json_pack("[iiiiii]", 2, 3, 4, 5, 6, 8)));
+        r->growth[i] = r->six[i] / r->one[i];
+    }
+}
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double values[ROUNDS]) { /* and sorts them */
+    qsort(values, ROUNDS, sizeof *values, by_value);
+    return values[ROUNDS / 2];
+}
+
+static void print_ratio(const char *what, double values[ROUNDS], const char *target) {
+    double middle = median(values);
+    printf("%-34s %9.2f          %-7s  (%.2f to %.2f)\n", what, middle, target, values[0], values[ROUNDS - 1]);
+}
+
+static void print_table(struct rounds *r) {
+    printf("%-34s %9s          %-7s\n", "median of rounds", "measured", "target");
+    printf("%-34s %9.1f GFLOP/s\n", "fp32 GEMM, every core", median(r->gemm));
+    printf("%-34s %9.1f GFLOP/s\n", "eval", median(r->eval));
+    printf("%-34s %9.2f s\n", "profile, 1 candidate", median(r->one));
+    printf("%-34s %9.2f s\n", "profile, 6 candidates", median(r->six));
+    print_ratio("eval / GEMM", r->eval_share, ">= 0.60");
+    print_ratio("6 candidates / 1", r->growth, "< 1.30");
+}
+
+static void remove_model(const char *dir) {
     static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.json"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[512];
         snprintf(path, sizeof path, "%s/%s", dir, files[i]);
         unlink(path);
     }
-    return rmdir(dir) != 0;
+    rmdir(dir);
+}
+
+int main(int argc, char **argv) {
+    (void)argc;
+    blas_insist_on_fast_core(argv);
+    char dir[] = "/tmp/hsaq-bench-XXXXXX";
+    struct worker worker = {0};
+    struct worker_options options = {.device = "cpu", .scratch = "/tmp"};
+    struct rounds rounds;
+    struct err e = {0};
+    if (!mkdtemp(dir)) give_up("cannot make a temporary folder");
+    write_model(dir);
+    if (worker_open(&options, &worker, &e) != RC_OK) give_up(e.message);
+    measure(&worker, dir, &rounds);
+    print_table(&rounds);
+    worker_release(&worker);
+    remove_model(dir);
+    return EXIT_SUCCESS;
 }
