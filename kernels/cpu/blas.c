@@ -22,7 +22,7 @@ enum simd_level blas_simd_level(void) {
 
 /* What OpenBLAS falls back to without AVX2, whatever the processor has. */
 static bool is_fallback(const char *core) {
-    static const char *const without_avx2[] = {"Prescott", "Core2", "Penryn",      "Dunnington", "Nehalem",
+    static const char *const without_avx2[] = {"Prescott", "Core2",       "Penryn",  "Dunnington", "Nehalem",
                                                "Atom",     "Sandybridge", "Generic", "Unknown"};
     for (size_t i = 0; i < sizeof without_avx2 / sizeof *without_avx2; i++)
         if (strcasecmp(core, without_avx2[i]) == 0) return true;
