@@ -5,17 +5,15 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "base/random.h"
 #include "worker/alloc/alloc.h"
 
 enum { LINEARS = 10000, OPTIONS = 6 };
 
 static uint64_t random_state = 1;
 
-static uint64_t random_bits(void) { /* splitmix64 */
-    uint64_t z = random_state += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
+static uint64_t random_bits(void) {
+    return splitmix64(&random_state);
 }
 
 static double uniform(void) {

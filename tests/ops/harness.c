@@ -1,4 +1,5 @@
 #include "tests/ops/harness.h"
+#include "base/random.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -96,7 +97,6 @@ void assert_near_at(double got, double want, double tolerance, const char *file,
     _fail(file, line);
 }
 
-/* splitmix64 (Steele, Lea, Flood 2014). */
 static uint64_t rng_state;
 
 void seed(uint64_t value) {
@@ -104,10 +104,7 @@ void seed(uint64_t value) {
 }
 
 static uint64_t next(void) {
-    uint64_t z = rng_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+    return splitmix64(&rng_state);
 }
 
 double uniform(void) {

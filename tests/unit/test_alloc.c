@@ -9,20 +9,18 @@
 
 #include <cmocka.h>
 
+#include "base/random.h"
 #include "worker/alloc/alloc.h"
 
 enum { MAX_ITEMS = 7, MAX_OPTIONS = 5 };
 
 static uint64_t random_state;
 
-static uint64_t random_bits(void) { /* splitmix64 */
-    uint64_t z = random_state += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
+static uint64_t random_bits(void) {
+    return splitmix64(&random_state);
 }
 
-static int random_below(int n) {
+static int random_int(int n) {
     return (int)(random_bits() % (uint64_t)n);
 }
 
@@ -34,25 +32,25 @@ struct instance {
 
 /* Flavours by `kind`: coarse costs and scores with many ties and zeros; fine ones; huge costs. */
 static void random_instance(struct instance *in, int kind) {
-    in->problem = (struct alloc_problem){in->items, 1 + random_below(MAX_ITEMS), 0};
+    in->problem = (struct alloc_problem){in->items, 1 + random_int(MAX_ITEMS), 0};
     int64_t least = 0, most = 0;
     for (int i = 0; i < in->problem.item_count; i++) {
-        int count = 1 + random_below(MAX_OPTIONS);
+        int count = 1 + random_int(MAX_OPTIONS);
         in->items[i] = (struct alloc_item){in->options[i], count};
         int64_t low = INT64_MAX, high = 0;
         for (int o = 0; o < count; o++) {
             struct alloc_option *option = &in->options[i][o];
             static const uint64_t costs[] = {6, 1000, 10000000000000};
             option->cost = (int64_t)(random_bits() % costs[kind]);
-            option->score = kind == 0 ? random_below(5) * 0.1 : (double)(random_bits() >> 11) * 0x1p-53;
-            option->bits = 2 + random_below(7);
+            option->score = kind == 0 ? random_int(5) * 0.1 : (double)(random_bits() >> 11) * 0x1p-53;
+            option->bits = 2 + random_int(7);
             if (option->cost < low) low = option->cost;
             if (option->cost > high) high = option->cost;
         }
         least += low;
         most += high;
     }
-    in->problem.budget = random_below(20) ? least + (int64_t)(random_bits() % (uint64_t)(most - least + 2)) : least - 1;
+    in->problem.budget = random_int(20) ? least + (int64_t)(random_bits() % (uint64_t)(most - least + 2)) : least - 1;
 }
 
 /* The best objective of all assignments within the budget, or infinity. */
@@ -253,8 +251,8 @@ static void what_is_cut_off_shows_in_the_gap(void **state) {
     random_state = 3;
     for (int i = 0; i < COUNT; i++) {
         for (int o = 0; o < OPTIONS; o++) {
-            double cost = 1e9 * (o + (double)random_below(1000000) / 1e6);
-            options[i][o] = (struct alloc_option){(int64_t)cost, 7e9 - cost + random_below(100), 2 + o};
+            double cost = 1e9 * (o + (double)random_int(1000000) / 1e6);
+            options[i][o] = (struct alloc_option){(int64_t)cost, 7e9 - cost + random_int(100), 2 + o};
         }
         items[i] = (struct alloc_item){options[i], OPTIONS};
     }
@@ -371,11 +369,11 @@ static void large_instances_are_proven(void **state) {
     random_state = 9;
     int64_t total = 0;
     for (int i = 0; i < COUNT; i++) {
-        int64_t n = params[random_below(3)];
-        double sensitivity = exp(4.0 * random_below(1000) / 1000);
+        int64_t n = params[random_int(3)];
+        double sensitivity = exp(4.0 * random_int(1000) / 1000);
         for (int o = 0; o < OPTIONS; o++)
             options[i * OPTIONS + o] = (struct alloc_option){
-                n * bits[o] / 8 + n / 16, sensitivity * pow(4, -bits[o]) * (1 + random_below(100) / 200.0), bits[o]};
+                n * bits[o] / 8 + n / 16, sensitivity * pow(4, -bits[o]) * (1 + random_int(100) / 200.0), bits[o]};
         items[i] = (struct alloc_item){&options[i * OPTIONS], OPTIONS};
         total += n;
     }

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "base/random.h"
 #include "worker/pipeline/stats.h"
 
 static void close_to(double a, double b) {
@@ -63,7 +64,7 @@ static void bootstrap_error_agrees_with_the_normal_one(void **state) {
     struct window_pair w[200];
     uint64_t seed = 7;
     for (int i = 0; i < 200; i++) {
-        double noise = (double)splitmix64_below(&seed, 1000) / 1000 - 0.5;
+        double noise = (double)random_below(&seed, 1000) / 1000 - 0.5;
         w[i] = (struct window_pair){1, 1, 1.1 + noise};
     }
     struct paired_delta d = stats_paired(w, 200);
@@ -85,7 +86,7 @@ static void splitmix_is_the_published_one(void **state) {
     assert_true(splitmix64(&seed) == 6457827717110365317u);
     assert_true(splitmix64(&seed) == 3203168211198807973u);
     for (int i = 0; i < 1000; i++)
-        assert_true(splitmix64_below(&seed, 7) < 7);
+        assert_true(random_below(&seed, 7) < 7);
 }
 
 int main(void) {

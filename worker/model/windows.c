@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/random.h"
+
 enum { LENGTH_MIN = 2 }; /* one token has nothing to predict */
 
 /* Room for windows [count, length], after all checks of what was asked for. */
@@ -59,14 +61,6 @@ enum rc windows_llama_cpp(const struct tokens *tokens, int64_t length, int64_t l
         out->ids[i * length] = bos;
     out->first_label = length / 2 + 1;
     return RC_OK;
-}
-
-/* Vigna's splitmix64: tiny, and the same everywhere. */
-static uint64_t splitmix64(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
 }
 
 /* Uniform in [0, bound): values from the incomplete last stretch of 2^64 are drawn again. */

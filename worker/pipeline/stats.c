@@ -4,17 +4,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
-
-uint64_t splitmix64(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-uint64_t splitmix64_below(uint64_t *state, uint64_t n) {
-    return (uint64_t)(((unsigned __int128)splitmix64(state) * n) >> 64);
-}
+#include "base/random.h"
 
 static double sample_sd(const double *values, size_t n) {
     double mean = 0, squares = 0;
@@ -82,7 +72,7 @@ static void bootstrap(const struct window_pair *windows, size_t n, struct paired
     for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) {
         struct totals t = {0};
         for (size_t i = 0; i < n; i++)
-            add_window(&t, &windows[splitmix64_below(&state, n)]);
+            add_window(&t, &windows[random_below(&state, n)]);
         ppl[r] = ppl_difference(&t);
         percent[r] = ppl_percent(&t);
     }

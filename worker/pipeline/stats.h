@@ -35,14 +35,9 @@ struct mean_se {
     double mean, se; /* se: sd(window means) / sqrt(n); NaN when n < 2 */
 };
 
-/* SplitMix64 (Steele, Lea, Flood 2014). */
-uint64_t splitmix64(uint64_t *state);
-/* Uniform in [0, n), by the high half of a 64 × 64 bit product (Lemire 2019, without rejection: bias < n / 2^64). */
-uint64_t splitmix64_below(uint64_t *state, uint64_t n);
-
 enum { BOOTSTRAP_RESAMPLES = 2000, BOOTSTRAP_SEED = 0 };
 
-/* Percentile bootstrap: BOOTSTRAP_RESAMPLES times n windows drawn with replacement (splitmix64_below, seeded
+/* Percentile bootstrap: BOOTSTRAP_RESAMPLES times n windows drawn with replacement (random_below, seeded
  * BOOTSTRAP_SEED); ci95 is the 2.5th and 97.5th percentile of what they give, se their standard deviation. */
 struct paired_delta stats_paired(const struct window_pair *windows, size_t n);
 
