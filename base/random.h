@@ -1,5 +1,5 @@
-/* SplitMix64 (Steele, Lea, Flood 2014): a seeded stream of 64-bit numbers that is the same on every machine, for draws that a result must
- * be able to repeat. Pure functions over the caller's state; any thread. */
+/* SplitMix64 (Steele, Lea, Flood 2014): a seeded stream of 64-bit numbers that is the same on every machine, for draws
+ * that a result must be able to repeat. Pure functions over the caller's state; any thread. */
 #ifndef HSAQ_BASE_RANDOM_H
 #define HSAQ_BASE_RANDOM_H
 
