@@ -29,11 +29,24 @@ BASE_LIBS   = $(shell pkg-config --libs $(BASE_PKGS)) -lm
 DAEMON_LIBS = $(shell pkg-config --libs $(DAEMON_PKGS)) $(BASE_LIBS)
 WORKER_LIBS = $(shell pkg-config --libs $(WORKER_PKGS)) $(BASE_LIBS)
 
+# CUDA is built where its compiler is found, into a library that the worker loads when a GPU is asked for.
+# CUDA_ARCHS: compute capabilities to compile for; "native" means the card in this machine. A build for development has
+# one, which later cards translate; a release has them all: make CUDA_ARCHS='80 86 89 90 100 120'.
+NVCC       ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc))
+CUDA_ARCHS ?= $(if $(wildcard /dev/nvidia0),native,80)
+CUDA_HOME   = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_CODE   = $(if $(filter native,$(CUDA_ARCHS)),-arch=native, \
+                $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+                -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)))
+NVCCFLAGS   = -std=c++20 -O3 -lineinfo $(CUDA_CODE) -Xcompiler -fPIC,-Wall,-Wextra,-Werror -I. $(NVCC_EXTRA)
+CUDA_LIBS   = -L$(CUDA_HOME)/lib64 -lcublas -lcublasLt
+
 # A module is a folder; its main file stays out of the library so that tests can link the rest.
 sources = $(sort $(foreach d,$(1),$(wildcard $(d)/*.c)))
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
 BASE_SRC   := $(call sources,base)
 KERNEL_SRC := $(call sources,kernels kernels/cpu)
+CUDA_SRC   := $(sort $(wildcard kernels/cuda/*.cu))
 WORKER_SRC := $(filter-out worker/main.c,$(call sources,worker worker/model worker/pipeline worker/alloc))
 DAEMON_SRC := $(filter-out daemon/main.c,$(call sources,daemon daemon/http daemon/api daemon/store daemon/jobs))
 UNIT_SRC   := $(call sources,tests/unit)
@@ -42,7 +55,7 @@ OPS_SHARED := $(filter-out $(OPS_SRC),$(call sources,tests/ops))
 FUZZ_SRC   := $(call sources,tests/fuzz)
 BENCH_SRC  := $(call sources,tests/bench)
 
-PROGRAMS    := $(BUILD)/hsaqd $(BUILD)/hsaq-worker
+PROGRAMS    := $(BUILD)/hsaqd $(BUILD)/hsaq-worker $(if $(NVCC),$(if $(SANITIZE),,$(BUILD)/libhsaq_cuda.so))
 UNIT_TESTS  := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(UNIT_SRC))
 OPS_TESTS   := $(patsubst tests/ops/%.c,$(BUILD)/tests/ops/%,$(OPS_SRC))
 BENCHES     := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(BENCH_SRC))
@@ -84,6 +97,18 @@ $(BUILD)/embedded.o: $(BUILD)/embedded.c
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(QUIET_CC)$(CC) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+$(BUILD)/%.cu.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(QUIET_NVCC)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+# Codes are the CPU's to the last bit: no contraction there either.
+$(BUILD)/kernels/cuda/quantize.cu.o: NVCC_EXTRA := -fmad=false
+# What the library needs of ours is linked into it anew, position-independent.
+$(BUILD)/pic/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(QUIET_CC)$(CC) $(filter-out $(SANITIZE),$(CFLAGS_ALL)) -fPIC -MMD -MP -c $< -o $@
+$(BUILD)/libhsaq_cuda.so: $(CUDA_SRC:%=$(BUILD)/%.o) $(patsubst %.c,$(BUILD)/pic/%.o,base/err.c base/sizes.c base/utf8.c kernels/check.c)
+	$(QUIET_LD)$(NVCC) -shared -cudart static $^ $(CUDA_LIBS) -Xlinker -z,defs,-rpath,$(CUDA_HOME)/lib64 -o $@
+
 # The numerics are worth the compile time; the service is not. No contraction: the same bits on every instruction set.
 $(call objects,$(KERNEL_SRC)): OPTIMIZE := $(if $(SANITIZE),$(OPTIMIZE),-O3) -ffp-contract=off -fno-trapping-math
 
@@ -104,6 +129,7 @@ tests: programs c-tests ## build the programs and the C tests
 
 ifeq ($(V),)
 QUIET_CC = @echo "  CC   $@";
+QUIET_NVCC = @echo "  NVCC $@";
 QUIET_GEN = @echo "  GEN  $@";
 QUIET_AR = @echo "  AR   $@";
 QUIET_LD = @echo "  LD   $@";

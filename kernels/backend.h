@@ -91,8 +91,8 @@ struct score_args {
 struct gram_args {
     struct matf x;         /* [T, K] */
     struct matd h;         /* [K, K] */
-    double *sum, *sum_abs; /* [K] */
-    float *max_abs;        /* [K] */
+    double *sum, *sum_abs; /* [K] device memory */
+    float *max_abs;        /* [K] device memory */
 };
 
 /* A quantized Linear, unpacked. Groups run along K; group g of row n is w[n, g·group : (g+1)·group], the last may be
@@ -138,7 +138,8 @@ struct error_report {
 };
 
 struct backend {
-    const char *name;
+    const char *name;       /* "cpu", "cuda" */
+    const char *arithmetic; /* "cpu/fp32": what else a result depends on; part of every cache key */
     enum rc (*open)(const struct backend_options *options, struct backend_state **state, struct err *e);
     void (*close)(struct backend_state *state);
     const char *(*hardware)(struct backend_state *state); /* for people */
@@ -147,10 +148,12 @@ struct backend {
 
     enum rc (*alloc)(struct backend_state *state, size_t bytes, void **memory, struct err *e); /* 64-byte aligned */
     void (*free)(struct backend_state *state, void *memory);
+    enum rc (*clear)(struct backend_state *state, void *memory, size_t bytes, struct err *e); /* to zero bytes */
     /* Host bytes of `type` → device fp32, converting. */
     enum rc (*upload)(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                       struct err *e);
-    enum rc (*download)(struct backend_state *state, const float *device, int64_t count, float *host, struct err *e);
+    /* Device bytes as they are → host. */
+    enum rc (*download)(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
 
     enum rc (*embed)(struct backend_state *state, const struct embed_args *a, struct err *e);
     enum rc (*rmsnorm)(struct backend_state *state, const struct rmsnorm_args *a, struct err *e);
@@ -167,6 +170,11 @@ struct backend {
 };
 
 extern const struct backend backend_cpu;
+
+/* The CUDA backend lies in a library of its own, which needs the toolkit's: it is loaded when a device of that name is
+ * asked for, so that one build runs on machines with and without a GPU. RC_NOT_FOUND, saying why, where it is not there
+ * or cannot be loaded; what it is loaded from stays with the process. */
+enum rc backend_cuda_load(const struct backend **backend, struct err *e);
 
 /* Buffers for a quantized [rows, cols] from the backend's arena; release in reverse order is not required. */
 enum rc quantized_alloc(const struct backend *b, struct backend_state *state, int64_t rows, int64_t cols,

@@ -1,13 +1,39 @@
 #include "worker/execute.h"
 
+#include <stdio.h>
 #include <string.h>
 
-enum rc worker_open(const struct worker_options *options, struct worker *worker, struct err *e) {
-    if (strcmp(options->device, "auto") && strcmp(options->device, "cpu"))
-        return err_set(e, RC_UNSUPPORTED, "no device \"%s\": this build knows \"cpu\"", options->device);
-    *worker = (struct worker){.backend = &backend_cpu, .ram_limit = options->ram_limit, .scratch = options->scratch};
+/* "cuda" or "cuda:N" */
+static bool cuda_ordinal(const char *device, int *ordinal) {
+    int end = 0;
+    *ordinal = 0;
+    if (!strcmp(device, "cuda")) return true;
+    return sscanf(device, "cuda:%3d%n", ordinal, &end) == 1 && device[end] == 0 && *ordinal >= 0;
+}
+
+static enum rc open_cpu(const struct worker_options *options, struct worker *worker, struct err *e) {
     struct backend_options open = {.threads = options->threads};
+    worker->backend = &backend_cpu;
+    snprintf(worker->name, sizeof worker->name, "cpu");
     return worker->backend->open(&open, &worker->device, e);
+}
+
+static enum rc open_cuda(const struct worker_options *options, int ordinal, struct worker *worker, struct err *e) {
+    struct backend_options open = {.device = ordinal, .memory_limit = options->vram_limit};
+    snprintf(worker->name, sizeof worker->name, "cuda:%d", ordinal);
+    TRY(backend_cuda_load(&worker->backend, e));
+    return worker->backend->open(&open, &worker->device, e);
+}
+
+enum rc worker_open(const struct worker_options *options, struct worker *worker, struct err *e) {
+    int ordinal;
+    *worker = (struct worker){.ram_limit = options->ram_limit, .scratch = options->scratch};
+    if (!strcmp(options->device, "cpu")) return open_cpu(options, worker, e);
+    if (cuda_ordinal(options->device, &ordinal)) return open_cuda(options, ordinal, worker, e);
+    if (strcmp(options->device, "auto"))
+        return err_set(e, RC_UNSUPPORTED, "there is no device \"%s\": say auto, cpu, cuda or cuda:N", options->device);
+    enum rc rc = open_cuda(options, 0, worker, e);
+    return rc == RC_NOT_FOUND ? open_cpu(options, worker, e) : rc;
 }
 
 void worker_release(struct worker *worker) {

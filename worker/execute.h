@@ -6,15 +6,18 @@
 #include "worker/pipeline/job.h"
 
 struct worker_options {
-    const char *device; /* "cpu" or "auto" */
-    int threads;        /* 0: all cores */
-    int64_t ram_limit;  /* bytes; 0: none */
+    const char
+        *device;       /* "cpu", "cuda:0", or "auto": the first GPU where there is one that can be used, else the cpu */
+    int threads;       /* of the cpu; 0: all cores */
+    int64_t ram_limit; /* bytes; 0: none */
+    int64_t vram_limit; /* bytes; 0: all that the GPU has */
     const char *scratch;
 };
 
 struct worker {
     const struct backend *backend;
     struct backend_state *device;
+    char name[16]; /* "cpu", "cuda:0" */
     int64_t ram_limit;
     const char *scratch; /* borrowed from the options */
 };

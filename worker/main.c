@@ -19,9 +19,10 @@ static const char usage[] =
     "       hsaq-worker --version | --help\n"
     "\n"
     "device options\n"
-    "  --device cpu       the device to compute on (auto)\n"
-    "  --threads N        compute threads (all cores)\n"
+    "  --device DEVICE    what to compute on: auto, cpu, cuda, cuda:N (auto: a GPU where there is one)\n"
+    "  --threads N        compute threads of the cpu (all cores)\n"
     "  --ram-limit SIZE   memory for hidden states and Gram matrices; more spills to disk (none)\n"
+    "  --vram-limit SIZE  memory to take of the GPU (all of it)\n"
     "  --scratch DIR      where spill files go (TMPDIR or /tmp)\n"
     "\n"
     "run: the spec names a model folder and a text file, as paths or beneath these folders\n"
@@ -38,6 +39,7 @@ enum option_id {
     OPT_DEVICE,
     OPT_THREADS,
     OPT_RAM_LIMIT,
+    OPT_VRAM_LIMIT,
     OPT_SCRATCH,
     OPT_MODELS,
     OPT_DATASETS,
@@ -51,6 +53,7 @@ static const struct option long_options[] = {
     {"device", required_argument, NULL, OPT_DEVICE},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"ram-limit", required_argument, NULL, OPT_RAM_LIMIT},
+    {"vram-limit", required_argument, NULL, OPT_VRAM_LIMIT},
     {"scratch", required_argument, NULL, OPT_SCRATCH},
     {"models", required_argument, NULL, OPT_MODELS},
     {"datasets", required_argument, NULL, OPT_DATASETS},
@@ -81,6 +84,7 @@ static enum rc parse_option(int id, struct arguments *a, struct err *e) {
     case OPT_DEVICE: a->worker.device = optarg; return RC_OK;
     case OPT_THREADS: return parse_int(optarg, "threads", 1024, &a->worker.threads, e);
     case OPT_RAM_LIMIT: return size_parse(optarg, &a->worker.ram_limit, e);
+    case OPT_VRAM_LIMIT: return size_parse(optarg, &a->worker.vram_limit, e);
     case OPT_SCRATCH: a->worker.scratch = optarg; return RC_OK;
     case OPT_MODELS: a->run.models = optarg; return RC_OK;
     case OPT_DATASETS: a->run.datasets = optarg; return RC_OK;
@@ -103,7 +107,7 @@ static enum rc parse_arguments(int argc, char **argv, struct arguments *a, struc
 }
 
 static enum rc serve(const struct arguments *a, const struct worker *worker, struct err *e) {
-    return control_serve(worker, worker->backend->name, a->fd, e);
+    return control_serve(worker, worker->name, a->fd, e);
 }
 
 static enum rc run(const struct arguments *a, const struct worker *worker, struct err *e) {

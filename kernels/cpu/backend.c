@@ -73,6 +73,7 @@ static int64_t cpu_memory_peak(struct backend_state *state) {
 
 const struct backend backend_cpu = {
     .name = "cpu",
+    .arithmetic = "cpu/fp32",
     .open = cpu_open,
     .close = cpu_close,
     .hardware = cpu_hardware,
@@ -80,6 +81,7 @@ const struct backend backend_cpu = {
     .memory_peak = cpu_memory_peak,
     .alloc = cpu_alloc,
     .free = cpu_free,
+    .clear = cpu_clear,
     .upload = cpu_upload,
     .download = cpu_download,
     .embed = cpu_embed,

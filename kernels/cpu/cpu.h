@@ -30,7 +30,8 @@ enum rc cpu_alloc(struct backend_state *state, size_t bytes, void **memory, stru
 void cpu_free(struct backend_state *state, void *memory);
 enum rc cpu_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                    struct err *e);
-enum rc cpu_download(struct backend_state *state, const float *device, int64_t count, float *host, struct err *e);
+enum rc cpu_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e);
+enum rc cpu_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
 /* Workspace of at least `bytes` (64-byte aligned), valid until the next call. */
 enum rc cpu_scratch(struct backend_state *state, size_t bytes, void **memory, struct err *e);
 /* `count` values of `type` (F32, F16 or BF16, any alignment) → fp32. */

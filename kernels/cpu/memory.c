@@ -106,9 +106,14 @@ enum rc cpu_upload(struct backend_state *state, const void *host, enum dtype typ
     return RC_OK;
 }
 
-enum rc cpu_download(struct backend_state *state, const float *device, int64_t count, float *host, struct err *e) {
-    (void)state;
-    TRY(check_upload(device, DTYPE_F32, count, host, e));
-    if (count > 0) memcpy(host, device, (size_t)count * sizeof *host);
+enum rc cpu_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e) {
+    (void)state, (void)e;
+    if (bytes > 0) memset(memory, 0, bytes);
+    return RC_OK;
+}
+
+enum rc cpu_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e) {
+    (void)state, (void)e;
+    if (bytes > 0) memcpy(host, device, bytes);
     return RC_OK;
 }

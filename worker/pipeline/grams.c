@@ -2,15 +2,8 @@
 
 #include "base/sizes.h"
 
-/* Zeros for the device, which knows no memset: all-zero bytes are 0.0 in every float type. */
-enum { ZEROS = 1 << 16 };
-static const float zeros[ZEROS];
-
 static enum rc clear(const struct job *job, struct matd h, struct err *e) {
-    float *at = (float *)h.data;
-    for (int64_t left = 2 * h.rows * h.stride; left > 0; left -= ZEROS, at += ZEROS)
-        TRY(job->backend->upload(job->device, zeros, DTYPE_F32, left < ZEROS ? left : ZEROS, at, e));
-    return RC_OK;
+    return job->backend->clear(job->device, h.data, (size_t)(h.rows * h.stride) * sizeof *h.data, e);
 }
 
 static enum rc check_limit(const struct job *job, int64_t bytes, struct err *e) {

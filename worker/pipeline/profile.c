@@ -101,7 +101,7 @@ static enum rc fingerprint_model(struct profile *p, struct err *e) {
 static const char *cache_key(const struct profile *p, size_t l, size_t c, char key[HASH_TEXT_SIZE]) {
     char id[CANDIDATE_ID_SIZE];
     candidate_id(&p->table.candidates[c], id);
-    return fingerprints_drift_key(p->prints, p->place[l], id, "cpu/fp32", key);
+    return fingerprints_drift_key(p->prints, p->place[l], id, p->job->backend->arithmetic, key);
 }
 
 static enum rc send_row(const struct profile *p, size_t l, size_t c, struct err *e) {
@@ -293,10 +293,9 @@ static enum rc recompute(const struct bench *b, const struct candidate *c, doubl
     enum rc rc = w && w_hat && h ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory to recompute an inversion");
     const struct backend *backend = b->job->backend;
     if (rc == RC_OK) rc = quantize_weights(b->job, b->w, c, b->w_hat, NULL, e);
-    if (rc == RC_OK) rc = backend->download(b->job->device, b->w.data, count, w, e);
-    if (rc == RC_OK) rc = backend->download(b->job->device, b->w_hat.data, count, w_hat, e);
-    /* Two floats carry the bits of one double. */
-    if (rc == RC_OK) rc = backend->download(b->job->device, (const float *)b->h.data, 2 * squares, (float *)h, e);
+    if (rc == RC_OK) rc = backend->download(b->job->device, b->w.data, (size_t)count * sizeof *w, w, e);
+    if (rc == RC_OK) rc = backend->download(b->job->device, b->w_hat.data, (size_t)count * sizeof *w, w_hat, e);
+    if (rc == RC_OK) rc = backend->download(b->job->device, b->h.data, (size_t)squares * sizeof *h, h, e);
     if (rc == RC_OK) *drift = plain_drift(w, w_hat, h, b->w.rows, b->w.cols);
     free(w);
     free(w_hat);

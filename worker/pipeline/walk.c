@@ -101,7 +101,8 @@ static enum rc check_cancel(const struct walk *w, struct err *e) {
 static enum rc keep(struct walker *k, int64_t at, struct err *e) {
     const struct job *job = k->walk->job;
     const struct matf *x = &k->forward.x;
-    TRY(job->backend->download(job->device, x->data, x->rows * x->cols, hidden_buffer(k->hidden, at), e));
+    TRY(job->backend->download(job->device, x->data, (size_t)(x->rows * x->cols) * sizeof *x->data,
+                               hidden_buffer(k->hidden, at), e));
     return hidden_put(k->hidden, at, e);
 }
 

@@ -1,0 +1,114 @@
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernels/cuda/cuda.h"
+
+static const size_t blas_workspace_bytes = 32 << 20; /* what cuBLAS asks for on Hopper; enough everywhere else */
+
+/* Memory given back stays with the process: the walk takes and gives the same sizes over and over. */
+static enum rc keep_freed_memory(const struct backend_state *state, struct err *e) {
+    cudaMemPool_t pool;
+    uint64_t everything = UINT64_MAX;
+    CUDA_TRY(cudaDeviceGetDefaultMemPool(&pool, state->device));
+    CUDA_TRY(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything));
+    return RC_OK;
+}
+
+static enum rc find_device(const struct backend_options *options, struct cudaDeviceProp *card, struct err *e) {
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess)
+        return err_set(e, RC_NOT_FOUND, "no GPU can be used: %s (%s); check nvidia-smi, or choose --device cpu",
+                       cudaGetErrorString(error), cudaGetErrorName(error));
+    if (options->device < 0 || options->device >= count)
+        return err_set(e, RC_NOT_FOUND, "there is no cuda:%d: this machine has %d GPU%s", options->device, count,
+                       count == 1 ? "" : "s");
+    CUDA_TRY(cudaSetDevice(options->device));
+    CUDA_TRY(cudaGetDeviceProperties(card, options->device));
+    return RC_OK;
+}
+
+static enum rc set_up(struct backend_state *state, const struct backend_options *options, struct err *e) {
+    struct cudaDeviceProp card;
+    state->device = options->device;
+    state->limit = options->memory_limit;
+    TRY(find_device(options, &card, e));
+    snprintf(state->hardware, sizeof state->hardware, "%.100s, compute capability %d.%d, fp32", card.name, card.major,
+             card.minor);
+    TRY(keep_freed_memory(state, e));
+    CUDA_TRY(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
+    CUBLAS_TRY(cublasCreate(&state->blas));
+    CUBLAS_TRY(cublasSetStream(state->blas, state->stream));
+    TRY(cuda_alloc(state, blas_workspace_bytes, &state->blas_workspace, e));
+    CUBLAS_TRY(cublasSetWorkspace(state->blas, state->blas_workspace, blas_workspace_bytes));
+    return RC_OK;
+}
+
+static void cuda_close(struct backend_state *state) {
+    if (state == NULL) return;
+    if (state->blas) cublasDestroy(state->blas);
+    cuda_free(state, state->blas_workspace);
+    cuda_free(state, state->scratch);
+    cudaFreeHost(state->staging);
+    if (state->stream) {
+        cudaStreamSynchronize(state->stream);
+        cudaStreamDestroy(state->stream);
+    }
+    free(state->blocks);
+    free(state);
+}
+
+static enum rc cuda_open(const struct backend_options *options, struct backend_state **out, struct err *e) {
+    *out = NULL;
+    struct backend_state *state = (struct backend_state *)calloc(1, sizeof *state);
+    if (state == NULL) return err_set(e, RC_NO_MEMORY, "no memory to open the cuda backend");
+    enum rc rc = set_up(state, options, e);
+    if (rc == RC_OK)
+        *out = state;
+    else
+        cuda_close(state);
+    return rc;
+}
+
+static const char *cuda_hardware(struct backend_state *state) {
+    return state->hardware;
+}
+
+static int64_t cuda_memory(struct backend_state *state) {
+    (void)state;
+    size_t available = 0, total = 0;
+    return cudaMemGetInfo(&available, &total) == cudaSuccess ? (int64_t)total : 0;
+}
+
+static int64_t cuda_memory_peak(struct backend_state *state) {
+    return state->peak;
+}
+
+extern "C" {
+extern const struct backend backend_cuda; /* C++ would keep a constant to this file */
+const struct backend backend_cuda = {
+    .name = "cuda",
+    .arithmetic = "cuda/fp32",
+    .open = cuda_open,
+    .close = cuda_close,
+    .hardware = cuda_hardware,
+    .memory = cuda_memory,
+    .memory_peak = cuda_memory_peak,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .clear = cuda_clear,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .embed = cuda_embed,
+    .rmsnorm = cuda_rmsnorm,
+    .gemm = cuda_gemm,
+    .rope = cuda_rope,
+    .attention = cuda_attention,
+    .silu_mul = cuda_silu_mul,
+    .score = cuda_score,
+    .gram = cuda_gram,
+    .quantize = cuda_quantize,
+    .dequantize = cuda_dequantize,
+    .error = cuda_error,
+};
+}

@@ -1,0 +1,78 @@
+/* What the CUDA operations share: the open device, its memory, and how a failed call becomes an error.
+ *
+ * Everything runs on one stream in the order called; the host waits in download, and where a result goes back to it.
+ * Twins of kernels/cpu/<op>.c, in the same order, so that a pair can be read side by side. */
+#ifndef HSAQ_KERNELS_CUDA_CUDA_H
+#define HSAQ_KERNELS_CUDA_CUDA_H
+
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+extern "C" {
+#include "kernels/backend.h"
+#include "kernels/check.h"
+}
+
+struct block { /* of device memory that the backend's user holds */
+    void *memory;
+    size_t bytes;
+};
+
+struct backend_state {
+    int device;
+    int64_t limit, held, peak; /* bytes; limit 0: none but the card's */
+    struct block *blocks;      /* [block_count] in no order */
+    size_t block_count, block_room;
+    cudaStream_t stream;
+    cublasHandle_t blas;
+    void *blas_workspace;
+    void *scratch; /* counts against the limit; grows, never shrinks */
+    size_t scratch_bytes;
+    void *staging; /* pinned host memory; grows, never shrinks */
+    size_t staging_bytes;
+    char hardware[160];
+};
+
+/* RC_NO_MEMORY, or RC_UNAVAILABLE: the device has failed, and only a new process can use it again. */
+enum rc cuda_failure(cudaError_t error, const char *call, struct err *e);
+enum rc cublas_failure(cublasStatus_t status, const char *call, struct err *e);
+
+#define CUDA_TRY(call)                                                                                                 \
+    do {                                                                                                               \
+        cudaError_t cuda_try_ = (call);                                                                                \
+        if (cuda_try_ != cudaSuccess) return cuda_failure(cuda_try_, #call, e);                                        \
+    } while (0)
+#define CUBLAS_TRY(call)                                                                                               \
+    do {                                                                                                               \
+        cublasStatus_t cublas_try_ = (call);                                                                           \
+        if (cublas_try_ != CUBLAS_STATUS_SUCCESS) return cublas_failure(cublas_try_, #call, e);                        \
+    } while (0)
+/* After a launch: what the launch itself refused. What a kernel did wrong shows at the next wait. */
+#define LAUNCHED() CUDA_TRY(cudaGetLastError())
+
+/* memory.cu */
+enum rc cuda_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+void cuda_free(struct backend_state *state, void *memory);
+enum rc cuda_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e);
+enum rc cuda_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
+                    struct err *e);
+enum rc cuda_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
+/* Workspace of at least `bytes` (256-byte aligned), valid until the next call. */
+enum rc cuda_scratch(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+/* Pinned host memory of at least `bytes`, valid until the next call; the device no longer reads it. */
+enum rc cuda_staging(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+
+/* One file each. */
+enum rc cuda_embed(struct backend_state *state, const struct embed_args *a, struct err *e);
+enum rc cuda_rmsnorm(struct backend_state *state, const struct rmsnorm_args *a, struct err *e);
+enum rc cuda_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e);
+enum rc cuda_rope(struct backend_state *state, const struct rope_args *a, struct err *e);
+enum rc cuda_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
+enum rc cuda_silu_mul(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
+enum rc cuda_score(struct backend_state *state, const struct score_args *a, struct err *e);
+enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
+enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
+enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
+enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
+
+#endif

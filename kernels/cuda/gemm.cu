@@ -1,0 +1,25 @@
+#include "kernels/cuda/device.cuh"
+
+static __global__ void add_bias(struct matf out, const float *bias, float alpha) {
+    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (i < out.rows * out.cols) out.data[i / out.cols * out.stride + i % out.cols] += alpha * bias[i % out.cols];
+}
+
+/* cuBLAS counts columns first: to it our row-major out [T, N] = x · wᵀ is the [N, T] matrix wᵀ' · x. */
+static enum rc multiply(struct backend_state *state, const struct gemm_args *a, struct err *e) {
+    CUBLAS_TRY(cublasSgemm(state->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)a->out.cols, (int)a->out.rows, (int)a->x.cols,
+                           &a->alpha, a->w.data, (int)a->w.stride, a->x.data, (int)a->x.stride, &a->beta, a->out.data,
+                           (int)a->out.stride));
+    return RC_OK;
+}
+
+enum rc cuda_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e) {
+    TRY(check_gemm(a, e));
+    int64_t count = a->out.rows * a->out.cols;
+    if (count == 0) return RC_OK;
+    TRY(multiply(state, a, e));
+    if (a->bias == NULL) return RC_OK;
+    add_bias<<<blocks_for(count, BLOCK), BLOCK, 0, state->stream>>>(a->out, a->bias, a->alpha);
+    LAUNCHED();
+    return RC_OK;
+}

@@ -1,0 +1,37 @@
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "kernels/backend.h"
+
+#define LIBRARY "libhsaq_cuda.so"
+
+/* Where the build and `make install` put it, seen from the program's folder. */
+static const char *const places[] = {"", "../lib/hsaqd/", "../../lib/hsaqd/"};
+
+static bool find_library(char path[PATH_MAX]) {
+    char program[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (n < 0) return false;
+    program[n] = 0;
+    *strrchr(program, '/') = 0;
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        int length = snprintf(path, PATH_MAX, "%s/%s" LIBRARY, program, places[i]);
+        if (length < PATH_MAX && access(path, R_OK) == 0) return true;
+    }
+    return false;
+}
+
+enum rc backend_cuda_load(const struct backend **backend, struct err *e) {
+    char path[PATH_MAX];
+    if (!find_library(path))
+        return err_set(e, RC_NOT_FOUND, "this is a build without CUDA: there is no " LIBRARY " beside the program");
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL)
+        return err_set(e, RC_NOT_FOUND, "the CUDA backend cannot be loaded, install the CUDA runtime and cuBLAS: %s",
+                       dlerror());
+    *backend = dlsym(library, "backend_cuda");
+    return *backend ? RC_OK : err_set(e, RC_NOT_FOUND, "%s holds no backend: it is of another version", path);
+}
