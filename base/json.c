@@ -157,8 +157,47 @@ enum rc json_parse_file(const char *path, size_t max_bytes, json_t **out, struct
     return rc;
 }
 
+/* 3.3, not 3.2999999999999998. `number` has `len` bytes of jansson's 17 digits; `out` may be the same place. What would
+ * become an integer, or no shorter, stays. */
+static size_t shorten(const char *number, size_t len, char *out) {
+    char text[32];
+    double value = strtod(number, NULL);
+    for (int digits = 15; digits < 17; digits++) {
+        int n = snprintf(text, sizeof text, "%.*g", digits, value);
+        if ((size_t)n >= len || strpbrk(text, ".e") == NULL || strtod(text, NULL) != value) continue;
+        memcpy(out, text, (size_t)n);
+        return (size_t)n;
+    }
+    memmove(out, number, len);
+    return len;
+}
+
+/* In place: a compact dump has nothing but strings, numbers, names and punctuation. */
+static void shorten_reals(char *text) {
+    char *out = text;
+    while (*text != '\0') {
+        size_t len = strspn(text, "+-.0123456789eE");
+        bool number = *text == '-' || (*text >= '0' && *text <= '9');
+        if (number && memchr(text, '.', len) != NULL) {
+            out += shorten(text, len, out);
+            text += len;
+            continue;
+        }
+        if (!number) len = 1;
+        if (*text == '"')
+            while (text[len++] != '"')
+                if (text[len - 1] == '\\') len++;
+        memmove(out, text, len);
+        out += len;
+        text += len;
+    }
+    *out = '\0';
+}
+
 char *json_line(const json_t *value) {
-    return json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+    if (text != NULL) shorten_reals(text);
+    return text;
 }
 
 /* A pointer that no longer fits ends in this, and grows no more: a cut-off one would name another place. */

@@ -1,6 +1,6 @@
 /* jansson with the strictness that hostile input needs, and getters that say where a document is wrong.
  *
- * Reals are written with 17 significant digits, so that a double survives the trip bit for bit. */
+ * Reals are written with the fewest digits (15 to 17) that read back as the same double, bit for bit. */
 #ifndef HSAQ_BASE_JSON_H
 #define HSAQ_BASE_JSON_H
 

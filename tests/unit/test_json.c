@@ -109,7 +109,8 @@ static void stops_at_the_length_given(void **state) {
 
 static void doubles_survive_the_trip(void **state) {
     (void)state;
-    static const double cases[] = {0.1, 1.0 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789.123456789, 1e22};
+    static const double cases[] = {0.1,    1.0 / 3, 5e-324, 1.7976931348623157e308, -0.0,  123456789.123456789, 1e22,
+                                   1.1e22, 3e-5,    1e15,   123456789012345680.0,   -1e100};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         json_t *value = json_real(cases[i]), *again = NULL;
         char *line = json_line(value);
@@ -120,6 +121,34 @@ static void doubles_survive_the_trip(void **state) {
         free(line);
         json_decref(value);
         json_decref(again);
+    }
+}
+
+static void doubles_are_written_as_short_as_they_can(void **state) {
+    (void)state;
+    json_t *value = json_pack("[f, f, f, f, f, f, f, {s:s, s:f}]", 3.3, 0.1 + 0.2, 3.0, -0.0, 1e22, 1.1e300, 2.5e-7,
+                              "3.2999999999999998\"", "-3.2999999999999998\\", "k", -0.7);
+    char *line = json_line(value);
+    assert_string_equal(line, "[3.3,0.30000000000000004,3.0,-0.0,1e22,1.1e+300,2.5e-07,"
+                              "{\"3.2999999999999998\\\"\":\"-3.2999999999999998\\\\\",\"k\":-0.7}]");
+    free(line);
+    json_decref(value);
+}
+
+static void random_doubles_survive_the_trip(void **state) {
+    (void)state;
+    uint64_t bits = 0x9e3779b97f4a7c15;
+    for (int i = 0; i < 20000; i++) {
+        double number, read;
+        bits = bits * 6364136223846793005 + 1442695040888963407;
+        memcpy(&number, &bits, sizeof number);
+        json_t *value = json_real(number);
+        if (value == NULL) continue; /* not finite */
+        char *line = json_line(value);
+        read = strtod(line, NULL);
+        assert_memory_equal(&read, &number, sizeof read);
+        free(line);
+        json_decref(value);
     }
 }
 
@@ -204,6 +233,8 @@ int main(void) {
         cmocka_unit_test(bounds_the_depth),
         cmocka_unit_test(stops_at_the_length_given),
         cmocka_unit_test(doubles_survive_the_trip),
+        cmocka_unit_test(doubles_are_written_as_short_as_they_can),
+        cmocka_unit_test(random_doubles_survive_the_trip),
         cmocka_unit_test(a_line_is_one_line_in_order),
         cmocka_unit_test(pointers_that_do_not_fit_name_an_ancestor),
         cmocka_unit_test(getters_leave_absent_and_refuse_wrong),
