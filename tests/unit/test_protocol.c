@@ -14,7 +14,7 @@ static const char *const lines[] = {
         "{\"type\":\"start\",\"job\":\"J\",\"attempt\":2,\"spec\":{\"kind\":\"eval\"},\"model\":{\"name\":\"M\"},"
         "\"dataset\":{\"name\":\"D\"},\"inputs\":{\"profile\":{}},\"rows\":[{\"phase\":\"p\"}]}\n",
     [MSG_CANCEL] = "{\"type\":\"cancel\",\"job\":\"J\"}\n",
-    [MSG_CACHED] = "{\"type\":\"cached\",\"entries\":{\"k\":{\"drift\":0.10000000000000001}}}\n",
+    [MSG_CACHED] = "{\"type\":\"cached\",\"entries\":{\"k\":{\"drift\":0.1}}}\n",
     [MSG_SHUTDOWN] = "{\"type\":\"shutdown\"}\n",
     [MSG_HELLO] =
         "{\"type\":\"hello\",\"version\":1,\"pid\":42,\"build\":\"0.1.0\",\"device\":\"cpu\",\"hardware\":\"2 "
