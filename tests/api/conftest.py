@@ -42,9 +42,9 @@ class Daemon:
     def start(self):
         self.data.mkdir(exist_ok=True)
         (self.data / "address").unlink(missing_ok=True)
-        self.log = open(self.folder / "log", "ab")
-        self.process = subprocess.Popen([str(part) for part in self.command()], stderr=self.log,
-                                        env={**os.environ, "HSAQD_TEST_FAULT": str(self.fault)})
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen([str(part) for part in self.command()], stderr=log,
+                                            env={**os.environ, "HSAQD_TEST_FAULT": str(self.fault)})
         self.until(lambda: (self.data / "address").exists() and (self.data / "address").read_text().endswith("\n"))
         self.port = int((self.data / "address").read_text().rpartition(":")[2])
 
