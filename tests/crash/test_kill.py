@@ -18,6 +18,8 @@ import signal
 import threading
 import time
 
+import pytest
+
 HERE = pathlib.Path(__file__).resolve()
 spec = importlib.util.spec_from_file_location("api_conftest", HERE.parents[1] / "api/conftest.py")
 api = importlib.util.module_from_spec(spec)
@@ -112,7 +114,7 @@ def kill(daemon, victim):
 
 
 class Client(threading.Thread):
-    """Submits allocations all the while, and repeats each under its key until it is acknowledged."""
+    """Submits allocations all the while: leaves before each answer, then repeats under its key until acknowledged."""
 
     def __init__(self, daemon):
         super().__init__(daemon=True)
@@ -121,10 +123,16 @@ class Client(threading.Thread):
         daemon.finish(self.profile)
         self.start()
 
+    def leave_before_answer(self, spec, key):
+        connection = api.http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
+        connection.request("POST", "/v1/jobs", api.json.dumps(spec), {"Idempotency-Key": key})
+        connection.close()
+
     def submit(self, n):
         spec = dict(allocation(self.profile, 2.5), label="client", priority=-1)
         while not self.over.is_set():
             try:
+                self.leave_before_answer(spec, f"client-{n}")
                 self.ids.append(self.service.post(spec, key=f"client-{n}"))
                 return
             except (OSError, api.http.client.HTTPException):
@@ -164,8 +172,21 @@ class Seen:
             assert counts["resumed"] >= len(self.rows), counts
 
 
-def test_killed_at_random_moments_nothing_is_lost_and_no_bit_differs(tmp_path):
-    calm = Service(tmp_path / "calm")
+@pytest.fixture
+def make_service(tmp_path):
+    made = []
+
+    def make(name):
+        made.append(Service(tmp_path / name))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.kill()
+
+
+def test_killed_at_random_moments_nothing_is_lost_and_no_bit_differs(make_service):
+    calm = make_service("calm")
     expected = []
     for id_ in calm.submit_batch():
         calm.finish(id_)
@@ -173,7 +194,7 @@ def test_killed_at_random_moments_nothing_is_lost_and_no_bit_differs(tmp_path):
     assert calm.stop() == 0
 
     dice = random.Random(int(os.environ.get("HSAQ_SEED", "1")))
-    daemon = Service(tmp_path / "stormy")
+    daemon = make_service("stormy")
     client, batches, seen = Client(daemon), [], {}
     for _ in range(KILLS):
         daemon.keep_busy(batches)
