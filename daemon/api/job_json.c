@@ -20,11 +20,18 @@ static json_t *stored_json(const char *text) {
     return text && json_parse(text, strlen(text), &value, &ignored) == RC_OK ? value : json_null();
 }
 
+/* What has stopped short of its end has no speed and no ETA. */
 static json_t *progress_json(struct app *app, const struct job_record *job) {
     int64_t version;
-    json_t *live = job->state == JOB_RUNNING ? hub_progress_get(app->hub, job->id, &version) : NULL;
+    json_t *progress = job->state == JOB_RUNNING ? hub_progress_get(app->hub, job->id, &version) : NULL;
 
-    return live ? live : stored_json(job->progress);
+    if (progress) return progress;
+    progress = stored_json(job->progress);
+    if (json_is_object(progress) && job->state != JOB_SUCCEEDED) {
+        json_object_set_new(progress, "rate", json_null());
+        json_object_set_new(progress, "eta_seconds", json_null());
+    }
+    return progress;
 }
 
 static void add_link(json_t *links, const char *name, const struct job_record *job) {

@@ -305,6 +305,7 @@ static enum rc list_jobs(struct request *r, struct err *e) {
     struct list_query q;
 
     TRY(request_decode_query(r, &q, e));
+    if (q.cursor && !id_valid(q.cursor)) return err_at(e, "?cursor", RC_INVALID, "is not a cursor that was handed out");
     struct job_filter filter = {.state = q.state ? states[q.state] : NULL,
                                 .kind = q.kind,
                                 .model = q.model,
