@@ -9,7 +9,7 @@
 #include "base/mem.h"
 #include "daemon/http/internal.h"
 
-enum { BODY_GRACE_MS = 30000, BODY_MIN_BYTES_PER_MS = 16 };
+enum { BODY_MIN_BYTES_PER_MS = 16 };
 
 static struct connection *connection_of(struct MHD_Connection *mhd) {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
@@ -78,7 +78,7 @@ static enum MHD_Result begin_body(struct request *r, const char *method) {
     r->method = arena_strdup(&r->arena, r->head_only ? "GET" : method);
     head_check(r);
     int64_t length = r->content_length < 0 ? REFUSED_BODY_MAX : r->content_length;
-    c->deadline = now_in(r->server, BODY_GRACE_MS + length / BODY_MIN_BYTES_PER_MS);
+    c->deadline = now_in(r->server, r->server->options.body_timeout_ms + length / BODY_MIN_BYTES_PER_MS);
     r->phase = PHASE_BODY;
     if (r->answer == NULL && r->match.route->body_type == BODY_STREAM) request_run(r);
     bool asks = request_header(r, "Expect") != NULL; /* whether to send the body at all: no */

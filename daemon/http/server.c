@@ -22,6 +22,8 @@ enum {
     SWEEP_MS = 1000,
     MAX_JSON = 1 << 20,
     HEAD_TIMEOUT_MS = 15000,
+    BODY_TIMEOUT_MS = 30000,
+    HEARTBEAT_MS = 15000,
     IDLE_TIMEOUT_MS = 60000,
 };
 static const int64_t MAX_UPLOAD = INT64_C(4) << 30;
@@ -142,6 +144,8 @@ static void set_defaults(struct server_options *o) {
     if (o->max_json == 0) o->max_json = MAX_JSON;
     if (o->max_upload == 0) o->max_upload = MAX_UPLOAD;
     if (o->head_timeout_ms == 0) o->head_timeout_ms = HEAD_TIMEOUT_MS;
+    if (o->body_timeout_ms == 0) o->body_timeout_ms = BODY_TIMEOUT_MS;
+    if (o->heartbeat_ms == 0) o->heartbeat_ms = HEARTBEAT_MS;
     if (o->idle_timeout_ms == 0) o->idle_timeout_ms = IDLE_TIMEOUT_MS;
     o->max_connections = connection_limit(o->max_connections);
 }

@@ -26,6 +26,8 @@ struct server_options {
     int64_t max_upload;       /* bytes of a streamed body; 0: 4 GiB */
     unsigned max_connections; /* 0: 4096, or what RLIMIT_NOFILE allows */
     int head_timeout_ms;      /* a request's head must be complete after this; 0: 15 s */
+    int body_timeout_ms;      /* and its body after this, and more the longer it is; 0: 30 s */
+    int heartbeat_ms;         /* of silent event streams; 0: 15 s */
     int idle_timeout_ms;      /* of a connection between requests, and of one that stops reading; 0: 60 s */
 };
 

@@ -42,7 +42,7 @@ static void refill(struct stream *s, struct strbuf *out) {
     if (state == STREAM_MORE) s->awake = true;
     if (state == STREAM_END) s->ended = true;
     uint64_t idle = uv_now(s->server->loop) - s->last_sent;
-    if (out->len == 0 && !s->ended && s->ops.heartbeat != NULL && idle >= STREAM_HEARTBEAT_MS)
+    if (out->len == 0 && !s->ended && s->ops.heartbeat != NULL && idle >= (uint64_t)s->server->options.heartbeat_ms)
         strbuf_puts(out, s->ops.heartbeat);
 }
 
@@ -102,9 +102,9 @@ void stream_closed(struct stream *s) {
 }
 
 void streams_tick(struct server *server) {
-    uint64_t now = uv_now(server->loop);
+    uint64_t now = uv_now(server->loop), silence = (uint64_t)server->options.heartbeat_ms;
     for (struct stream *s = server->streams; s != NULL; s = s->next) {
-        if (s->ops.heartbeat != NULL && now - s->last_sent >= STREAM_HEARTBEAT_MS) stream_wake(s);
+        if (s->ops.heartbeat != NULL && now - s->last_sent >= silence) stream_wake(s);
     }
 }
 

@@ -19,7 +19,7 @@
 #include "base/strbuf.h"
 #include "daemon/http/request.h"
 
-enum { STREAM_CHUNK = 4096, STREAM_HEARTBEAT_MS = 15000 };
+enum { STREAM_CHUNK = 4096 };
 
 struct stream;
 
@@ -30,7 +30,7 @@ struct stream_ops {
      * with nothing appended keeps the loop busy. */
     enum stream_state (*fill)(struct stream *s, void *data, struct strbuf *out);
     void (*close)(void *data);
-    const char *heartbeat; /* sent when idle for STREAM_HEARTBEAT_MS; NULL: none (finite streams) */
+    const char *heartbeat; /* sent after the server's heartbeat_ms of silence; NULL: none (finite streams) */
 };
 
 /* Answers 200 with a streamed body and takes over the request. */

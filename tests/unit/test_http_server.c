@@ -131,8 +131,9 @@ static void source_close(void *data) {
 static enum rc get_stream(struct request *r, struct err *e) {
     (void)e;
     struct source *source = xcalloc(1, sizeof *source);
-    source->count = 5000;
-    source->finite = strcmp(request_param(r, "id"), "finite") == 0;
+    const char *id = request_param(r, "id");
+    source->count = strcmp(id, "huge") == 0 ? 200000 : strcmp(id, "quiet") == 0 ? 1 : 5000;
+    source->finite = strcmp(id, "finite") == 0;
     sse_open(r, EVENT_SSE, source_fill, source_close, source);
     return RC_OK;
 }
@@ -177,15 +178,16 @@ static void run_loop(void *arg) {
     uv_run(&loop, UV_RUN_DEFAULT);
 }
 
-static int start(void **state) {
-    (void)state;
+static int start_with(int idle_timeout_ms) {
     struct err e = {0};
     struct server_options options = {.host = "127.0.0.1",
                                      .routes = tables,
                                      .max_json = 1000,
                                      .max_upload = 1 << 20,
                                      .head_timeout_ms = 1500,
-                                     .idle_timeout_ms = 20000};
+                                     .body_timeout_ms = 500,
+                                     .heartbeat_ms = 200,
+                                     .idle_timeout_ms = idle_timeout_ms};
     uv_loop_init(&loop);
     uv_async_init(&loop, &stop, on_stop);
     cancelled = uploads_aborted = streams_closed = 0;
@@ -193,6 +195,16 @@ static int start(void **state) {
     if (server_open(&server, &loop, &options, &e) != RC_OK) return -1;
     port = server_port(server);
     return uv_thread_create(&thread, run_loop, NULL);
+}
+
+static int start(void **state) {
+    (void)state;
+    return start_with(20000);
+}
+
+static int start_impatient(void **state) {
+    (void)state;
+    return start_with(1000);
 }
 
 static int finish(void **state) {
@@ -398,6 +410,49 @@ static void test_a_slow_head_is_cut_off(void **state) {
     close(fd);
 }
 
+static void test_a_slow_body_is_cut_off(void **state) {
+    (void)state;
+    int fd = dial();
+    say(fd, "POST /echo HTTP/1.1\r\n" HOST "Content-Length: 100\r\n\r\n[");
+    for (int i = 0; i < 30; i++) {
+        usleep(100000);
+        if (send(fd, " ", 1, MSG_NOSIGNAL) < 0) break;
+    }
+    assert_int_equal(hear(fd, NULL), 408);
+    close(fd);
+}
+
+static void wait_until_closed(int streams) {
+    for (int i = 0; i < 60 && streams_closed < streams; i++)
+        usleep(100000);
+    assert_int_equal(streams_closed, streams);
+}
+
+static void test_silent_streams_beat_and_notice_who_left(void **state) {
+    (void)state;
+    int stays = dial(), leaves = dial(), half_closed = dial();
+    say(stays, "GET /stream/quiet HTTP/1.1\r\n" HOST "\r\n");
+    say(leaves, "GET /stream/quiet HTTP/1.1\r\n" HOST "\r\n");
+    say(half_closed, "GET /stream/quiet HTTP/1.1\r\n" HOST "\r\n");
+    shutdown(half_closed, SHUT_WR);
+    hear(leaves, "tick");
+    close(leaves);
+    wait_until_closed(1);
+    assert_int_equal(hear(stays, "\n:\n\n"), 200);
+    assert_int_equal(hear(half_closed, "\n:\n\n"), 200);
+    assert_int_equal(streams_closed, 1);
+    close(stays);
+    close(half_closed);
+}
+
+static void test_a_client_that_does_not_read_is_cut_off(void **state) {
+    (void)state;
+    int fd = dial();
+    say(fd, "GET /stream/huge HTTP/1.1\r\n" HOST "\r\n");
+    wait_until_closed(1);
+    close(fd);
+}
+
 static void test_draining_answers_everyone(void **state) {
     int waiting = dial(), stream = dial();
     say(waiting, "GET /never HTTP/1.1\r\n" HOST "\r\n");
@@ -430,6 +485,9 @@ int main(void) {
         TEST(test_uploads_come_in_pieces),
         TEST(test_streams_lag_with_their_client_and_end),
         TEST(test_a_slow_head_is_cut_off),
+        TEST(test_a_slow_body_is_cut_off),
+        TEST(test_silent_streams_beat_and_notice_who_left),
+        cmocka_unit_test_setup_teardown(test_a_client_that_does_not_read_is_cut_off, start_impatient, finish),
         TEST(test_draining_answers_everyone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
