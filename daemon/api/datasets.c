@@ -218,6 +218,8 @@ static void append_dataset(void *ctx, const struct dataset *d) {
 static enum rc list_datasets(struct request *r, struct err *e) {
     struct list_query query;
     TRY(request_decode_query(r, &query, e));
+    if (query.cursor != NULL && !dataset_name_valid(query.cursor))
+        return err_at(e, "?cursor", RC_INVALID, "is not a cursor that was handed out");
     json_t *items = json_array();
     /* One more than asked for tells whether there is a next page. */
     enum rc rc =

@@ -8,11 +8,14 @@
 #include "daemon/store/jobs.h"
 #include "daemon/store/store.h"
 
+enum { RETRY_MS = 1000 };
+
 struct scheduler {
     struct app *app;
     struct lane lanes[2]; /* the device's and the one for arithmetic */
     size_t count;
-    bool recovered;
+    bool recovering, recovered;
+    uv_timer_t retry; /* of the recovery that the disk refused */
     void (*drained)(struct app *app);
 };
 
@@ -48,18 +51,27 @@ static enum rc recover_run(struct db *db, struct write_op *op, struct err *e) {
     }
 }
 
-/* On a disk that is full at the start the daemon still serves reads, and tries again with the next kick. */
+static void on_retry(uv_timer_t *timer) {
+    scheduler_kick(timer->data);
+}
+
+/* On a disk that is full at the start the daemon still serves reads, and tries again. */
 static void recover_done(struct write_op *op, const struct err *e) {
     struct scheduler *s = ((struct recovery *)op)->scheduler;
 
+    s->recovering = false;
     s->recovered = e->rc == RC_OK;
     free(op);
-    if (s->recovered) scheduler_kick(s);
+    if (s->recovered)
+        scheduler_kick(s);
+    else if (!s->app->draining)
+        uv_timer_start(&s->retry, on_retry, RETRY_MS, 0);
 }
 
 static void recover(struct scheduler *s) {
     struct recovery *recovery = xcalloc(1, sizeof *recovery);
 
+    s->recovering = true;
     recovery->op = (struct write_op){.run = recover_run, .done = recover_done};
     recovery->scheduler = s;
     store_submit(s->app->store, &recovery->op);
@@ -76,6 +88,8 @@ enum rc scheduler_new(struct app *app, struct scheduler **out, struct err *e) {
     }
     id_continue_after(last);
     s->app = app;
+    uv_timer_init(&app->loop, &s->retry);
+    s->retry.data = s;
     lane_init(&s->lanes[s->count++], app, "device", app->config.device);
     lane_init(&s->lanes[s->count++], app, "cpu", "cpu");
     recover(s);
@@ -103,10 +117,8 @@ void scheduler_kick(struct scheduler *s) {
         return;
     }
     if (s->app->draining) return;
-    if (!s->recovered) {
-        recover(s);
-        return;
-    }
+    if (!s->recovered && !s->recovering) recover(s);
+    if (!s->recovered) return;
     for (size_t i = 0; i < s->count; i++)
         lane_kick(&s->lanes[i]);
 }
@@ -123,6 +135,7 @@ void scheduler_drain(struct scheduler *s, void (*drained)(struct app *app)) {
 }
 
 void scheduler_free(struct scheduler *s) {
+    uv_close((uv_handle_t *)&s->retry, NULL);
     for (size_t i = 0; i < s->count; i++)
         lane_close(&s->lanes[i]);
     uv_run(&s->app->loop, UV_RUN_NOWAIT); /* the timers close */

@@ -1,5 +1,6 @@
 #include "daemon/store/db.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
 
@@ -7,16 +8,26 @@
 
 enum { BUSY_TIMEOUT_MS = 10000 };
 
-enum rc db_err(struct db *db, struct err *e, const char *what) {
-    enum rc rc;
+/* I/O errors come with an errno that says which; a full disk is one of them outside of writes to tables. */
+static enum rc io_err(struct db *db, struct err *e, const char *what) {
+    int code = sqlite3_system_errno(db->handle);
 
+    if (!code) return err_set(e, RC_IO, "%s: %s", what, sqlite3_errmsg(db->handle));
+    errno = code;
+    err_errno(e, "%s: %s", what, sqlite3_errmsg(db->handle));
+    if (e->rc != RC_NO_SPACE) e->rc = RC_IO;
+    return e->rc;
+}
+
+enum rc db_err(struct db *db, struct err *e, const char *what) {
     switch (sqlite3_errcode(db->handle)) {
-    case SQLITE_FULL: rc = RC_NO_SPACE; break;
-    case SQLITE_CONSTRAINT: rc = RC_CONFLICT; break;
-    case SQLITE_NOMEM: rc = RC_NO_MEMORY; break;
-    default: rc = RC_IO; break;
+    case SQLITE_FULL: return err_set(e, RC_NO_SPACE, "%s: %s", what, sqlite3_errmsg(db->handle));
+    case SQLITE_CONSTRAINT: return err_set(e, RC_CONFLICT, "%s: %s", what, sqlite3_errmsg(db->handle));
+    case SQLITE_NOMEM: return err_set(e, RC_NO_MEMORY, "%s: %s", what, sqlite3_errmsg(db->handle));
+    case SQLITE_IOERR:
+    case SQLITE_CANTOPEN: return io_err(db, e, what);
+    default: return err_set(e, RC_IO, "%s: %s", what, sqlite3_errmsg(db->handle));
     }
-    return err_set(e, rc, "%s: %s", what, sqlite3_errmsg(db->handle));
 }
 
 enum rc db_script(struct db *db, const char *sql, struct err *e) {
@@ -116,6 +127,7 @@ enum rc db_open(struct db *db, const char *path, enum db_mode mode, struct err *
     *db = (struct db){0};
     if (sqlite3_open_v2(path, &db->handle, flags, NULL) != SQLITE_OK || configure(db, mode, e) != RC_OK) {
         enum rc rc = db_err(db, e, path);
+        err_context(e, "cannot open the database");
         db_close(db);
         return rc;
     }

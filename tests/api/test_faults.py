@@ -91,6 +91,17 @@ def test_a_full_disk_refuses_writes_serves_reads_and_loses_nothing(daemon):
     assert len(daemon.rows(running)) == 20 and len(daemon.ask("GET", "/v1/jobs").json["items"]) == 2
 
 
+def test_a_disk_that_was_full_at_the_start_holds_nothing_up_once_it_is_not(daemon):
+    id_ = daemon.submit("rows=4 slow=100")["id"]
+    daemon.until(lambda: daemon.rows(id_))
+    daemon.kill()
+    daemon.fault.write_text("ENOSPC -wal")
+    daemon.start()
+    assert daemon.job(id_)["state"] == "running" and daemon.ask("GET", "/readyz").status == 507
+    daemon.fault.unlink()
+    assert daemon.wait_for(id_, "succeeded")["attempt"] == 1
+
+
 def test_an_idle_worker_leaves(make_daemon):
     daemon = make_daemon(options=("--worker-idle", "1"))
     daemon.submit(wait=10)
@@ -101,7 +112,8 @@ def test_an_idle_worker_leaves(make_daemon):
 
 def refusal(daemon, *options):
     command = [str(part) for part in daemon.command()] + list(options)
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=10,
+                           env={**os.environ, "HSAQD_TEST_FAULT": str(daemon.fault)})
     assert ended.returncode == 1
     return ended.stderr
 
@@ -116,3 +128,8 @@ def test_what_cannot_be_served_is_refused_in_words(daemon, tmp_path):
     with sqlite3.connect(newer / "hsaqd.db") as database:
         database.execute("PRAGMA user_version = 999")
     assert "schema 999" in refusal(daemon, "--data", str(newer))
+    (newer / "hsaqd.db").write_bytes(b"no database" * 100)
+    assert "cannot open the database" in refusal(daemon, "--data", str(newer))
+    daemon.fault.write_text("ENOSPC")
+    assert "disk is full" in refusal(daemon, "--data", str(tmp_path / "fresh"))
+    daemon.fault.unlink()
