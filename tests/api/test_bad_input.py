@@ -18,25 +18,64 @@ def daemon_goes_on(service):
 
 
 @pytest.mark.parametrize(
-    "body, status",
+    "body, place",
     [
-        (b"", 400),
-        (b"{", 400),
-        (b"nonsense", 400),
-        (b'{"kind":"eval"} trailing', 400),
-        (b'{"kind":"\xff"}', 400),
-        (b'{"a":1,"a":2}', 422),
-        (b'{"kind":1e400}', 422),
-        (b'{"kind":99999999999999999999}', 422),
-        (b"[" * 100000 + b"]" * 100000, 400),
-        (b"[]", 422),
-        (b'{"kind":"no-such-kind"}', 422),
-        (b'{"kind":"eval","surprise":1}', 422),
+        (b"", ""),
+        (b"{", "line 1, column 1"),
+        (b"nonsense", "line 1"),
+        (b'{"kind":"eval"} trailing', "line 1"),
+        (b'{"kind":"eval",}', "line 1, column 16"),
+        (b'{"kind":\n"\xff"}', "line 2"),
+        (b'{"kind":"\xed\xa0\x80"}', "line 1"),
+        (b'{"kind":"eval\x00"}', "NUL"),
+        (b'{"kind":NaN}', "line 1"),
+        (b"[" * 100000 + b"]" * 100000, "too deep at line 1, column 65"),
+        (b'{"a":' * 70 + b"1" + b"}" * 70, "too deep"),
     ],
     ids=itertools.count(),
 )
-def test_bodies_that_are_no_job(service, body, status):
-    assert_problem(service.ask("POST", "/v1/jobs", body), status)
+def test_bodies_that_are_no_json(service, body, place):
+    answer = service.ask("POST", "/v1/jobs", body)
+    assert_problem(answer, 400)
+    assert place in answer.json["detail"]
+
+
+JOB = '"kind":"eval","model":"org/m","dataset":"d"'
+PROFILE = '"kind":"profile","model":"org/m","calibration":{"dataset":"d"}'
+
+
+@pytest.mark.parametrize(
+    "body, pointer",
+    [
+        ('{"a":1,"a":2}', "/a"),
+        ('{"kind":"profile","calibration":{"seed":1,"seed":1}}', "/calibration/seed"),
+        ('{"kind":1e400}', "/kind"),
+        ('{"a":[0,99999999999999999999]}', "/a/1"),
+        ('{%s,"priority":1e300}' % JOB, "/priority"),
+        ('{%s,"priority":101}' % JOB, "/priority"),
+        ('{%s,"priority":1.5}' % JOB, "/priority"),
+        ('{%s,"priority":"1"}' % JOB, "/priority"),
+        ('{%s,"windows":9223372036854775807}' % JOB, "/windows"),
+        ('{%s,"label":"a\\u0000b"}' % JOB, "/label"),
+        ('{%s,"label":["a"]}' % JOB, "/label"),
+        ('{%s,"surprise":1}' % JOB, "/surprise"),
+        ('{%s,"uniform":{"method":"rtn","bits":3,"grup":64}}' % JOB, "/uniform/grup"),
+        ('{%s,"uniform":{"method":"rtn","bits":7}}' % JOB, "/uniform/bits"),
+        ('{%s,"candidates":[{"method":"rtn","bits":[2,3,"4"]}]}' % PROFILE, "/candidates/0/bits/2"),
+        ('{%s,"candidates":{}}' % PROFILE, "/candidates"),
+        ('{%s,"candidates":[]}' % PROFILE, "/candidates"),
+        ('{%s,"candidates":[{"method":"none"}],"layers":"("}' % PROFILE, "/layers"),
+        ("[]", ""),
+        ('"eval"', ""),
+        ('{"kind":"no-such-kind"}', "/kind"),
+        ('{"kind":["eval"]}', "/kind"),
+        ("{}", "/kind"),
+        ('{"kind":"eval"}', "/model"),
+    ],
+    ids=itertools.count(),
+)
+def test_json_that_is_no_job(service, body, pointer):
+    assert_problem(service.ask("POST", "/v1/jobs", body), 422, pointer)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +125,19 @@ def test_what_is_not_http(service, request_bytes):
 
 
 def test_bodies_over_the_limit(service):
-    answer = service.raw(b"POST /v1/jobs HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000000\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 413 ") and b"application/problem+json" in answer
+    for target in (b"POST /v1/jobs", b"POST /v1/models/org/m/tokenize", b"PUT /v1/datasets/d"):
+        answer = service.raw(target + b" HTTP/1.1\r\n" + HOST + b"Content-Length: 5000000000\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 413 ") and b"application/problem+json" in answer
     with service.dial() as s:
         s.sendall(b"POST /v1/jobs HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
         assert s.recv(100).startswith(b"HTTP/1.1 100 ")
         s.sendall(b"[]")
         assert s.recv(1000).startswith(b"HTTP/1.1 422 ")
+    chunks = iter([b" " * 65536] * 17)  # 1 MiB and one more
+    try:
+        assert_problem(service.ask("POST", "/v1/jobs", chunks), 413)
+    except OSError:
+        pass  # it was answered, and closed, while we still sent
 
 
 def test_wrong_types_of_content(service):
@@ -119,6 +164,48 @@ def test_half_closed_clients_get_their_answer(service):
     assert answer.startswith(b"HTTP/1.1 422 ") and time.monotonic() - start < 5
     ready = service.raw(b"GET /readyz HTTP/1.1\r\n" + HOST + b"\r\n")
     assert json.loads(ready.split(b"\r\n\r\n")[1])["status"] == "ready"
+
+
+def test_half_closed_clients_get_their_stream(service):
+    """To its end: that of a job that has ended, and that of one that still runs."""
+    service.put_dataset()
+    for label, states in (("rows=1", ("succeeded",)), ("rows=3 slow=100", ("queued", "running"))):
+        job = service.submit(label)["id"]
+        service.wait_for(job, *states)
+        told = service.raw(b"GET /v1/jobs/%s/events HTTP/1.1\r\n" % job.encode() + HOST + b"\r\n")
+        assert b'"state":"succeeded"' in told and told.endswith(b"\r\n0\r\n\r\n")
+
+
+def test_unknown_things_are_named(service):
+    service.put_dataset()
+    for body, pointer, name in (
+        ({"kind": "eval", "model": "no/such", "dataset": "d"}, "/model", "no/such"),
+        ({"kind": "eval", "model": "org/m", "dataset": "nosuch"}, "/dataset", "nosuch"),
+        ({"kind": "eval", "model": "org/m", "dataset": "d", "allocation": "01X"}, "/allocation", "01X"),
+        ({"kind": "eval", "model": "org/m", "dataset": "d", "device": "cuda:7"}, "/device", "cuda:7"),
+        ({"kind": "allocation", "profile": "01X", "budget": {"weights": 1}}, "/profile", "01X"),
+    ):
+        answer = service.ask("POST", "/v1/jobs", body)
+        assert_problem(answer, 422, pointer)
+        assert name in answer.json["detail"]
+    for method, target in (
+        ("GET", "/v1/jobs/01X"), ("PATCH", "/v1/jobs/01X"), ("DELETE", "/v1/jobs/01X"), ("GET", "/v1/jobs/01X/rows"),
+        ("GET", "/v1/jobs/01X/result"), ("GET", "/v1/jobs/01X/explain"), ("GET", "/v1/jobs/01X/events"),
+        ("POST", "/v1/jobs/01X/cancel"), ("POST", "/v1/jobs/01X/pause"), ("POST", "/v1/jobs/01X/resume"),
+        ("POST", "/v1/jobs/01X/retry"), ("GET", "/v1/datasets/nosuch"), ("DELETE", "/v1/datasets/nosuch"),
+        ("GET", "/v1/models/no/such"), ("POST", "/v1/models/no/such/tokenize"),
+    ):  # fmt: skip
+        body = {"priority": 1} if method == "PATCH" else {"text": "a"} if "tokenize" in target else None
+        answer = service.ask(method, target, body)
+        assert_problem(answer, 404)
+        assert target.split("/")[3] in answer.json["detail"]
+
+
+def test_cursors_that_were_not_handed_out(service):
+    service.put_dataset()
+    job = service.submit("rows=1")["id"]
+    for target in ("/v1/jobs?cursor=zzz", f"/v1/jobs/{job}/rows?cursor=zzz", "/v1/datasets?cursor=%2e%2e"):
+        assert_problem(service.ask("GET", target), 422, "?cursor")
 
 
 def test_clients_that_leave_while_waiting(service):

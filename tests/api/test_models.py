@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 from service import add_model, assert_problem, real_service, service  # noqa: F401
 
@@ -30,7 +31,26 @@ def test_nothing_outside_the_roots_is_reached(service):
     assert "link" not in names(service)
     for name in ("link", "..", "../outside", "%2e%2e/outside", "..%2Foutside", "%2Fetc", "a/../../outside", "."):
         assert_problem(service.ask("GET", f"/v1/models/{name}"), 404)
+        assert_problem(service.ask("POST", f"/v1/models/{name}/tokenize", {"text": "a"}), 404)
     assert_problem(service.ask("GET", "/v1/models/a%00"), 400)
+
+
+def test_files_that_lead_out_of_the_roots_are_not_read(real_service):
+    """The folder is beneath the root; its config, its weights or its tokenizer are not."""
+    add_model(real_service, "inside")
+    outside = real_service.folder / "elsewhere"
+    outside.mkdir()
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        model = real_service.models / f"leads-out-{file.split('.')[0]}"
+        model.mkdir()
+        for original in (real_service.models / "inside").iterdir():
+            shutil.copy(original, model)
+        (model / file).rename(outside / file)
+        (model / file).symlink_to(outside / file)
+        answer = real_service.ask("POST", f"/v1/models/{model.name}/tokenize", {"text": "a"})
+        described = real_service.ask("GET", f"/v1/models/{model.name}")
+        refused = [a for a in (answer, described) if a.status != 200]
+        assert refused and all(file in a.json["detail"] for a in refused), (file, answer.body, described.body)
 
 
 def test_linears_and_tokens(real_service):

@@ -219,7 +219,7 @@ static void test_migrations_apply_once_keep_a_copy_and_refuse_newer(void **unuse
     const struct embedded_file two[] = {one[0], {"migrations/0002_b.sql", "CREATE TABLE b (x);", 0}, {0}};
     const struct embedded_file bad[] = {two[0], two[1], {"migrations/0003_c.sql", "CREATE TABLE c (x); no", 0}, {0}};
     char path[80], copy[120];
-    struct db db;
+    struct db db, old;
     struct err e;
     int64_t count;
     (void)unused;
@@ -229,7 +229,12 @@ static void test_migrations_apply_once_keep_a_copy_and_refuse_newer(void **unuse
     assert_int_equal(migrate(&db, path, one, &e), RC_OK);
     assert_int_equal(migrate(&db, path, two, &e), RC_OK);
     assert_int_equal(migrate(&db, path, two, &e), RC_OK);
-    assert_int_equal(access(copy, F_OK), 0);
+    assert_int_equal(db_open(&old, copy, DB_READER, &e), RC_OK); /* as it was before */
+    assert_int_equal(db_query_int(&old, &count, &e, "PRAGMA user_version", ""), RC_OK);
+    assert_int_equal(count, 1);
+    assert_int_equal(db_query_int(&old, &count, &e, "SELECT count(*) FROM sqlite_schema", ""), RC_OK);
+    assert_int_equal(count, 1);
+    db_close(&old);
     assert_int_not_equal(migrate(&db, path, bad, &e), RC_OK);
     assert_non_null(strstr(e.message, "0003_c.sql"));
     assert_int_equal(db_query_int(&db, &count, &e, "SELECT count(*) FROM sqlite_schema", ""), RC_OK);
