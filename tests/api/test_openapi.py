@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from service import BUILD, ROOT, service  # noqa: F401
+from service import BUILD, ROOT
 
 yaml = pytest.importorskip("yaml")
 DOCUMENT = yaml.safe_load((ROOT / "api" / "openapi.yaml").read_text())
@@ -112,6 +112,28 @@ def test_errors_are_problems():
         for status, response in operation["responses"].items():
             if status[0] in "45d":
                 assert list(response["content"]) == ["application/problem+json"], f"{method} {path} {status}"
+
+
+def references(node):
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    if isinstance(node, list):
+        for item in node:
+            yield from references(item)
+
+
+def test_schemas_are_valid_and_references_lead_somewhere():
+    jsonschema = pytest.importorskip("jsonschema")
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+    for reference in references(DOCUMENT):
+        target = DOCUMENT
+        for part in reference.removeprefix("#/").split("/"):
+            assert part in target, reference
+            target = target[part]
 
 
 def test_document_is_valid():
