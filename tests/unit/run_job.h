@@ -15,7 +15,8 @@ struct run {
     json_t *result; /* NULL after an error */
     json_t *cache;  /* {key: data}: what lookups find, and rows leave */
     int64_t progress;
-    int64_t stop_after; /* rows after which the daemon is lost; 0: never */
+    int64_t stop_after;            /* rows after which the daemon is lost; 0: never */
+    const struct backend *backend; /* in place of the worker's own; NULL: that one */
     atomic_bool cancelled;
     struct err err;
 };
@@ -64,6 +65,7 @@ static enum rc run_job(struct run *r, const char *model_path, const char *text_p
     struct worker worker = {0};
     struct worker_options options = {.device = "cpu", .threads = 1, .scratch = "/tmp"};
     assert_int_equal(worker_open(&options, &worker, &r->err), RC_OK);
+    if (r->backend) worker.backend = r->backend;
     struct msg_start start = {.job = "test",
                               .attempt = 1,
                               .spec = json_loads(text, 0, NULL),

@@ -22,7 +22,8 @@ static void model_against_itself_differs_by_nothing(void **state) {
     struct run r;
     run_init(&r);
     must_run(&r, HELDOUT, SPEC(",'uniform':{'method':'none'}"), NULL);
-    assert_true(number(&r, "kl", "max") == 0);
+    assert_true(number(&r, "kl", "max") == 0 && number(&r, "kl", "noise_floor") == 0);
+    assert_true(number(&r, "rms_dp", "value") == 0 && number(&r, "rms_dp", "se") == 0);
     assert_true(number(&r, "delta", "ppl") == 0);
     assert_true(number(&r, "top1", "agreement") == 1);
     assert_true(number(&r, "windows", "helped") + number(&r, "windows", "hurt") == 0);
@@ -39,6 +40,8 @@ static void damage_falls_with_bits(void **state) {
     assert_true(fabs(number(&eight, "delta", "percent")) < 0.1);
     assert_true(number(&eight, "kl", "mean") < 1e-3);
     assert_true(number(&three, "kl", "mean") > 20 * number(&eight, "kl", "mean"));
+    assert_true(number(&three, "rms_dp", "value") > 5 * number(&eight, "rms_dp", "value"));
+    assert_true(number(&eight, "rms_dp", "value") > 0 && number(&three, "rms_dp", "value") < 1);
     assert_true(number(&three, "reference", "nll") == number(&eight, "reference", "nll"));
     run_release(&eight);
     run_release(&three);
@@ -52,7 +55,9 @@ static void reference_alone_equals_reference_beside(void **state) {
     must_run(&alone, HELDOUT, SPEC(""), NULL);
     must_run(&beside, HELDOUT, rtn3, NULL);
     assert_true(number(&alone, "reference", "ppl") == number(&beside, "reference", "ppl"));
-    assert_null(json_object_get(alone.result, "quantized"));
+    static const char *const paired[] = {"quantized", "delta", "kl", "top1", "rms_dp"};
+    for (size_t i = 0; i < sizeof paired / sizeof *paired; i++)
+        assert_null(json_object_get(alone.result, paired[i]));
     run_release(&alone);
     run_release(&beside);
 }
@@ -68,6 +73,7 @@ static void interrupted_eval_gives_the_same_result(void **state) {
         cut.stop_after = stop;
         assert_int_equal(run_job(&cut, FIXTURE "tiny", HELDOUT, rtn3, NULL, NULL), RC_UNAVAILABLE);
         must_run(&rest, HELDOUT, rtn3, cut.rows);
+        assert_int_equal(json_array_size(cut.rows) + json_array_size(rest.rows), json_array_size(whole.rows));
         without_time(whole.result);
         without_time(rest.result);
         assert_true(json_equal(whole.result, rest.result));
@@ -75,6 +81,77 @@ static void interrupted_eval_gives_the_same_result(void **state) {
         run_release(&cut);
         run_release(&rest);
     }
+}
+
+static double row_number(const json_t *row, const char *member) {
+    return json_number_value(json_object_get(json_object_get(row, "data"), member));
+}
+
+/* Windows of two tokens score one: there a window's sums are the token's own values. */
+static void rms_dp_is_of_the_true_tokens_probability(void **state) {
+    (void)state;
+    static const char spec[] = "{'kind':'eval','model':'M','dataset':'D','length':2,'windows':20,"
+                               "'uniform':{'method':'rtn','bits':2,'group':64}}";
+    struct run r;
+    run_init(&r);
+    must_run(&r, HELDOUT, spec, NULL);
+    double sum = 0, squares = 0;
+    size_t i;
+    json_t *row;
+    json_array_foreach(r.rows, i, row) {
+        if (strcmp(json_string_value(json_object_get(row, "phase")), "window") != 0) continue;
+        double dp2 = pow(exp(-row_number(row, "nll_quantized")) - exp(-row_number(row, "nll_reference")), 2);
+        assert_true(fabs(row_number(row, "dp2") - dp2) <= 1e-12);
+        sum += dp2;
+        squares += dp2 * dp2;
+    }
+    double mean = sum / 20, se = sqrt((squares / 20 - mean * mean) / 19);
+    assert_true(fabs(number(&r, "rms_dp", "value") - sqrt(mean)) <= 1e-9);
+    assert_true(fabs(number(&r, "rms_dp", "se") - se / (2 * sqrt(mean))) <= 1e-9);
+    run_release(&r);
+}
+
+/* A device whose products come out a little different every time. */
+static enum rc wavering_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e) {
+    static int calls;
+    TRY(backend_cpu.gemm(state, a, e));
+    a->out.data[0] += (float)++calls * 1e-3f;
+    return RC_OK;
+}
+
+static void noise_floor_is_measured(void **state) {
+    (void)state;
+    struct backend wavering = backend_cpu;
+    wavering.gemm = wavering_gemm;
+    struct run r;
+    run_init(&r);
+    r.backend = &wavering;
+    must_run(&r, HELDOUT, SPEC(",'uniform':{'method':'none'}"), NULL);
+    double floor = number(&r, "kl", "noise_floor"), kl = number(&r, "kl", "mean");
+    assert_true(floor > 0 && kl > 0);
+    run_release(&r);
+}
+
+/* Rows of an older version, or of another eval, are not read as zeros. */
+static void earlier_rows_must_be_complete(void **state) {
+    (void)state;
+    static const char *const members[] = {"nll_reference", "nll_quantized", "kl", "top1_agree", "dp2", "kl_abs"};
+    struct run whole;
+    run_init(&whole);
+    must_run(&whole, HELDOUT, rtn3, NULL);
+    for (size_t m = 0; m < sizeof members / sizeof *members; m++) {
+        struct run again;
+        run_init(&again);
+        json_t *rows = json_deep_copy(whole.rows), *row;
+        size_t i;
+        json_array_foreach(rows, i, row) if (json_is_number(json_object_get(json_object_get(row, "data"), members[m])))
+            json_object_del(json_object_get(row, "data"), members[m]);
+        assert_int_equal(run_job(&again, FIXTURE "tiny", HELDOUT, rtn3, rows, NULL), RC_INVALID);
+        assert_non_null(strstr(again.err.message, "stored row"));
+        json_decref(rows);
+        run_release(&again);
+    }
+    run_release(&whole);
 }
 
 static void allocation_is_applied_by_name(void **state) {
@@ -119,6 +196,9 @@ int main(void) {
         cmocka_unit_test(damage_falls_with_bits),
         cmocka_unit_test(reference_alone_equals_reference_beside),
         cmocka_unit_test(interrupted_eval_gives_the_same_result),
+        cmocka_unit_test(rms_dp_is_of_the_true_tokens_probability),
+        cmocka_unit_test(noise_floor_is_measured),
+        cmocka_unit_test(earlier_rows_must_be_complete),
         cmocka_unit_test(allocation_is_applied_by_name),
         cmocka_unit_test(compare_pairs_with_an_earlier_eval),
     };

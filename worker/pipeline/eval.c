@@ -3,12 +3,14 @@
  * Windows go in batches: a batch is one walk, and its rows are durable before the next begins, so that a killed job
  * resumes there, and hidden states do not grow with the text. Each batch quantizes anew, by the code that the profile
  * scored. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "worker/pipeline/eval_noise.h"
 #include "worker/pipeline/eval_result.h"
 #include "worker/pipeline/quantize.h"
 #include "worker/pipeline/source.h"
@@ -79,7 +81,8 @@ static enum rc take_earlier_rows(struct eval *v, struct err *e) {
         const json_t *row = job_row(v->job, "window", i);
         if (row) TRY(eval_window_decode(&v->table, i, row, job_row(v->job, "_token_kl", i), e));
     }
-    return RC_OK;
+    const json_t *noise = v->table.quantized ? job_row(v->job, "_noise", 0) : NULL;
+    return noise ? eval_noise_decode(noise, &v->table.noise, e) : RC_OK;
 }
 
 static enum rc allocate(struct eval *v, struct err *e) {
@@ -138,6 +141,8 @@ static void sum_window(struct eval *v, struct eval_window *w) {
         w->kl += v->kl[i];
         w->top1_agree += v->agree[i];
         w->token_kl[i] = (float)v->kl[i];
+        double dp = exp(-v->nll_q[i]) - exp(-v->nll[i]);
+        w->dp2 += dp * dp;
     }
 }
 
@@ -188,6 +193,18 @@ static enum rc score_window(void *ctx, int64_t window, const struct matf *x, str
     return send_window(v, window, e);
 }
 
+static enum rc measure_noise(struct eval *v, struct err *e) {
+    if (!v->table.quantized || v->table.noise.known) return RC_OK;
+    struct noise_args a = {
+        .job = v->job, .model = v->source.model, .windows = &v->windows, .head = v->head, .head_bias = v->head_bias};
+    TRY(eval_noise_measure(&a, &v->table.noise, e));
+    json_t *data = eval_noise_encode(&v->table.noise);
+    if (!data) return err_set(e, RC_INVALID, "the model's logits are not finite numbers: its weights overflow fp32");
+    enum rc rc = emit_row(v->job, "_noise", 0, data, NULL, e);
+    json_decref(data);
+    return rc;
+}
+
 static int64_t first_unknown(const struct eval_table *t, int64_t from) {
     while (from < t->count && t->windows[from].known)
         from++;
@@ -227,8 +244,9 @@ static enum rc run(struct eval *v, struct err *e) {
     TRY(open_windows(v, e));
     TRY(open_recipe(v, e));
     TRY(take_earlier_rows(v, e));
-    double start = monotonic_seconds();
     TRY(allocate(v, e));
+    TRY(measure_noise(v, e));
+    double start = monotonic_seconds();
     TRY(walk_batches(v, e));
     v->seconds = monotonic_seconds() - start;
     return RC_OK;

@@ -21,7 +21,8 @@ json_t *eval_window_encode(const struct eval_table *t, int64_t window) {
     json_t *row =
         json_pack("{sI sI sf}", "window", (json_int_t)window, "tokens", (json_int_t)w->tokens, "nll_reference", w->nll);
     if (!t->quantized || !row) return row;
-    json_t *more = json_pack("{sf sf sf}", "nll_quantized", w->nll_q, "kl", w->kl, "top1_agree", w->top1_agree);
+    json_t *more =
+        json_pack("{sf sf sf sf}", "nll_quantized", w->nll_q, "kl", w->kl, "top1_agree", w->top1_agree, "dp2", w->dp2);
     json_object_update(row, more);
     json_decref(more);
     return row;
@@ -59,18 +60,41 @@ static enum rc decode_token_kl(struct eval_window *w, int64_t window, const json
     return RC_OK;
 }
 
+static enum rc get_sum(const json_t *row, const char *key, double *sum, int64_t window, struct err *e) {
+    *sum = NAN;
+    TRY(json_get_number(row, key, sum, e));
+    return isnan(*sum) ? bad_row(window, e) : RC_OK;
+}
+
 enum rc eval_window_decode(struct eval_table *t, int64_t window, const json_t *row, const json_t *token_kl,
                            struct err *e) {
     struct eval_window *w = &t->windows[window];
     int64_t tokens = -1;
     TRY(json_get_int(row, "tokens", 0, INT32_MAX, &tokens, e));
-    TRY(json_get_number(row, "nll_reference", &w->nll, e));
-    TRY(json_get_number(row, "nll_quantized", &w->nll_q, e));
-    TRY(json_get_number(row, "kl", &w->kl, e));
-    TRY(json_get_number(row, "top1_agree", &w->top1_agree, e));
     if (tokens != w->tokens) return bad_row(window, e);
-    if (t->quantized) TRY(decode_token_kl(w, window, token_kl, e));
+    TRY(get_sum(row, "nll_reference", &w->nll, window, e));
+    if (t->quantized) {
+        TRY(get_sum(row, "nll_quantized", &w->nll_q, window, e));
+        TRY(get_sum(row, "kl", &w->kl, window, e));
+        TRY(get_sum(row, "top1_agree", &w->top1_agree, window, e));
+        TRY(get_sum(row, "dp2", &w->dp2, window, e));
+        TRY(decode_token_kl(w, window, token_kl, e));
+    }
     w->known = true;
+    return RC_OK;
+}
+
+json_t *eval_noise_encode(const struct eval_noise *noise) {
+    return json_pack("{sI sf}", "tokens", (json_int_t)noise->tokens, "kl_abs", noise->kl_abs);
+}
+
+enum rc eval_noise_decode(const json_t *row, struct eval_noise *noise, struct err *e) {
+    *noise = (struct eval_noise){.kl_abs = NAN};
+    TRY(json_get_int(row, "tokens", 0, INT32_MAX, &noise->tokens, e));
+    TRY(json_get_number(row, "kl_abs", &noise->kl_abs, e));
+    if (noise->tokens < 1 || isnan(noise->kl_abs))
+        return err_set(e, RC_INVALID, "the stored row of the noise floor is not one");
+    noise->known = true;
     return RC_OK;
 }
 
@@ -126,8 +150,16 @@ static json_t *kl_json(const struct eval_table *t, int64_t tokens) {
     json_t *kl = json_pack("{so so}", "mean", real(mean.mean), "se", real(mean.se));
     for (size_t i = 0; i < sizeof percentiles / sizeof *percentiles; i++)
         json_object_set_new(kl, percentiles[i].name, real(stats_percentile(all, n, percentiles[i].p)));
+    json_object_set_new(kl, "noise_floor", real(t->noise.kl_abs / (double)t->noise.tokens));
     free(all);
     return kl;
+}
+
+/* The root of a mean over windows; its error to first order. */
+static json_t *rms_dp_json(const struct eval_table *t) {
+    struct mean_se squares = over_windows(t, offsetof(struct eval_window, dp2));
+    double rms = sqrt(squares.mean);
+    return json_pack("{so so}", "value", real(rms), "se", real(rms > 0 ? squares.se / (2 * rms) : squares.se));
 }
 
 static struct paired_delta paired(const struct eval_table *t, const double *other) {
@@ -156,6 +188,7 @@ json_t *eval_result_json(const struct eval_table *t) {
         json_object_set_new(windows, "hurt", json_integer(d.hurt));
         json_object_set_new(result, "kl", kl_json(t, tokens));
         json_object_set_new(result, "top1", json_pack("{so so}", "agreement", real(top1.mean), "se", real(top1.se)));
+        json_object_set_new(result, "rms_dp", rms_dp_json(t));
     }
     json_object_set_new(windows, "dropped_tokens", json_integer(t->dropped_tokens));
     json_object_set_new(result, "windows", windows);
