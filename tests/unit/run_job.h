@@ -88,4 +88,18 @@ static void must_run(struct run *r, const char *text_path, const char *spec, jso
     if (run_job(r, FIXTURE "tiny", text_path, spec, earlier, NULL) != RC_OK) fail_msg("%s", r->err.message);
 }
 
+/* The drift row of one Linear and candidate. */
+static inline const json_t *row_of(const struct run *r, const char *name, const char *candidate) {
+    size_t i;
+    json_t *row;
+    json_array_foreach(r->rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        if (!strcmp(json_string_value(json_object_get(data, "name")), name) &&
+            !strcmp(json_string_value(json_object_get(data, "candidate")), candidate))
+            return data;
+    }
+    fail_msg("no row of %s %s", name, candidate);
+    return NULL;
+}
+
 #endif

@@ -19,19 +19,6 @@ static const char both[] = SPEC("{'method':'hqq','bits':[3,4],'group':64},{'meth
                                 ",'layers':'layers\\\\.[01]\\\\.'");
 static const char one[] = SPEC("{'method':'hqq','bits':4,'group':64}", ",'layers':'layers\\\\.[01]\\\\.'");
 
-static const json_t *row_of(const struct run *r, const char *name, const char *candidate) {
-    size_t i;
-    json_t *row;
-    json_array_foreach(r->rows, i, row) {
-        const json_t *data = json_object_get(row, "data");
-        if (!strcmp(json_string_value(json_object_get(data, "name")), name) &&
-            !strcmp(json_string_value(json_object_get(data, "candidate")), candidate))
-            return data;
-    }
-    fail_msg("no row of %s %s", name, candidate);
-    return NULL;
-}
-
 static void same_numbers(const json_t *a, const json_t *b) {
     static const char *const members[] = {"drift",         "drift_num", "drift_den",      "relative_error",
                                           "max_abs_error", "bytes",     "bits_per_weight"};

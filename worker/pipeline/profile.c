@@ -1,8 +1,7 @@
 /* profile: the drift of every Linear at every candidate, from one walk that accumulates H = XᵀX.
  *
  * A row comes from an earlier attempt, from the cache, or from the walk, in this order; the walk covers only what is
- * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are recomputed by plain float64
- * loops in a walk of their own, since they tell of a defect and have to be beyond doubt. */
+ * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end. */
 #include <stdlib.h>
 #include <time.h>
 
@@ -14,6 +13,7 @@
 #include "worker/pipeline/match.h"
 #include "worker/pipeline/profile.h"
 #include "worker/pipeline/quantize.h"
+#include "worker/pipeline/recheck.h"
 #include "worker/pipeline/source.h"
 #include "worker/pipeline/upload.h"
 
@@ -101,7 +101,7 @@ static enum rc fingerprint_model(struct profile *p, struct err *e) {
 static const char *cache_key(const struct profile *p, size_t l, size_t c, char key[HASH_TEXT_SIZE]) {
     char id[CANDIDATE_ID_SIZE];
     candidate_id(&p->table.candidates[c], id);
-    return fingerprints_drift_key(p->prints, p->place[l], id, p->job->backend->arithmetic, key);
+    return fingerprints_drift_key(p->prints, p->place[l], id, PROFILE_BACKEND, key);
 }
 
 static enum rc send_row(const struct profile *p, size_t l, size_t c, struct err *e) {
@@ -186,17 +186,13 @@ static enum rc measure(struct bench *b, const struct candidate *candidate, struc
     return RC_OK;
 }
 
-static struct candidate as_rtn(struct candidate c) {
-    c.method = METHOD_RTN;
-    return c;
-}
-
 static enum rc fill_row(struct bench *b, const struct candidate *c, const struct linear *linear, struct drift_row *row,
                         struct err *e) {
     struct error_report report, rtn = {0};
     TRY(measure(b, c, &report, e));
     if (c->method == METHOD_HQQ) {
-        struct candidate plain = as_rtn(*c);
+        struct candidate plain = *c;
+        plain.method = METHOD_RTN;
         TRY(measure(b, &plain, &rtn, e));
     }
     *row = drift_row_measured(&report, error_ratio(rtn.drift_num, rtn.drift_den),
@@ -223,19 +219,13 @@ static size_t table_place(const struct profile *p, int64_t index) {
     return l;
 }
 
-typedef enum rc (*bench_fn)(struct profile *p, size_t l, struct bench *b, struct err *e);
-
-/* Lends `use` a buffer for ŵ. */
-static enum rc with_bench(struct profile *p, int64_t index, struct matf w, struct matd h, bench_fn use, struct err *e) {
+static enum rc profile_linear(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
+    struct profile *p = ctx;
     struct bench b = {.job = p->job, .w = w, .w_hat = matf(NULL, w.rows, w.cols), .h = h};
     TRY(device_floats(p->job, w.rows * w.cols, &b.w_hat.data, e));
-    enum rc rc = use(p, table_place(p, index), &b, e);
+    enum rc rc = fill_linear(p, table_place(p, index), &b, e);
     p->job->backend->free(p->job->device, b.w_hat.data);
     return rc;
-}
-
-static enum rc profile_linear(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
-    return with_bench(ctx, index, w, h, fill_linear, e);
 }
 
 static bool any_unknown(const struct profile *p, size_t l) {
@@ -244,105 +234,30 @@ static bool any_unknown(const struct profile *p, size_t l) {
     return false;
 }
 
-static bool any_inverted(const struct profile *p, size_t l) {
-    for (size_t c = 0; c < p->table.candidate_count; c++)
-        if (drift_inverted(&p->table, l, c)) return true;
-    return false;
-}
-
-static enum rc walk_where(struct profile *p, const char *phase, bool (*want)(const struct profile *, size_t),
-                          enum rc (*linear)(void *, int64_t, struct matf, struct matd, struct err *), struct err *e) {
+static enum rc walk_unknown(struct profile *p, struct err *e) {
     bool *wanted = xcalloc((size_t)p->source.model->linear_count, sizeof *wanted);
     for (size_t l = 0; l < p->table.linear_count; l++)
-        wanted[p->place[l]] = want(p, l);
+        wanted[p->place[l]] = any_unknown(p, l);
     struct gram_walk g = {.job = p->job,
                           .model = p->source.model,
                           .windows = &p->windows,
-                          .phase = phase,
+                          .phase = "calibrate",
                           .wanted = wanted,
-                          .linear = linear,
+                          .linear = profile_linear,
                           .ctx = p};
     enum rc rc = gram_walk_run(&g, e);
     free(wanted);
     return rc;
 }
 
-/* tr(D H Dᵀ) / tr(W H Wᵀ) by loops over doubles, nothing shared with the backend's operation. w, w_hat are host
- * copies [N, K]. */
-static double plain_drift(const float *w, const float *w_hat, const double *h, int64_t rows, int64_t cols) {
-    double num = 0, den = 0;
-    for (int64_t n = 0; n < rows; n++, w += cols, w_hat += cols)
-        for (int64_t i = 0; i < cols; i++) {
-            double hd = 0, hw = 0;
-            for (int64_t j = 0; j < cols; j++) {
-                hd += h[i * cols + j] * ((double)w[j] - (double)w_hat[j]);
-                hw += h[i * cols + j] * (double)w[j];
-            }
-            num += ((double)w[i] - (double)w_hat[i]) * hd;
-            den += (double)w[i] * hw;
-        }
-    return error_ratio(num, den);
-}
-
-/* The CPU backend's device memory is host memory, also in a CUDA build: inversions are recomputed where doubles are
- * cheap to trust, so both copies are brought here. */
-static enum rc recompute(const struct bench *b, const struct candidate *c, double *drift, struct err *e) {
-    int64_t count = b->w.rows * b->w.cols, squares = b->h.rows * b->h.cols;
-    float *w = malloc((size_t)count * sizeof *w), *w_hat = malloc((size_t)count * sizeof *w_hat);
-    double *h = malloc((size_t)squares * sizeof *h);
-    enum rc rc = w && w_hat && h ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory to recompute an inversion");
-    const struct backend *backend = b->job->backend;
-    if (rc == RC_OK) rc = quantize_weights(b->job, b->w, c, b->w_hat, NULL, e);
-    if (rc == RC_OK) rc = backend->download(b->job->device, b->w.data, (size_t)count * sizeof *w, w, e);
-    if (rc == RC_OK) rc = backend->download(b->job->device, b->w_hat.data, (size_t)count * sizeof *w, w_hat, e);
-    if (rc == RC_OK) rc = backend->download(b->job->device, b->h.data, (size_t)squares * sizeof *h, h, e);
-    if (rc == RC_OK) *drift = plain_drift(w, w_hat, h, b->w.rows, b->w.cols);
-    free(w);
-    free(w_hat);
-    free(h);
-    return rc;
-}
-
-/* What a reader needs to tell a defect of the metric from one of the quantizer. */
-static const char *verdict(double low64, double high64, double rtn_low, double rtn_high) {
-    if (high64 <= low64) return "metric: float64 shows no inversion";
-    return rtn_high > rtn_low ? "input: RTN inverts here too" : "quantizer: float64 confirms it, RTN does not invert";
-}
-
-static enum rc recheck_pair(struct profile *p, size_t l, size_t low, struct bench *b, struct err *e) {
-    size_t high = (size_t)drift_next_bits(&p->table, low);
-    const struct candidate *c[] = {&p->table.candidates[low], &p->table.candidates[high]};
-    double drift64[2], rtn64[2];
-    char id[2][CANDIDATE_ID_SIZE];
-    for (int i = 0; i < 2; i++) {
-        struct candidate rtn = as_rtn(*c[i]);
-        TRY(recompute(b, c[i], &drift64[i], e));
-        TRY(recompute(b, &rtn, &rtn64[i], e));
-        candidate_id(c[i], id[i]);
-    }
-    json_array_append_new(p->inversions,
-                          json_pack("{ss s[ss] s[ff] s[ff] s[ff] ss}", "name", p->table.linears[l]->name, "candidates",
-                                    id[0], id[1], "drift", drift_at(&p->table, l, low)->drift,
-                                    drift_at(&p->table, l, high)->drift, "drift_float64", drift64[0], drift64[1],
-                                    "rtn_drift_float64", rtn64[0], rtn64[1], "verdict",
-                                    verdict(drift64[0], drift64[1], rtn64[0], rtn64[1])));
-    return RC_OK;
-}
-
-static enum rc recheck(struct profile *p, size_t l, struct bench *b, struct err *e) {
-    for (size_t c = 0; c < p->table.candidate_count; c++)
-        if (drift_inverted(&p->table, l, c)) TRY(recheck_pair(p, l, c, b, e));
-    return RC_OK;
-}
-
-static enum rc recheck_linear(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
-    return with_bench(ctx, index, w, h, recheck, e);
-}
-
 static double monotonic_seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static struct profiled_model profiled_model(const struct profile *p) {
+    return (struct profiled_model){p->source.model, p->prints, p->place, p->table.linear_count};
 }
 
 static enum rc run(struct profile *p, struct err *e) {
@@ -354,9 +269,11 @@ static enum rc run(struct profile *p, struct err *e) {
     TRY(ask_cache(p, e));
     TRY(fill_exact_rows(p, e));
     double start = monotonic_seconds();
-    TRY(walk_where(p, "calibrate", any_unknown, profile_linear, e));
+    TRY(walk_unknown(p, e));
     p->seconds = monotonic_seconds() - start;
-    return walk_where(p, "recheck inversions", any_inverted, recheck_linear, e);
+    struct profiled_model profiled = profiled_model(p);
+    struct recheck_args recheck = {.job = p->job, .profiled = &profiled, .windows = &p->windows, .table = &p->table};
+    return recheck_inversions(&recheck, &p->inversions, e);
 }
 
 static json_t *calibration_json(const struct profile *p) {
@@ -370,7 +287,7 @@ static json_t *calibration_json(const struct profile *p) {
 }
 
 static json_t *result_json(const struct profile *p) {
-    struct profiled_model profiled = {p->source.model, p->prints, p->place, p->table.linear_count};
+    struct profiled_model profiled = profiled_model(p);
     double tokens = (double)(p->windows.count * p->windows.length);
     return json_pack("{so so sO so so so}", "model", profiled_model_json(&profiled), "calibration", calibration_json(p),
                      "inversions", p->inversions, "totals", drift_totals(&p->table), "hqq_above_rtn",
@@ -391,7 +308,7 @@ static void release(struct profile *p) {
 }
 
 enum rc pipeline_profile(const struct job *job, json_t **result, struct err *e) {
-    struct profile p = {.job = job, .spec = &job->spec->profile, .inversions = json_array()};
+    struct profile p = {.job = job, .spec = &job->spec->profile};
     enum rc rc = run(&p, e);
     if (rc == RC_OK) {
         *result = result_json(&p);
