@@ -1,5 +1,6 @@
 /* A profile's numbers mean what they say, and survive interruption and caching bit for bit. */
 #include "tests/unit/run_job.h"
+#include "tests/unit/tiny_copy.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -50,6 +51,14 @@ static void row_does_not_depend_on_other_candidates(void **state) {
     run_release(&single);
 }
 
+static json_int_t row_count(const struct run *r, const char *source) {
+    return json_integer_value(json_object_get(json_object_get(r->result, "rows"), source));
+}
+
+static bool is_cached(const json_t *data) {
+    return json_is_true(json_object_get(data, "cached"));
+}
+
 static void cached_profile_repeats_every_number_without_a_walk(void **state) {
     (void)state;
     struct run first, again;
@@ -60,11 +69,99 @@ static void cached_profile_repeats_every_number_without_a_walk(void **state) {
     again.cache = json_incref(first.cache);
     must_run(&again, CALIBRATION, both, NULL);
     assert_int_equal(again.progress, 0);
+    assert_int_equal(row_count(&again, "computed"), 0);
+    assert_int_equal(row_count(&again, "cached"), 2 * 7 * 3);
+    assert_true(json_equal(json_object_get(again.result, "totals"), json_object_get(first.result, "totals")));
     assert_int_equal(json_array_size(again.rows), json_array_size(first.rows));
     same_rows(&first, &again);
     assert_true(json_is_true(json_object_get(row_of(&again, "model.layers.0.mlp.up_proj", "rtn3g64"), "cached")));
     run_release(&first);
     run_release(&again);
+}
+
+static void one_more_candidate_computes_that_one_alone(void **state) {
+    (void)state;
+    struct run fewer, more;
+    run_init(&fewer);
+    run_init(&more);
+    must_run(&fewer, CALIBRATION, one, NULL);
+    json_object_update(more.cache, fewer.cache);
+    must_run(&more, CALIBRATION, both, NULL);
+    assert_int_equal(row_count(&fewer, "computed"), 2 * 7);
+    assert_int_equal(row_count(&more, "computed"), 2 * 7 * 2);
+    assert_int_equal(row_count(&more, "cached"), 2 * 7);
+    size_t i;
+    json_t *row;
+    json_array_foreach(more.rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        bool before = !strcmp(json_string_value(json_object_get(data, "candidate")), "hqq4g64");
+        assert_true(is_cached(data) == before);
+    }
+    same_rows(&fewer, &more);
+    run_release(&fewer);
+    run_release(&more);
+}
+
+static void flip_a_bit(uint16_t *w, int64_t rows, int64_t cols) {
+    w[rows * cols / 2] ^= 1;
+}
+
+static const char all_blocks[] = SPEC("{'method':'rtn','bits':3,'group':64}", "");
+enum { LINEARS = 6 * 7, FLIPPED = 2 * 7 }; /* of the tiny model; where block 2 begins */
+
+/* After a change of one weight: a cached profile computes the changed Linear and what lies downstream, takes the rest
+ * from the cache, and says what a profile without a cache says. */
+static void check_flip(const struct run *before, const char *tensor, int own, int first) {
+    struct scratch model = tiny_copy();
+    tiny_edit(&model, tensor, flip_a_bit);
+    struct run cached, fresh;
+    run_init(&cached);
+    run_init(&fresh);
+    json_object_update(cached.cache, before->cache);
+    assert_int_equal(run_job(&cached, model.path, CALIBRATION, all_blocks, NULL, NULL), RC_OK);
+    assert_int_equal(run_job(&fresh, model.path, CALIBRATION, all_blocks, NULL, NULL), RC_OK);
+    int64_t computed = 0;
+    size_t i;
+    json_t *row;
+    json_array_foreach(cached.rows, i, row) {
+        int linear = (int)json_integer_value(json_object_get(row, "index")); /* one candidate */
+        const json_t *data = json_object_get(row, "data");
+        bool changed = linear == own || linear >= first;
+        if (is_cached(data) == changed)
+            fail_msg("%s: %s is %s", tensor, json_string_value(json_object_get(data, "name")),
+                     changed ? "stale" : "computed again");
+        computed += changed;
+    }
+    assert_int_equal(row_count(&cached, "computed"), computed);
+    assert_int_equal(row_count(&cached, "cached"), LINEARS - computed);
+    same_rows(&cached, &fresh);
+    run_release(&cached);
+    run_release(&fresh);
+    scratch_close(&model);
+}
+
+/* Within a block q, k, v read one input, o what they made, gate and up the next norm, down what those made. */
+static void one_changed_weight_invalidates_it_and_what_is_downstream(void **state) {
+    (void)state;
+    static const struct {
+        const char *tensor;
+        int own, first; /* the changed Linear, −1: none; Linears from `first` on see other inputs */
+    } cases[] = {
+        {"model.layers.2.self_attn.q_proj.weight", FLIPPED, FLIPPED + 3},
+        {"model.layers.2.self_attn.v_proj.weight", FLIPPED + 2, FLIPPED + 3},
+        {"model.layers.2.self_attn.o_proj.weight", FLIPPED + 3, FLIPPED + 4},
+        {"model.layers.2.mlp.up_proj.weight", FLIPPED + 5, FLIPPED + 6},
+        {"model.layers.2.mlp.down_proj.weight", FLIPPED + 6, FLIPPED + 7},
+        {"model.layers.2.post_attention_layernorm.weight", -1, FLIPPED + 4},
+        {"model.layers.5.mlp.down_proj.weight", LINEARS - 1, LINEARS},
+        {"model.norm.weight", -1, LINEARS},
+    };
+    struct run before;
+    run_init(&before);
+    must_run(&before, CALIBRATION, all_blocks, NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_flip(&before, cases[i].tensor, cases[i].own, cases[i].first);
+    run_release(&before);
 }
 
 static void interrupted_profile_continues_where_it_stopped(void **state) {
@@ -185,6 +282,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(row_does_not_depend_on_other_candidates),
         cmocka_unit_test(cached_profile_repeats_every_number_without_a_walk),
+        cmocka_unit_test(one_more_candidate_computes_that_one_alone),
+        cmocka_unit_test(one_changed_weight_invalidates_it_and_what_is_downstream),
         cmocka_unit_test(interrupted_profile_continues_where_it_stopped),
         cmocka_unit_test(cancelled_profile_stops),
         cmocka_unit_test(drift_is_the_relative_output_error),
