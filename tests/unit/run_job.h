@@ -17,6 +17,8 @@ struct run {
     int64_t progress;
     int64_t stop_after;            /* rows after which the daemon is lost; 0: never */
     const struct backend *backend; /* in place of the worker's own; NULL: that one */
+    int64_t ram_limit;             /* 0: none */
+    const char *scratch;           /* NULL: /tmp */
     atomic_bool cancelled;
     struct err err;
 };
@@ -63,7 +65,8 @@ static enum rc run_job(struct run *r, const char *model_path, const char *text_p
     for (char *c = text; *c; c++)
         if (*c == '\'') *c = '"';
     struct worker worker = {0};
-    struct worker_options options = {.device = "cpu", .threads = 1, .scratch = "/tmp"};
+    struct worker_options options = {
+        .device = "cpu", .threads = 1, .ram_limit = r->ram_limit, .scratch = r->scratch ? r->scratch : "/tmp"};
     assert_int_equal(worker_open(&options, &worker, &r->err), RC_OK);
     if (r->backend) worker.backend = r->backend;
     struct msg_start start = {.job = "test",
