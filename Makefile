@@ -117,7 +117,7 @@ $(BUILD)/hsaqd: $(BUILD)/daemon/main.o $(BUILD)/libhsaq_daemon.a $(BUILD)/libhsa
 $(BUILD)/hsaq-worker: $(BUILD)/worker/main.o $(BUILD)/libhsaq_worker.a $(BUILD)/libhsaq_kernels.a $(BUILD)/libhsaq_base.a
 	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ $(WORKER_LIBS) -o $@
 
-$(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(LIBRARIES)
+$(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(BUILD)/tests/ops/reference.o $(LIBRARIES)
 	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ -lcmocka $(DAEMON_LIBS) $(WORKER_LIBS) -o $@
 $(BUILD)/tests/ops/%: $(BUILD)/tests/ops/%.o $(call objects,$(OPS_SHARED)) $(BUILD)/libhsaq_kernels.a $(BUILD)/libhsaq_base.a
 	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ -lcmocka $(WORKER_LIBS) -o $@

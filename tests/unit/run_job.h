@@ -58,8 +58,8 @@ static void run_release(struct run *r) {
 }
 
 /* `spec`: JSON with ' for ". `earlier`: rows of an earlier attempt, or NULL. */
-static enum rc run_job(struct run *r, const char *model_path, const char *text_path, const char *spec, json_t *earlier,
-                       json_t *inputs) {
+static inline enum rc run_job(struct run *r, const char *model_path, const char *text_path, const char *spec,
+                              json_t *earlier, json_t *inputs) {
     char text[2048];
     snprintf(text, sizeof text, "%s", spec);
     for (char *c = text; *c; c++)
@@ -87,7 +87,7 @@ static enum rc run_job(struct run *r, const char *model_path, const char *text_p
     return rc;
 }
 
-static void must_run(struct run *r, const char *text_path, const char *spec, json_t *earlier) {
+static inline void must_run(struct run *r, const char *text_path, const char *spec, json_t *earlier) {
     if (run_job(r, FIXTURE "tiny", text_path, spec, earlier, NULL) != RC_OK) fail_msg("%s", r->err.message);
 }
 

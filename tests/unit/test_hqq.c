@@ -1,0 +1,115 @@
+/* HQQ's drift on a trained model is at or below that of the reference library, run in float64 (tests/ops/reference.h).
+ */
+#include "tests/unit/run_job.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "tests/ops/reference.h"
+#include "worker/pipeline/gramwalk.h"
+#include "worker/pipeline/quantize.h"
+#include "worker/pipeline/source.h"
+#include "worker/pipeline/upload.h"
+
+static const int bit_widths[] = {2, 3, 4, 8};
+enum { WIDTHS = sizeof bit_widths / sizeof *bit_widths, GROUP = 64, LINEARS = 2 * 7 };
+
+struct comparison {
+    const struct job *job;
+    double ours[WIDTHS], library[WIDTHS]; /* Σ of drifts */
+    double worst[WIDTHS];                 /* ratio of one Linear */
+};
+
+/* tr(D H Dᵀ), D = W − Ŵ. */
+static double energy(struct matf w, const double *w_hat, struct matd h) {
+    double sum = 0, *d = calloc((size_t)w.cols, sizeof *d);
+    for (int64_t n = 0; n < w.rows; n++) {
+        for (int64_t k = 0; k < w.cols; k++)
+            d[k] = w.data[n * w.stride + k] - (w_hat ? w_hat[n * w.cols + k] : 0);
+        for (int64_t i = 0; i < w.cols; i++) {
+            double hd = 0;
+            for (int64_t j = 0; j < w.cols; j++)
+                hd += h.data[i * h.stride + j] * d[j];
+            sum += d[i] * hd;
+        }
+    }
+    free(d);
+    return sum;
+}
+
+static enum rc our_energy(const struct job *job, struct matf w, struct matd h, int bits, double *out, struct err *e) {
+    struct candidate c = {.method = METHOD_HQQ, .bits = bits, .group = GROUP};
+    struct matf w_hat = matf(NULL, w.rows, w.cols);
+    TRY(device_floats(job, w.rows * w.cols, &w_hat.data, e));
+    TRY(quantize_weights(job, w, &c, w_hat, NULL, e));
+    double *wide = calloc((size_t)(w.rows * w.cols), sizeof *wide);
+    for (int64_t i = 0; i < w.rows * w.cols; i++)
+        wide[i] = w_hat.data[i];
+    *out = energy(w, wide, h);
+    free(wide);
+    job->backend->free(job->device, w_hat.data);
+    return RC_OK;
+}
+
+static enum rc compare(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
+    (void)index;
+    struct comparison *c = ctx;
+    double whole = energy(w, NULL, h), ours, *library = calloc((size_t)(w.rows * w.cols), sizeof *library);
+    for (int i = 0; i < WIDTHS; i++) {
+        TRY(our_energy(c->job, w, h, bit_widths[i], &ours, e));
+        ref_hqq(w.data, w.rows, w.cols, GROUP, bit_widths[i], library);
+        double theirs = energy(w, library, h);
+        c->ours[i] += ours / whole;
+        c->library[i] += theirs / whole;
+        c->worst[i] = fmax(c->worst[i], ours / theirs);
+    }
+    free(library);
+    return RC_OK;
+}
+
+/* Both choose by the error of the weights, which the outputs follow on the whole and not Linear by Linear: so the sum
+ * is held against the library's, to 0.2%, and a single Linear only against going astray. */
+static void drift_is_at_or_below_the_librarys(void **state) {
+    (void)state;
+    struct run r;
+    struct err err = {0};
+    run_init(&r);
+    struct job_link link = {run_send, run_lookup, &r};
+    json_t *model = json_pack("{ss ss}", "name", "M", "path", FIXTURE "tiny");
+    json_t *dataset = json_pack("{ss ss}", "name", "D", "path", FIXTURE "calibration.txt");
+    struct job job = {.id = "test", .model = model, .dataset = dataset, .backend = &backend_cpu, .link = &link};
+    struct backend_options options = {.threads = 1};
+    struct source source;
+    struct windows windows;
+    assert_int_equal(backend_cpu.open(&options, &job.device, &err), RC_OK);
+    assert_int_equal(source_open(&job, &source, &err), RC_OK);
+    assert_int_equal(windows_first(&source.tokens, 128, 4, &windows, &err), RC_OK);
+    struct comparison c = {.job = &job};
+    bool wanted[6 * 7 + 1] = {0}; /* and the head */
+    for (int i = 0; i < LINEARS; i++)
+        wanted[i] = true;
+    struct gram_walk walk = {.job = &job,
+                             .model = source.model,
+                             .windows = &windows,
+                             .phase = "compare",
+                             .wanted = wanted,
+                             .linear = compare,
+                             .ctx = &c};
+    if (gram_walk_run(&walk, &err) != RC_OK) fail_msg("%s", err.message);
+    for (int i = 0; i < WIDTHS; i++) {
+        double ratio = c.ours[i] / c.library[i];
+        print_message("%d bits: %.4f of the library's drift, at worst %.4f\n", bit_widths[i], ratio, c.worst[i]);
+        assert_true(ratio <= 1.002 && c.worst[i] <= 1.06);
+    }
+    windows_release(&windows);
+    source_release(&source);
+    backend_cpu.close(job.device);
+    json_decref(model);
+    json_decref(dataset);
+    run_release(&r);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(drift_is_at_or_below_the_librarys)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
