@@ -1,6 +1,6 @@
 /* HQQ's drift on a trained model is at or below that of the reference library, run in float64 (tests/ops/reference.h).
  */
-#include "tests/unit/run_job.h"
+#include "tests/unit/bare_job.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -8,7 +8,6 @@
 #include "tests/ops/reference.h"
 #include "worker/pipeline/gramwalk.h"
 #include "worker/pipeline/quantize.h"
-#include "worker/pipeline/source.h"
 #include "worker/pipeline/upload.h"
 
 static const int bit_widths[] = {2, 3, 4, 8};
@@ -71,42 +70,29 @@ static enum rc compare(void *ctx, int64_t index, struct matf w, struct matd h, s
  * is held against the library's, to 0.2%, and a single Linear only against going astray. */
 static void drift_is_at_or_below_the_librarys(void **state) {
     (void)state;
-    struct run r;
-    struct err err = {0};
-    run_init(&r);
-    struct job_link link = {run_send, run_lookup, &r};
-    json_t *model = json_pack("{ss ss}", "name", "M", "path", FIXTURE "tiny");
-    json_t *dataset = json_pack("{ss ss}", "name", "D", "path", FIXTURE "calibration.txt");
-    struct job job = {.id = "test", .model = model, .dataset = dataset, .backend = &backend_cpu, .link = &link};
-    struct backend_options options = {.threads = 1};
-    struct source source;
+    struct bare_job b;
+    bare_open(&b);
     struct windows windows;
-    assert_int_equal(backend_cpu.open(&options, &job.device, &err), RC_OK);
-    assert_int_equal(source_open(&job, &source, &err), RC_OK);
-    assert_int_equal(windows_first(&source.tokens, 128, 4, &windows, &err), RC_OK);
-    struct comparison c = {.job = &job};
+    bare_must(&b, windows_first(&b.source.tokens, 128, 4, &windows, &b.err));
+    struct comparison c = {.job = &b.job};
     bool wanted[6 * 7 + 1] = {0}; /* and the head */
     for (int i = 0; i < LINEARS; i++)
         wanted[i] = true;
-    struct gram_walk walk = {.job = &job,
-                             .model = source.model,
+    struct gram_walk walk = {.job = &b.job,
+                             .model = b.source.model,
                              .windows = &windows,
                              .phase = "compare",
                              .wanted = wanted,
                              .linear = compare,
                              .ctx = &c};
-    if (gram_walk_run(&walk, &err) != RC_OK) fail_msg("%s", err.message);
+    bare_must(&b, gram_walk_run(&walk, &b.err));
     for (int i = 0; i < WIDTHS; i++) {
         double ratio = c.ours[i] / c.library[i];
         print_message("%d bits: %.4f of the library's drift, at worst %.4f\n", bit_widths[i], ratio, c.worst[i]);
         assert_true(ratio <= 1.002 && c.worst[i] <= 1.06);
     }
     windows_release(&windows);
-    source_release(&source);
-    backend_cpu.close(job.device);
-    json_decref(model);
-    json_decref(dataset);
-    run_release(&r);
+    bare_close(&b);
 }
 
 int main(void) {

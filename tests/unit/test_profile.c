@@ -1,14 +1,13 @@
 /* A profile's numbers mean what they say, and survive interruption and caching bit for bit. */
-#include "tests/unit/run_job.h"
+#include "tests/unit/bare_job.h"
 #include "tests/unit/tiny_copy.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "worker/pipeline/gramwalk.h"
+#include "kernels/formats.h"
 #include "worker/pipeline/quantize.h"
-#include "worker/pipeline/source.h"
 #include "worker/pipeline/upload.h"
 #include "worker/pipeline/walk.h"
 
@@ -192,89 +191,192 @@ static void cancelled_profile_stops(void **state) {
     run_release(&r);
 }
 
-/* ‖XDᵀ‖² and ‖XWᵀ‖² straight from the inputs, in float64, for the first block's down_proj. */
+/* ‖XDᵀ‖² and ‖XWᵀ‖² straight from the inputs, in float64, for the first block's Linears. */
+enum { TOKENS = 3 * 64, WIDEST = 384 };
+
 struct direct {
     const struct job *job;
     const struct model *model;
-    int position;
-    double *inputs; /* [tokens, K] */
-    int64_t tokens, cols;
-    double num, den;
+    const struct run *profile;
+    double *inputs[INPUT_COUNT]; /* [TOKENS, K] */
+    int64_t tokens[INPUT_COUNT];
+    int compared;
 };
 
 static enum rc keep_input(void *ctx, int stream, int block, int64_t window, enum linear_input input, struct matf x,
                           struct err *e) {
     (void)stream, (void)window, (void)e;
     struct direct *d = ctx;
-    if (block != 0 || input != INPUT_DOWN) return RC_OK;
-    for (int64_t t = 0; t < x.rows; t++, d->tokens++)
+    if (block != 0) return RC_OK;
+    for (int64_t t = 0; t < x.rows; t++, d->tokens[input]++)
         for (int64_t k = 0; k < x.cols; k++)
-            d->inputs[d->tokens * x.cols + k] = x.data[t * x.stride + k];
+            d->inputs[input][d->tokens[input] * x.cols + k] = x.data[t * x.stride + k];
     return RC_OK;
 }
 
-static void add_output(struct direct *d, const float *w, const float *w_hat, int64_t t) {
-    double error = 0, output = 0;
-    for (int64_t k = 0; k < d->cols; k++) {
-        error += d->inputs[t * d->cols + k] * ((double)w[k] - (double)w_hat[k]);
-        output += d->inputs[t * d->cols + k] * (double)w[k];
+static double output_energy(const double *x, const double *w, struct matf shape) {
+    double sum = 0;
+    for (int64_t n = 0; n < shape.rows; n++, w += shape.cols)
+        for (int64_t t = 0; t < TOKENS; t++) {
+            double y = 0;
+            for (int64_t k = 0; k < shape.cols; k++)
+                y += x[t * shape.cols + k] * w[k];
+            sum += y * y;
+        }
+    return sum;
+}
+
+static void compare_drift(struct direct *d, const struct linear *linear, struct matf w, struct matf w_hat,
+                          const char *candidate) {
+    int64_t count = w.rows * w.cols;
+    double *plain = calloc((size_t)count, sizeof *plain), *error = calloc((size_t)count, sizeof *error);
+    for (int64_t i = 0; i < count; i++) {
+        plain[i] = w.data[i];
+        error[i] = (double)w.data[i] - (double)w_hat.data[i];
     }
-    d->num += error * error;
-    d->den += output * output;
+    const double *x = d->inputs[linear->input];
+    double want = output_energy(x, error, w) / output_energy(x, plain, w);
+    double drift = json_real_value(json_object_get(row_of(d->profile, linear->name, candidate), "drift"));
+    if (!(fabs(drift - want) <= 1e-5 * want)) fail_msg("%s %s: %.9g, not %.9g", linear->name, candidate, drift, want);
+    d->compared++;
+    free(plain);
+    free(error);
 }
 
 static enum rc measure_directly(void *ctx, int block, const struct block_weights *weights, struct err *e) {
-    (void)block;
+    static const char *const candidates[] = {"rtn3g64", "hqq3g64", "hqq4g64"};
     struct direct *d = ctx;
-    struct matf w = weights->linear[d->position], w_hat = w;
-    struct candidate c;
-    TRY(candidate_from_id("rtn3g64", &c, e));
-    TRY(device_floats(d->job, w.rows * w.cols, &w_hat.data, e));
-    TRY(quantize_weights(d->job, w, &c, w_hat, NULL, e));
-    for (int64_t n = 0; n < w.rows; n++)
-        for (int64_t t = 0; t < d->tokens; t++)
-            add_output(d, w.data + n * w.stride, w_hat.data + n * w.cols, t);
-    d->job->backend->free(d->job->device, w_hat.data);
+    for (int i = 0; block == 0 && i < 7; i++) {
+        const struct linear *linear = &d->model->linears[d->model->blocks[0].linears[i]];
+        struct matf w = weights->linear[i], w_hat = w;
+        TRY(device_floats(d->job, w.rows * w.cols, &w_hat.data, e));
+        for (size_t c = 0; c < sizeof candidates / sizeof *candidates; c++) {
+            struct candidate candidate;
+            TRY(candidate_from_id(candidates[c], &candidate, e));
+            TRY(quantize_weights(d->job, w, &candidate, w_hat, NULL, e));
+            compare_drift(d, linear, w, w_hat, candidates[c]);
+        }
+        d->job->backend->free(d->job->device, w_hat.data);
+    }
     return RC_OK;
 }
 
 static void drift_is_the_relative_output_error(void **state) {
     (void)state;
     struct run r;
-    struct err err = {0};
-    run_init(&r);
-    must_run(&r, CALIBRATION, both, NULL);
-    struct job_link link = {run_send, run_lookup, &r};
-    json_t *model = json_pack("{ss ss}", "name", "M", "path", FIXTURE "tiny");
-    json_t *dataset = json_pack("{ss ss}", "name", "D", "path", CALIBRATION);
-    struct job job = {
-        .id = "test", .model = model, .dataset = dataset, .backend = &backend_cpu, .scratch = "/tmp", .link = &link};
-    struct backend_options options = {.threads = 1};
-    struct source source;
+    struct bare_job b;
     struct windows windows;
-    assert_int_equal(backend_cpu.open(&options, &job.device, &err), RC_OK);
-    assert_int_equal(source_open(&job, &source, &err), RC_OK);
-    assert_int_equal(windows_first(&source.tokens, 64, 3, &windows, &err), RC_OK);
-    struct direct d = {.job = &job, .model = source.model, .position = 6, .cols = source.model->arch.intermediate};
-    d.inputs = calloc((size_t)(3 * 64 * d.cols), sizeof *d.inputs);
+    run_init(&r);
+    bare_open(&b);
+    must_run(&r, CALIBRATION, both, NULL);
+    bare_must(&b, windows_first(&b.source.tokens, 64, 3, &windows, &b.err));
+    struct direct d = {.job = &b.job, .model = b.source.model, .profile = &r};
+    for (int i = 0; i < INPUT_COUNT; i++)
+        d.inputs[i] = calloc(TOKENS * WIDEST, sizeof *d.inputs[i]);
     struct walk_hooks hooks = {.ctx = &d, .input = keep_input, .block_end = measure_directly};
-    struct walk walk = {.job = &job,
-                        .model = source.model,
+    struct walk walk = {.job = &b.job,
+                        .model = b.source.model,
                         .windows = &windows,
                         .count = 3,
                         .streams = 1,
                         .hooks = &hooks,
                         .phase = "direct",
-                        .tokens_total = 192};
-    if (walk_run(&walk, &err) != RC_OK) fail_msg("%s", err.message);
-    double drift = json_real_value(json_object_get(row_of(&r, "model.layers.0.mlp.down_proj", "rtn3g64"), "drift"));
-    assert_true(fabs(drift - d.num / d.den) <= 1e-5 * drift);
-    free(d.inputs);
+                        .tokens_total = TOKENS};
+    bare_must(&b, walk_run(&walk, &b.err));
+    assert_int_equal(d.compared, 7 * 3);
+    for (int i = 0; i < INPUT_COUNT; i++)
+        free(d.inputs[i]);
     windows_release(&windows);
-    source_release(&source);
-    backend_cpu.close(job.device);
-    json_decref(model);
-    json_decref(dataset);
+    bare_close(&b);
+    run_release(&r);
+}
+
+/* The Linear, really quantized and really packed. */
+static int64_t buffers_of(struct bare_job *b, const struct linear *linear, const char *id) {
+    struct candidate c;
+    struct quantize_report report;
+    struct quantized q;
+    struct packed p;
+    float *w;
+    bare_must(b, candidate_from_id(id, &c, &b->err));
+    if (c.method == METHOD_NONE) return linear->weight->bytes; /* bf16 as it is */
+    bare_must(b, upload_new(&b->job, linear->weight, &w, &b->err));
+    bare_must(b, quantized_alloc(b->job.backend, b->job.device, linear->rows, linear->cols, &c, &q, &b->err));
+    struct quantize_args a = {.w = matf(w, linear->rows, linear->cols), .candidate = c, .out = &q, .report = &report};
+    bare_must(b, b->job.backend->quantize(b->job.device, &a, &b->err));
+    bare_must(b, pack(&q, &c, &p, &b->err));
+    int64_t bytes = p.codes_bytes + p.scales_bytes + p.zeros_bytes;
+    packed_release(&p);
+    quantized_release(b->job.backend, b->job.device, &q);
+    b->job.backend->free(b->job.device, w);
+    return bytes;
+}
+
+static const struct linear *linear_of(const struct model *model, const char *name) {
+    for (int64_t i = 0; i < model->linear_count; i++)
+        if (!strcmp(model->linears[i].name, name)) return &model->linears[i];
+    fail_msg("no Linear %s", name);
+    return NULL;
+}
+
+static void bytes_are_those_of_the_packed_buffers(void **state) {
+    (void)state;
+    static const char spec[] = SPEC("{'method':'rtn','bits':[3,5],'group':100},{'method':'rtn','bits':4,'group':64,"
+                                    "'zero':'integer'},{'method':'rtn','bits':3,'group':0,'symmetric':true},"
+                                    "{'method':'hqq','bits':[2,3,8],'group':64},{'method':'none'}",
+                                    ",'layers':'layers\\\\.1\\\\.(self_attn\\\\.[qk]|mlp\\\\.down)'");
+    struct run r;
+    struct bare_job b;
+    run_init(&r);
+    bare_open(&b);
+    must_run(&r, CALIBRATION, spec, NULL);
+    assert_int_equal(json_array_size(r.rows), 3 * 8);
+    size_t i;
+    json_t *row;
+    json_array_foreach(r.rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        const char *name = json_string_value(json_object_get(data, "name"));
+        const char *candidate = json_string_value(json_object_get(data, "candidate"));
+        int64_t want = buffers_of(&b, linear_of(b.source.model, name), candidate);
+        if (json_integer_value(json_object_get(data, "bytes")) != want)
+            fail_msg("%s %s: the buffers take %lld bytes", name, candidate, (long long)want);
+        double bits = 8 * (double)want / (double)json_integer_value(json_object_get(data, "params"));
+        assert_true(json_number_value(json_object_get(data, "bits_per_weight")) == bits);
+    }
+    bare_close(&b);
+    run_release(&r);
+}
+
+/* Where RTN is better, the row shows it and the result lists it. */
+static void hqq_above_rtn_is_flagged(void **state) {
+    (void)state;
+    static const char spec[] = SPEC("{'method':['hqq','rtn'],'bits':[2,3,4,8],'group':64}", "");
+    struct run r;
+    run_init(&r);
+    must_run(&r, CALIBRATION, spec, NULL);
+    const json_t *flagged = json_object_get(r.result, "hqq_above_rtn");
+    size_t i, above = 0;
+    json_t *row;
+    json_array_foreach(r.rows, i, row) {
+        const json_t *data = json_object_get(row, "data"), *rtn_drift = json_object_get(data, "rtn_drift");
+        const char *name = json_string_value(json_object_get(data, "name"));
+        const char *candidate = json_string_value(json_object_get(data, "candidate"));
+        if (strncmp(candidate, "hqq", 3) != 0) continue;
+        char rtn[CANDIDATE_ID_SIZE];
+        snprintf(rtn, sizeof rtn, "rtn%s", candidate + 3);
+        rtn[strcspn(rtn, "-")] = '\0'; /* RTN's own layout is another; its codes are the same */
+        const json_t *plain = json_object_get(row_of(&r, name, rtn), "drift");
+        assert_true(json_equal(rtn_drift, plain));
+        const json_t *drift = json_object_get(data, "drift");
+        if (json_real_value(drift) <= json_real_value(plain)) continue;
+        const json_t *entry = json_array_get(flagged, above++);
+        assert_string_equal(json_string_value(json_object_get(entry, "name")), name);
+        assert_string_equal(json_string_value(json_object_get(entry, "candidate")), candidate);
+        assert_true(json_equal(json_object_get(entry, "drift"), drift));
+        assert_true(json_equal(json_object_get(entry, "rtn_drift"), plain));
+    }
+    assert_true(above > 0);
+    assert_int_equal(json_array_size(flagged), above);
     run_release(&r);
 }
 
@@ -287,6 +389,8 @@ int main(void) {
         cmocka_unit_test(interrupted_profile_continues_where_it_stopped),
         cmocka_unit_test(cancelled_profile_stops),
         cmocka_unit_test(drift_is_the_relative_output_error),
+        cmocka_unit_test(bytes_are_those_of_the_packed_buffers),
+        cmocka_unit_test(hqq_above_rtn_is_flagged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
