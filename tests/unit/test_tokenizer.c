@@ -1,10 +1,7 @@
 /* What the tokenizer refuses, and that no text takes it long: files and texts are hostile. What it gives for good ones
  * is test_tokenizer_golden's. */
-#include "cmocka_main.h"
+#include "tests/unit/scratch.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "base/strbuf.h"
@@ -61,6 +58,10 @@ static const struct {
     {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}}", RC_INVALID,
      "/pre_tokenizer/replacement", "one character"},
     {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Nonsense\"}}", RC_UNSUPPORTED, "/pre_tokenizer", "Nonsense"},
+    {"{" MODEL ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"\"},\"behavior\":\"Isolated\"}}",
+     RC_UNSUPPORTED, "/pre_tokenizer/pattern", "empty pattern"},
+    {"{" MODEL ",\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"\"},\"content\":\"x\"}}",
+     RC_UNSUPPORTED, "/normalizer/pattern", "empty pattern"},
     {SPLIT("(a"), RC_INVALID, "/pre_tokenizer/pattern", "'(a' does not compile"},
     {SPLIT("a{1,2}+"), RC_UNSUPPORTED, "/pre_tokenizer/pattern", "second quantifier"},
     {SPLIT("[a-z&&[^b]]"), RC_UNSUPPORTED, "/pre_tokenizer/pattern", "intersection"},
@@ -144,6 +145,61 @@ static void test_added_tokens_overlap_and_truncation_is_ignored(void **state) {
            "xx   abab", true, "5 6 4 2 2 ");
 }
 
+/* Merges that give what they took, or feed each other; patterns that match nothing anywhere. */
+static void test_rules_that_lead_back_to_themselves_end(void **state) {
+    (void)state;
+    expect("{\"model\":{\"vocab\":{\"a\":0,\"\":1},\"merges\":[[\"a\",\"\"],[\"\",\"a\"],[\"\",\"\"]]}}", "aaa", true,
+           "0 0 0 ");
+    expect("{\"model\":{\"vocab\":{\"a\":0,\"aa\":1,\"aaa\":2,\"aaaa\":3},"
+           "\"merges\":[\"a a\",\"a aa\",\"aa a\",\"aa aa\",\"a aaa\"]}}",
+           "aaaaaaa", true, "3 2 ");
+    expect(SPLIT("x*"), "abab a", true, "0 1 0 1 4 0 ");
+    expect("{" MODEL ",\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"x*\"},\"content\":\"b\"}}", "c",
+           true, "1 3 1 ");
+}
+
+static void test_deep_nesting_is_refused(void **state) {
+    (void)state;
+    enum { DEPTH = 100000 };
+    struct strbuf json = STRBUF_INIT;
+    strbuf_puts(&json, "{" MODEL ",\"normalizer\":");
+    for (int i = 0; i < DEPTH; i++)
+        strbuf_puts(&json, "{\"type\":\"Sequence\",\"normalizers\":[");
+    for (int i = 0; i < DEPTH; i++)
+        strbuf_puts(&json, "]}");
+    strbuf_puts(&json, "}");
+    struct tokenizer *t;
+    struct err e = {0};
+    assert_int_equal(tokenizer_parse(json.data, json.len, &t, &e), RC_MALFORMED);
+    assert_non_null(strstr(e.message, "nested too deep"));
+    strbuf_release(&json);
+}
+
+/* Many tokens cost what they take in the file; a huge id costs nothing; what no tokenizer needs is not read. */
+static void test_gigantic_vocabularies(void **state) {
+    (void)state;
+    enum { TOKENS = 300000 };
+    struct strbuf json = STRBUF_INIT;
+    strbuf_puts(&json, "{\"model\":{\"vocab\":{\"a\":2147483646");
+    for (int i = 0; i < TOKENS; i++)
+        strbuf_printf(&json, ",\"t%d\":%d", i, i);
+    strbuf_puts(&json, "},\"merges\":[]}}");
+    double start = seconds();
+    expect(json.data, "aa", true, "2147483646 2147483646 ");
+    assert_true(seconds() - start < 5);
+    strbuf_release(&json);
+
+    struct scratch s = scratch_open();
+    int fd = openat(s.fd, "tokenizer.json", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(ftruncate(fd, (off_t)257 << 20), 0);
+    close(fd);
+    struct tokenizer *t;
+    struct err e = {0};
+    assert_int_equal(tokenizer_load(s.fd, &t, &e), RC_TOO_LARGE);
+    assert_non_null(strstr(e.message, "tokenizer.json"));
+    scratch_close(&s);
+}
+
 static const char catastrophic[][24] = {"(a+)+b", "\\\\w*\\\\w*\\\\w*\\\\w*=", "(?:(?=\\\\w++)\\\\w)+="};
 
 static void test_catastrophic_patterns_end_with_an_error(void **state) {
@@ -210,6 +266,22 @@ static void test_time_is_linear(void **state) {
     }
 }
 
+/* The trained fixture's: byte-level BPE as real models have it. */
+static void test_a_million_times_one_character(void **state) {
+    (void)state;
+    static const char *const units[] = {"a", " ", "\n", "1", "\xf0\x9f\x99\x82"};
+    int dir_fd = open("tests/fixture/tiny", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct tokenizer *t;
+    struct err e;
+    assert_int_equal(tokenizer_load(dir_fd, &t, &e), RC_OK);
+    close(dir_fd);
+    for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
+        double eighth = time_of(t, units[u], 125000), whole = time_of(t, units[u], 1000000);
+        if (whole > 12 * eighth + 0.05) fail_msg("'%s': %.3f s, then %.3f s", units[u], eighth, whole);
+    }
+    tokenizer_free(t);
+}
+
 static void test_blown_up_text_is_refused(void **state) {
     (void)state;
     struct strbuf json = STRBUF_INIT;
@@ -234,8 +306,12 @@ int main(void) {
         cmocka_unit_test(test_not_utf8_names_the_offset),
         cmocka_unit_test(test_templates_nest_and_give_bos),
         cmocka_unit_test(test_added_tokens_overlap_and_truncation_is_ignored),
+        cmocka_unit_test(test_rules_that_lead_back_to_themselves_end),
+        cmocka_unit_test(test_deep_nesting_is_refused),
+        cmocka_unit_test(test_gigantic_vocabularies),
         cmocka_unit_test(test_catastrophic_patterns_end_with_an_error),
         cmocka_unit_test(test_time_is_linear),
+        cmocka_unit_test(test_a_million_times_one_character),
         cmocka_unit_test(test_blown_up_text_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

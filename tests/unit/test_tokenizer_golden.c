@@ -3,10 +3,12 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/json.h"
@@ -119,6 +121,14 @@ static bool have_shared(void) {
     return false;
 }
 
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double slowest; /* seconds a megabyte */
+
 static void check_text(const struct tokenizer *t, const char *folder, const json_t *row) {
     const char *name = json_string_value(json_object_get(row, "text"));
     char path[512];
@@ -127,7 +137,9 @@ static void check_text(const struct tokenizer *t, const char *folder, const json
     char *text = read_text(path, &len);
     int32_t *ids;
     struct err e;
+    double start = seconds();
     if (tokenizer_encode(t, text, len, true, &ids, &count, &e) != RC_OK) fail_msg("%s: %s", path, e.message);
+    slowest = fmax(slowest, (seconds() - start) / ((double)len * 1e-6));
     char hash[20];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)fnv1a(ids, count));
     if ((json_int_t)count != json_integer_value(json_object_get(row, "count")) ||
@@ -137,7 +149,33 @@ static void check_text(const struct tokenizer *t, const char *folder, const json
     free(text);
 }
 
-static void test_full_texts(void **state) {
+static double time_of(const struct tokenizer *t, const char *unit, size_t times) {
+    size_t each = strlen(unit), len = each * times, count;
+    char *text = malloc(len);
+    for (size_t i = 0; i < len; i++)
+        text[i] = unit[i % each];
+    int32_t *ids;
+    struct err e;
+    double start = seconds();
+    assert_int_equal(tokenizer_encode(t, text, len, true, &ids, &count, &e), RC_OK);
+    double took = seconds() - start;
+    free(ids);
+    free(text);
+    return took;
+}
+
+/* Eight times the text, less than twelve times the time; once in three tries, as another process may hold us up. */
+static void check_a_million_of_one(const struct tokenizer *t, const char *folder) {
+    static const char *const units[] = {"a", " ", "\xf0\x9f\x99\x82"};
+    for (size_t u = 0; u < sizeof units / sizeof *units; u++)
+        for (int attempt = 0;; attempt++) {
+            double eighth = time_of(t, units[u], 125000), whole = time_of(t, units[u], 1000000);
+            if (whole <= 12 * eighth + 0.05) break;
+            if (attempt == 2) fail_msg("%s '%s': %.3f s, then %.3f s", folder, units[u], eighth, whole);
+        }
+}
+
+static void test_full_texts_and_long_runs(void **state) {
     (void)state;
     if (!have_shared()) skip();
     json_t *rows = read_json("tests/golden/tokenizer/texts.json"), *row;
@@ -149,11 +187,13 @@ static void test_full_texts(void **state) {
         if (strcmp(folder, loaded) != 0) {
             tokenizer_free(t);
             t = load(loaded = folder);
+            check_a_million_of_one(t, folder);
         }
         check_text(t, folder, row);
     }
     tokenizer_free(t);
     json_decref(rows);
+    print_message("%.2f s of processor time a megabyte, at most\n", slowest);
 }
 
 static void check_line(const struct tokenizer *t, const char *text, size_t len, const char *line) {
@@ -204,7 +244,7 @@ static void test_published_vectors(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_golden_file),
-        cmocka_unit_test(test_full_texts),
+        cmocka_unit_test(test_full_texts_and_long_runs),
         cmocka_unit_test(test_published_vectors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
