@@ -168,6 +168,34 @@ static void folders_without_a_model_are_refused(void **state) {
     scratch_close(&s);
 }
 
+/* A download that stopped: cut anywhere, neither file opens, and the message names it. */
+static void files_cut_short_are_refused_by_name(void **state) {
+    (void)state;
+    static const char *const files[] = {"config.json", "model.safetensors"};
+    enum { CUTS = 100 };
+    for (int f = 0; f < 2; f++) {
+        struct scratch s = scratch_open();
+        char path[128];
+        size_t len;
+        snprintf(path, sizeof path, GOLDEN "llama/%s", files[f]);
+        scratch_copy(&s, GOLDEN "llama/config.json", files[0]);
+        scratch_copy(&s, GOLDEN "llama/model.safetensors", files[1]);
+        char *bytes = scratch_load(path, &len);
+        while (bytes[len - 1] == '\n')
+            len--; /* the end of a text file is no loss */
+        for (size_t cut = 0; cut < CUTS; cut++) {
+            size_t kept = cut < 16 ? cut : cut == CUTS - 1 ? len - 1 : len * cut / CUTS;
+            struct model *m;
+            scratch_write(&s, files[f], bytes, kept);
+            enum rc rc = model_open("cut", s.path, &m, &err);
+            if (rc != RC_INVALID && rc != RC_MALFORMED) fail_msg("%s of %zu bytes: %s", files[f], kept, rc_name(rc));
+            if (strstr(err.message, files[f]) == NULL) fail_msg("'%s' does not name %s", err.message, files[f]);
+        }
+        free(bytes);
+        scratch_close(&s);
+    }
+}
+
 static int64_t number(const json_t *object, const char *key) {
     return json_integer_value(json_object_get(object, key));
 }
@@ -204,6 +232,7 @@ int main(void) {
         cmocka_unit_test(tied_embeddings_may_have_either_name),  cmocka_unit_test(parts_of_every_family_are_there),
         cmocka_unit_test(a_config_that_does_not_fit_says_where), cmocka_unit_test(both_names_are_tied_only_when_equal),
         cmocka_unit_test(folders_without_a_model_are_refused),   cmocka_unit_test(descriptions_add_up),
+        cmocka_unit_test(files_cut_short_are_refused_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
