@@ -1,277 +1,361 @@
-/* Packed weights: every byte where formats.md says, sizes that are the buffers', and nothing lost on the way back. */
+/* Packed weights bit for bit as the layouts' owners define them, and 16-bit floats over all their values. */
+#include "kernels/formats.h"
+
 #include <math.h>
 #include <string.h>
 
-#include "kernels/formats.h"
 #include "tests/ops/harness.h"
 #include "tests/ops/reference.h"
 
 #define FOR_EACH(i, table) for (size_t i = 0; i < sizeof(table) / sizeof *(table); i++)
 
-/* One bit at a time, as the formats are defined. */
-static void put_bit(uint8_t *bytes, int64_t bit, unsigned value) {
-    bytes[bit / 8] |= (uint8_t)(value << (bit % 8));
-}
-
-static int64_t words(int64_t bits) {
-    return (bits + 31) / 32;
-}
-
-/* Codes along K, least significant bit first; every row begins a word. */
-static uint8_t *dense_codes(const struct quantized *q, int64_t *bytes) {
-    int64_t row = words(q->cols * q->bits) * 32;
-    *bytes = q->rows * row / 8;
-    uint8_t *out = host_bytes((size_t)*bytes);
-    for (int64_t i = 0; i < q->rows * q->cols; i++)
-        for (int b = 0; b < q->bits; b++)
-            put_bit(out, i / q->cols * row + i % q->cols * q->bits + b, q->codes[i] >> b & 1);
-    return out;
-}
-
-/* Integer zeros along N; word w of group g is word w·G + g. */
-static uint8_t *dense_zeros(const struct quantized *q, int64_t *bytes) {
-    *bytes = words(q->rows * q->bits) * 4 * q->groups;
-    uint8_t *out = host_bytes((size_t)*bytes);
-    for (int64_t i = 0; i < q->rows * q->groups; i++)
-        for (int b = 0; b < q->bits; b++) {
-            int64_t bit = i / q->groups * q->bits + b;
-            put_bit(out, (bit / 32 * q->groups + i % q->groups) * 32 + bit % 32, (unsigned)q->zero[i] >> b & 1);
-        }
-    return out;
-}
-
-/* The library's: groups are rows; container r holds rows r, r + step, r + 2·step, …, the first in the highest bits. */
-static uint8_t *hqq_codes(const struct quantized *q, int64_t *bytes) {
-    static const int per_container[] = {[2] = 4, [3] = 10, [4] = 2, [5] = 1, [6] = 1, [8] = 1};
-    int codes = per_container[q->bits], container = q->bits == 3 ? 4 : 1;
-    int64_t rows = q->rows * q->groups, step = (rows + codes - 1) / codes;
-    *bytes = step * q->group * container;
-    uint8_t *out = host_bytes((size_t)*bytes);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = 0; k < q->group; k++) {
-            int64_t col = r % q->groups * q->group + k;
-            unsigned code =
-                col < q->cols ? q->codes[r / q->groups * q->cols + col] : 0; /* a short group is filled up */
-            for (int b = 0; b < q->bits; b++)
-                put_bit(out, (r % step * q->group + k) * container * 8 + (codes - 1 - r / step) * q->bits + b,
-                        code >> b & 1);
-        }
-    return out;
-}
-
-static void same_halves(const uint8_t *packed, const float *values, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        uint16_t half;
-        memcpy(&half, packed + 2 * i, sizeof half);
-        assert_true(f16_to_f32(half) == values[i]);
-    }
-}
-
-/* A Linear of random codes and parameters that 16 bits hold. */
-static struct quantized random_quantized(int64_t rows, int64_t cols, const struct candidate *c) {
-    struct quantized q = device_quantized(rows, cols, c);
-    for (int64_t i = 0; i < rows * cols; i++)
-        q.codes[i] = (uint8_t)below(1 << c->bits);
-    for (int64_t i = 0; i < rows * q.groups; i++) {
-        q.scale[i] = (float)ref_f16(0.001 + uniform());
-        q.zero[i] = c->symmetric              ? (float)(1 << (c->bits - 1))
-                    : c->zero == ZERO_INTEGER ? (float)below(1 << c->bits)
-                                              : (float)ref_f16(normal());
-    }
-    return q;
-}
-
-/* Copies of exactly the sizes told, so that a sanitizer sees one byte read too many. */
-static struct packed exact_copy(const struct packed *p) {
-    struct packed copy = *p;
-    copy.codes = host_bytes((size_t)p->codes_bytes);
-    memcpy(copy.codes, p->codes, (size_t)p->codes_bytes);
-    copy.scales = host_bytes((size_t)p->scales_bytes);
-    memcpy(copy.scales, p->scales, (size_t)p->scales_bytes);
-    if (p->zeros == NULL) return copy;
-    copy.zeros = host_bytes((size_t)p->zeros_bytes);
-    memcpy(copy.zeros, p->zeros, (size_t)p->zeros_bytes);
-    return copy;
-}
-
-static void check_bytes(const struct quantized *q, const struct candidate *c, const struct packed *p) {
-    int64_t codes_bytes, zeros_bytes = 0, parameters = q->rows * q->groups;
-    bool integer = c->zero == ZERO_INTEGER && !c->symmetric;
-    const uint8_t *codes = c->layout == LAYOUT_HQQ ? hqq_codes(q, &codes_bytes) : dense_codes(q, &codes_bytes);
-    assert_int_equal(p->codes_bytes, codes_bytes);
-    assert_memory_equal(p->codes, codes, (size_t)codes_bytes);
-    assert_int_equal(p->scales_bytes, 2 * parameters);
-    same_halves(p->scales, q->scale, parameters);
-    if (c->symmetric) {
-        assert_true(p->zeros == NULL);
-    } else if (integer) {
-        const uint8_t *zeros = dense_zeros(q, &zeros_bytes);
-        assert_memory_equal(p->zeros, zeros, (size_t)zeros_bytes);
-    } else {
-        zeros_bytes = 2 * parameters;
-        same_halves(p->zeros, q->zero, parameters);
-    }
-    assert_int_equal(p->zeros_bytes, zeros_bytes);
-    struct packed sizes = packed_sizes(c, q->rows, q->cols);
-    assert_int_equal(packed_bytes(&sizes), codes_bytes + 2 * parameters + zeros_bytes);
-}
-
-static void check_candidate_at(int64_t rows, int64_t cols, const struct candidate *c) {
-    struct quantized q = random_quantized(rows, cols, c), back = device_quantized(rows, cols, c);
-    struct packed p;
-    assert_ok(pack(&q, c, &p, &err));
-    check_bytes(&q, c, &p);
-    struct packed copy = exact_copy(&p);
-    packed_release(&p);
-    assert_ok(unpack(&copy, c, &back, &err));
-    assert_memory_equal(back.codes, q.codes, (size_t)(rows * cols));
-    assert_memory_equal(back.scale, q.scale, (size_t)(rows * q.groups) * sizeof *q.scale);
-    assert_memory_equal(back.zero, q.zero, (size_t)(rows * q.groups) * sizeof *q.zero);
-}
-
 static const int bit_widths[] = {2, 3, 4, 5, 6, 8};
-static const int groups[] = {16, 64, 0};
-static const struct {
-    bool symmetric;
-    enum zero_type zero;
-    enum layout layout;
-} kinds[] = {
-    {false, ZERO_FLOAT, LAYOUT_DENSE}, {false, ZERO_INTEGER, LAYOUT_DENSE}, {true, ZERO_FLOAT, LAYOUT_DENSE},
-    {false, ZERO_FLOAT, LAYOUT_HQQ},   {true, ZERO_FLOAT, LAYOUT_HQQ},
-};
-/* Whole words and not, groups that divide K and not, fewer groups than a container holds, more. */
-static const struct { int64_t rows, cols; } linears[] = {{1, 16}, {3, 70}, {13, 64}, {40, 96}, {21, 129}};
 
-static void every_byte_is_where_the_format_says(void **state) {
-    (void)state;
-    seed(60);
-    FOR_EACH(b, bit_widths) FOR_EACH(g, groups) FOR_EACH(k, kinds) FOR_EACH(l, linears) {
-        struct candidate c = {METHOD_RTN, bit_widths[b], groups[g], kinds[k].symmetric, kinds[k].zero, kinds[k].layout};
-        check_candidate_at(linears[l].rows, linears[l].cols, &c);
+enum { WEIGHTS_MAX = 40 * 200, FILLER = 0x5a };
+
+/* A quantized Linear on the host. */
+struct linear {
+    struct quantized q;
+    uint8_t codes[WEIGHTS_MAX];
+    float scale[WEIGHTS_MAX], zero[WEIGHTS_MAX];
+};
+
+static void linear_shape(struct linear *l, int64_t rows, int64_t cols, const struct candidate *c) {
+    int group = c->group > 0 && c->group < cols ? c->group : (int)cols;
+    memset(l, FILLER, sizeof *l);
+    l->q = (struct quantized){rows, cols, (cols + group - 1) / group, c->bits, group, l->codes, l->scale, l->zero};
+}
+
+/* Random codes, scales that 16 bits hold, and zeros as the candidate stores them. */
+static void linear_fill(struct linear *l, const struct candidate *c) {
+    for (int64_t i = 0; i < l->q.rows * l->q.cols; i++)
+        l->codes[i] = (uint8_t)below(1 << c->bits);
+    for (int64_t i = 0; i < l->q.rows * l->q.groups; i++) {
+        l->scale[i] = f16_to_f32(f32_to_f16((float)(0.01 + uniform())));
+        l->zero[i] = c->zero == ZERO_INTEGER ? (float)below(1 << c->bits) : f16_to_f32(f32_to_f16((float)normal()));
+        if (c->symmetric) l->zero[i] = (float)(1 << (c->bits - 1));
     }
 }
 
-/* By hand, from formats.md. */
-static void known_words(void **state) {
-    (void)state;
-    static const struct candidate dense3 = {.method = METHOD_RTN, .bits = 3, .group = 0},
-                                  hqq4 = {.method = METHOD_HQQ, .bits = 4, .group = 0, .layout = LAYOUT_HQQ},
-                                  hqq3 = {.method = METHOD_HQQ, .bits = 3, .group = 0, .layout = LAYOUT_HQQ};
-    struct packed p;
-    struct quantized q = random_quantized(1, 16, &dense3);
-    for (int k = 0; k < 16; k++)
-        q.codes[k] = (uint8_t)(k % 8);
-    assert_ok(pack(&q, &dense3, &p, &err));
-    static const uint8_t octal[8] = {0x88, 0xc6, 0xfa, 0x88, 0xc6, 0xfa, 0, 0}; /* 076543210, twice, in 48 of 64 bits */
-    assert_int_equal(p.codes_bytes, 8);
-    assert_memory_equal(p.codes, octal, 8);
-    packed_release(&p);
-
-    q = random_quantized(2, 16, &hqq4);
-    for (int i = 0; i < 32; i++)
-        q.codes[i] = i < 16 ? 0xa : 0x5;
-    assert_ok(pack(&q, &hqq4, &p, &err));
-    assert_int_equal(p.codes_bytes, 16);
-    assert_true(p.codes[0] == 0xa5 && p.codes[15] == 0xa5);
-    packed_release(&p);
-
-    q = random_quantized(9, 16, &hqq3); /* ten rows to a word, the last one padding */
-    for (int i = 0; i < 9 * 16; i++)
-        q.codes[i] = (uint8_t)(i / 16 % 8);
-    assert_ok(pack(&q, &hqq3, &p, &err));
-    uint32_t word;
-    memcpy(&word, p.codes, sizeof word);
-    assert_int_equal(p.codes_bytes, 16 * 4);
-    assert_true(word == 00123456700u); /* rows 0…7, 0 and the padding, an octal digit each from the highest */
-    packed_release(&p);
+static unsigned bits_at(const uint8_t *stream, int64_t bit, int bits) {
+    unsigned value = 0;
+    for (int b = 0; b < bits; b++)
+        value |= (unsigned)(stream[(bit + b) / 8] >> ((bit + b) % 8) & 1) << b;
+    return value;
 }
 
-/* The sizes that formats.md quotes: bits per weight at groups of 64. */
-static void known_costs(void **state) {
+static uint32_t word_at(const uint8_t *words, int64_t index) {
+    uint32_t word;
+    memcpy(&word, words + 4 * index, sizeof word);
+    return word;
+}
+
+static void sizes_are_those_of_the_layouts(void **state) {
     (void)state;
     static const struct {
         struct candidate c;
-        double bits;
+        int64_t rows, cols, codes, scales, zeros;
     } cases[] = {
-        {{METHOD_HQQ, 4, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 4.5},
-        {{METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 3.7},
-        {{METHOD_RTN, 3, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 3.5},
-        {{METHOD_RTN, 3, 64, true, ZERO_FLOAT, LAYOUT_DENSE}, 3.25},
-        {{METHOD_NONE, 16, 0, false, ZERO_FLOAT, LAYOUT_DENSE}, 16},
+        /* dense: rows of whole 32-bit words; float zeros as scales, integer zeros in words along the rows */
+        {{METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 8, 128, 8 * 64, 8 * 2 * 2, 8 * 2 * 2},
+        {{METHOD_RTN, 3, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 5, 100, 5 * 40, 5 * 2 * 2, 5 * 2 * 2},
+        {{METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_DENSE}, 8, 128, 8 * 64, 8 * 2 * 2, 0},
+        {{METHOD_RTN, 4, 64, false, ZERO_INTEGER, LAYOUT_DENSE}, 8, 128, 8 * 64, 8 * 2 * 2, 1 * 2 * 4},
+        {{METHOD_RTN, 4, 64, false, ZERO_INTEGER, LAYOUT_DENSE}, 9, 128, 9 * 64, 9 * 2 * 2, 2 * 2 * 4},
+        {{METHOD_RTN, 8, 0, false, ZERO_FLOAT, LAYOUT_DENSE}, 3, 33, 3 * 36, 3 * 2, 3 * 2},
+        {{METHOD_RTN, 8, 33, false, ZERO_FLOAT, LAYOUT_DENSE}, 3, 33, 3 * 36, 3 * 2, 3 * 2},
+        {{METHOD_RTN, 8, 1024, false, ZERO_FLOAT, LAYOUT_DENSE}, 3, 33, 3 * 36, 3 * 2, 3 * 2},
+        /* hqq: rows × groups of `group` codes, so many to a container */
+        {{METHOD_HQQ, 8, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 16 * 64, 16 * 2, 16 * 2},
+        {{METHOD_HQQ, 6, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 16 * 64, 16 * 2, 16 * 2},
+        {{METHOD_HQQ, 5, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 16 * 64, 16 * 2, 16 * 2},
+        {{METHOD_HQQ, 4, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 8 * 64, 16 * 2, 16 * 2},
+        {{METHOD_HQQ, 2, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 4 * 64, 16 * 2, 16 * 2},
+        {{METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 2 * 64 * 4, 16 * 2, 16 * 2},
+        {{METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 7, 100, 2 * 64 * 4, 14 * 2, 14 * 2},
+        {{METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 8 * 64, 16 * 2, 0},
+        {{.method = METHOD_NONE, .bits = 16}, 8, 128, 8 * 128 * 2, 0, 0},
+        {{METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 1, 1, 4, 2, 2},
+        {{METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 0, 128, 0, 0, 0},
+        {{METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 8, 0, 0, 0, 0},
     };
-    enum { N = 4096, K = 5120 };
     FOR_EACH(i, cases) {
-        struct packed sizes = packed_sizes(&cases[i].c, N, K);
-        assert_near(8.0 * (double)packed_bytes(&sizes) / N / K, cases[i].bits, 1e-9);
+        struct packed p = packed_sizes(&cases[i].c, cases[i].rows, cases[i].cols);
+        assert_int_equal(p.layout, cases[i].c.layout);
+        assert_int_equal(p.codes_bytes, cases[i].codes);
+        assert_int_equal(p.scales_bytes, cases[i].scales);
+        assert_int_equal(p.zeros_bytes, cases[i].zeros);
+        assert_int_equal(packed_bytes(&p), cases[i].codes + cases[i].scales + cases[i].zeros);
     }
 }
 
-static void what_does_not_fit_is_refused(void **state) {
+/* compressed-tensors: a bitstream along K, lowest bit first, every row from a new word on; zeros likewise along N. */
+static void dense_codes_are_a_bitstream_along_each_row(void **state) {
     (void)state;
-    static const struct candidate three = {.method = METHOD_RTN, .bits = 3, .group = 16, .zero = ZERO_INTEGER},
-                                  four = {.method = METHOD_RTN, .bits = 4, .group = 16, .zero = ZERO_INTEGER},
-                                  five = {.method = METHOD_RTN, .bits = 5, .group = 16, .layout = LAYOUT_HQQ};
-    seed(61);
-    struct quantized q = random_quantized(4, 32, &three);
-    struct packed p;
-    assert_refused(pack(&q, &four, &p, &err), RC_INVALID, "not what the candidate makes");
-    q.codes[33] = 8;
-    assert_refused(pack(&q, &three, &p, &err), RC_INVALID, "row 1, column 1 is 8");
-    q.codes[33] = 7;
-    static const float zeros[] = {-1, 8, 2.5f, NAN};
-    FOR_EACH(i, zeros) {
-        q.zero[5] = zeros[i];
-        assert_refused(pack(&q, &three, &p, &err), RC_INVALID, "row 2, group 1");
+    enum { N = 37, K = 75 };
+    FOR_EACH(b, bit_widths) {
+        struct candidate c = {METHOD_RTN, bit_widths[b], 32, false, ZERO_INTEGER, LAYOUT_DENSE};
+        struct linear l;
+        struct packed p;
+        linear_shape(&l, N, K, &c);
+        seed(60);
+        linear_fill(&l, &c);
+        assert_ok(pack(&l.q, &c, &p, &err));
+        int64_t row_bytes = (K * c.bits + 31) / 32 * 4, zero_words = (N * c.bits + 31) / 32;
+        assert_int_equal(p.codes_bytes, N * row_bytes);
+        for (int n = 0; n < N; n++) {
+            for (int k = 0; k < K; k++)
+                assert_int_equal(bits_at(p.codes + n * row_bytes, k * c.bits, c.bits), l.codes[n * K + k]);
+            for (int64_t bit = K * c.bits; bit < row_bytes * 8; bit++)
+                assert_int_equal(bits_at(p.codes + n * row_bytes, bit, 1), 0);
+        }
+        for (int g = 0; g < l.q.groups; g++)
+            for (int64_t bit = 0; bit < zero_words * 32; bit++) {
+                unsigned zero = bit / c.bits < N ? (unsigned)l.zero[bit / c.bits * l.q.groups + g] : 0;
+                uint32_t word = word_at(p.zeros, bit / 32 * l.q.groups + g);
+                assert_int_equal(word >> (bit % 32) & 1, zero >> (bit % c.bits) & 1);
+            }
+        packed_release(&p);
     }
-    q.zero[5] = 7;
-    assert_ok(pack(&q, &three, &p, &err));
-    int64_t *sizes[] = {&p.codes_bytes, &p.scales_bytes, &p.zeros_bytes};
-    FOR_EACH(i, sizes) {
-        (*sizes[i])--;
-        assert_refused(unpack(&p, &three, &q, &err), RC_INVALID, "are needed");
-        (*sizes[i])++;
+}
+
+/* The hqq library's BitPack: W_q [rows of groups, group] in 1, 2, 4 or 10 blocks of rows, the first in the top bits. */
+static void hqq_codes_lie_in_row_blocks(void **state) {
+    (void)state;
+    enum { N = 6, K = 40, G = 16, GROUPS = 3, ROWS = N * GROUPS };
+    static const struct {
+        int bits, blocks, bytes;
+    } packings[] = {{8, 1, 1}, {6, 1, 1}, {5, 1, 1}, {4, 2, 1}, {2, 4, 1}, {3, 10, 4}};
+    FOR_EACH(i, packings) {
+        struct candidate c = {METHOD_HQQ, packings[i].bits, G, false, ZERO_FLOAT, LAYOUT_HQQ};
+        struct linear l;
+        struct packed p;
+        linear_shape(&l, N, K, &c);
+        seed(61);
+        linear_fill(&l, &c);
+        assert_ok(pack(&l.q, &c, &p, &err));
+        int step = (ROWS + packings[i].blocks - 1) / packings[i].blocks;
+        assert_int_equal(p.codes_bytes, step * G * packings[i].bytes);
+        for (int at = 0; at < step * G; at++) {
+            uint32_t want = 0, got = packings[i].bytes == 4 ? word_at(p.codes, at) : p.codes[at];
+            for (int block = 0; block < packings[i].blocks; block++) {
+                int row = at / G + block * step, k = row % GROUPS * G + at % G;
+                uint32_t code = row < ROWS && k < K ? l.codes[row / GROUPS * K + k] : 0;
+                want |= code << (packings[i].blocks - 1 - block) * c.bits;
+            }
+            assert_int_equal(got, want);
+        }
+        packed_release(&p);
+    }
+}
+
+static void scales_and_float_zeros_are_halves_in_order(void **state) {
+    (void)state;
+    enum { N = 3, K = 70 };
+    struct candidate c = {METHOD_RTN, 4, 32, false, ZERO_FLOAT, LAYOUT_DENSE};
+    struct linear l;
+    struct packed p;
+    linear_shape(&l, N, K, &c);
+    seed(62);
+    linear_fill(&l, &c);
+    assert_ok(pack(&l.q, &c, &p, &err));
+    for (int i = 0; i < N * 3; i++) {
+        uint16_t scale, zero;
+        memcpy(&scale, p.scales + 2 * i, 2);
+        memcpy(&zero, p.zeros + 2 * i, 2);
+        assert_true(f16_to_f32(scale) == l.scale[i] && f16_to_f32(zero) == l.zero[i]);
     }
     packed_release(&p);
-    q = random_quantized(4, 32, &five); /* a byte has room for what five bits do not */
-    assert_ok(pack(&q, &five, &p, &err));
-    p.codes[0] = 32;
-    assert_refused(unpack(&p, &five, &q, &err), RC_INVALID, "is 32, which 5 bits cannot hold");
+    assert_true(p.codes == NULL && p.scales == NULL && p.zeros == NULL && packed_bytes(&p) == 0);
+}
+
+static void round_trip(const struct candidate *c, int64_t rows, int64_t cols) {
+    struct linear in, out;
+    struct packed p;
+    linear_shape(&in, rows, cols, c);
+    linear_shape(&out, rows, cols, c);
+    linear_fill(&in, c);
+    assert_ok(pack(&in.q, c, &p, &err));
+    assert_ok(unpack(&p, c, &out.q, &err));
+    packed_release(&p);
+    assert_memory_equal(in.codes, out.codes, sizeof in.codes);
+    assert_memory_equal(in.scale, out.scale, sizeof in.scale);
+    assert_memory_equal(in.zero, out.zero, sizeof in.zero);
+}
+
+static void unpacking_gives_back_what_was_packed(void **state) {
+    (void)state;
+    static const struct {
+        int64_t rows, cols;
+    } sizes[] = {{1, 1}, {3, 17}, {7, 64}, {40, 200}};
+    static const int groups[] = {16, 64, 0};
+    static const struct {
+        bool symmetric;
+        enum zero_type zero;
+    } kinds[] = {{false, ZERO_FLOAT}, {false, ZERO_INTEGER}, {true, ZERO_FLOAT}};
+    seed(63);
+    FOR_EACH(b, bit_widths) FOR_EACH(g, groups) FOR_EACH(k, kinds) FOR_EACH(s, sizes) for (int l = 0; l < 2; l++) {
+        struct candidate c = {.method = METHOD_RTN, .bits = bit_widths[b], .group = groups[g]};
+        c.symmetric = kinds[k].symmetric;
+        c.zero = kinds[k].zero;
+        c.layout = (enum layout)l;
+        round_trip(&c, sizes[s].rows, sizes[s].cols);
+    }
+}
+
+static void what_does_not_fit_is_not_packed(void **state) {
+    (void)state;
+    enum { N = 4, K = 40 };
+    static const float no_zeros[] = {-1, 16, 1.5f, NAN, INFINITY};
+    struct candidate c = {METHOD_RTN, 4, 16, false, ZERO_INTEGER, LAYOUT_DENSE}, other = c;
+    struct linear l;
+    struct packed p;
+    linear_shape(&l, N, K, &c);
+    seed(64);
+    linear_fill(&l, &c);
+    l.codes[2 * K + 7] = 16;
+    assert_refused(pack(&l.q, &c, &p, &err), RC_INVALID, "row 2, column 7 is 16");
+    assert_null(p.codes);
+    l.codes[2 * K + 7] = 15;
+    FOR_EACH(i, no_zeros) {
+        l.zero[3 * 3 + 2] = no_zeros[i];
+        assert_refused(pack(&l.q, &c, &p, &err), RC_INVALID, "row 3, group 2");
+    }
+    l.zero[3 * 3 + 2] = 15;
+    other.bits = 5;
+    assert_refused(pack(&l.q, &other, &p, &err), RC_INVALID, "4 bits in groups of 16");
+    other = c;
+    other.group = 32;
+    assert_refused(pack(&l.q, &other, &p, &err), RC_INVALID, "4 bits in groups of 16");
+    other = (struct candidate){.method = METHOD_NONE};
+    assert_refused(pack(&l.q, &other, &p, &err), RC_INVALID, "nothing to quantize");
+    l.q.codes = NULL;
+    assert_refused(pack(&l.q, &c, &p, &err), RC_INVALID, "no buffers");
+}
+
+static void buffers_of_another_size_are_not_unpacked(void **state) {
+    (void)state;
+    enum { N = 4, K = 40 };
+    struct candidate c = {METHOD_RTN, 4, 16, false, ZERO_FLOAT, LAYOUT_DENSE}, other = c;
+    struct linear l;
+    struct packed p, bad;
+    linear_shape(&l, N, K, &c);
+    seed(65);
+    linear_fill(&l, &c);
+    assert_ok(pack(&l.q, &c, &p, &err));
+#define REFUSED(change)                                                                                                \
+    do {                                                                                                               \
+        bad = p;                                                                                                       \
+        change;                                                                                                        \
+        assert_refused(unpack(&bad, &c, &l.q, &err), RC_INVALID, "are needed");                                        \
+    } while (0)
+    REFUSED(bad.codes_bytes--);
+    REFUSED(bad.scales_bytes++);
+    REFUSED(bad.zeros_bytes = 0);
+    REFUSED(bad.layout = LAYOUT_HQQ);
+    REFUSED(bad.codes = NULL);
+    REFUSED(bad.scales = NULL);
+    REFUSED(bad.zeros = NULL);
+#undef REFUSED
+    other.bits = 3;
+    assert_refused(unpack(&p, &other, &l.q, &err), RC_INVALID, "4 bits in groups of 16");
     packed_release(&p);
 }
 
+/* Bytes come from files: five bits in a container of eight may be a lie. */
+static void codes_beyond_their_bits_are_not_unpacked(void **state) {
+    (void)state;
+    struct candidate c = {METHOD_HQQ, 5, 16, false, ZERO_FLOAT, LAYOUT_HQQ};
+    struct linear l;
+    struct packed p;
+    linear_shape(&l, 2, 32, &c);
+    seed(66);
+    linear_fill(&l, &c);
+    assert_ok(pack(&l.q, &c, &p, &err));
+    p.codes[3 * 16 + 4] = 0x20;
+    assert_refused(unpack(&p, &c, &l.q, &err), RC_INVALID, "row 1, column 20 is 32");
+    packed_release(&p);
+}
+
+/* The value of a half by its definition; only for finite ones. */
+static double half_value(unsigned half) {
+    unsigned exponent = half >> 10 & 31, mantissa = half & 0x3ff;
+    double magnitude = exponent == 0 ? ldexp(mantissa, -24) : ldexp(1024 + mantissa, (int)exponent - 25);
+    return half & 0x8000 ? -magnitude : magnitude;
+}
+
+static void every_half_has_its_value_and_comes_back(void **state) {
+    (void)state;
+    for (unsigned half = 0; half < 0x10000; half++) {
+        float value = f16_to_f32((uint16_t)half);
+        uint16_t back = f32_to_f16(value);
+        if ((half & 0x7fff) > 0x7c00) {
+            assert_true(isnan(value) && (back & 0x7fff) > 0x7c00 && (back & 0x83ff) == ((half & 0x83ff) | 0x0200));
+            continue;
+        }
+        assert_int_equal(back, half);
+        assert_true((signbit(value) != 0) == (half >> 15 != 0));
+        if ((half & 0x7fff) == 0x7c00)
+            assert_true(isinf(value));
+        else
+            assert_true(value == half_value(half));
+    }
+}
+
+/* Between two neighbours: the nearer one, and half-way the even one, for both signs. */
 static void halves_round_to_nearest_even(void **state) {
     (void)state;
-    for (uint32_t bits = 0; bits < 0x10000; bits++) {
-        float value = f16_to_f32((uint16_t)bits), wide = bf16_to_f32((uint16_t)bits);
-        if (isnan(value))
-            assert_true(isnan(f16_to_f32(f32_to_f16(value))));
-        else
-            assert_int_equal(f32_to_f16(value), bits);
-        if (isnan(wide))
-            assert_true(isnan(bf16_to_f32(f32_to_bf16(wide))));
-        else
-            assert_int_equal(f32_to_bf16(wide), bits);
+    for (unsigned half = 0; half < 0x7c00; half++) {
+        double next = half == 0x7bff ? 65536 : half_value(half + 1);
+        float middle = (float)((half_value(half) + next) / 2);
+        assert_int_equal(f32_to_f16(middle), half + (half & 1));
+        assert_int_equal(f32_to_f16(nextafterf(middle, 0)), half);
+        assert_int_equal(f32_to_f16(nextafterf(middle, INFINITY)), half + 1);
+        assert_int_equal(f32_to_f16(-middle), 0x8000 | (half + (half & 1)));
     }
-    seed(62);
-    for (int i = 0; i < 200000; i++) {
-        float value = (float)(normal() * exp2((double)below(60) - 40));
-        assert_true((double)f16_to_f32(f32_to_f16(value)) == ref_f16(value));
+    assert_int_equal(f32_to_f16(1e-30f), 0);
+    assert_int_equal(f32_to_f16(-1e-30f), 0x8000);
+    assert_int_equal(f32_to_f16(1e30f), 0x7c00);
+}
+
+static void bf16_rounds_to_nearest_even(void **state) {
+    (void)state;
+    for (unsigned half = 0; half < 0x10000; half++) {
+        float value = bf16_to_f32((uint16_t)half), middle;
+        uint32_t bits = half << 16;
+        assert_memory_equal(&value, &bits, sizeof bits);
+        if ((half & 0x7fff) > 0x7f80) {
+            assert_true(isnan(value) && f32_to_bf16(value) == (half | 0x40));
+            continue;
+        }
+        assert_int_equal(f32_to_bf16(value), half);
+        if ((half & 0x7fff) == 0x7f80) continue;
+        bits += 0x8000; /* half-way */
+        memcpy(&middle, &bits, sizeof bits);
+        assert_int_equal(f32_to_bf16(middle), half + (half & 1));
+        assert_int_equal(f32_to_bf16(nextafterf(middle, 0)), half);
+        assert_int_equal(f32_to_bf16(nextafterf(middle, half & 0x8000 ? -INFINITY : INFINITY)), half + 1);
     }
-    for (uint32_t bits = 0; bits < 0x7bff; bits++) { /* half way between neighbours: to the even one */
-        float low = f16_to_f32((uint16_t)bits), high = f16_to_f32((uint16_t)(bits + 1));
-        assert_int_equal(f32_to_f16((low + high) / 2), bits + bits % 2);
-        assert_int_equal(f32_to_bf16((bf16_to_f32((uint16_t)bits) + bf16_to_f32((uint16_t)(bits + 1))) / 2),
-                         bits + bits % 2);
-    }
+    uint32_t low_nan = 0x7f800001;
+    float value;
+    memcpy(&value, &low_nan, sizeof value);
+    assert_int_equal(f32_to_bf16(value), 0x7fc0); /* dropping its low bits would make it Inf */
+    assert_int_equal(f32_to_f16(value), 0x7e00);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_byte_is_where_the_format_says),
-        cmocka_unit_test(known_words),
-        cmocka_unit_test(known_costs),
-        cmocka_unit_test(what_does_not_fit_is_refused),
+        cmocka_unit_test(sizes_are_those_of_the_layouts),
+        cmocka_unit_test(dense_codes_are_a_bitstream_along_each_row),
+        cmocka_unit_test(hqq_codes_lie_in_row_blocks),
+        cmocka_unit_test(scales_and_float_zeros_are_halves_in_order),
+        cmocka_unit_test(unpacking_gives_back_what_was_packed),
+        cmocka_unit_test(what_does_not_fit_is_not_packed),
+        cmocka_unit_test(buffers_of_another_size_are_not_unpacked),
+        cmocka_unit_test(codes_beyond_their_bits_are_not_unpacked),
+        cmocka_unit_test(every_half_has_its_value_and_comes_back),
         cmocka_unit_test(halves_round_to_nearest_even),
+        cmocka_unit_test(bf16_rounds_to_nearest_even),
     };
-    return RUN_ON_BACKENDS("formats", tests);
+    return cmocka_run_group_tests_name("formats", tests, NULL, NULL);
 }
