@@ -185,9 +185,7 @@ static void round_trip(const struct candidate *c, int64_t rows, int64_t cols) {
 
 static void unpacking_gives_back_what_was_packed(void **state) {
     (void)state;
-    static const struct {
-        int64_t rows, cols;
-    } sizes[] = {{1, 1}, {3, 17}, {7, 64}, {40, 200}};
+    static const struct { int64_t rows, cols; } sizes[] = {{1, 1}, {3, 17}, {7, 64}, {40, 200}};
     static const int groups[] = {16, 64, 0};
     static const struct {
         bool symmetric;
