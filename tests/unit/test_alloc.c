@@ -2,6 +2,7 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -170,6 +171,52 @@ static void greedy_prefers_the_best_drop_per_byte(void **state) {
     assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
     assert_int_equal(choice[1], 1);
     assert_true(r.gap == 0);
+}
+
+/* The method as alloc.h words it, looking at every upgrade of every item each time. */
+static void greedy_by_definition(const struct alloc_problem *p, int *choice) {
+    int64_t room = p->budget;
+    for (int i = 0; i < p->item_count; i++) {
+        const struct alloc_option *o = p->items[i].options;
+        choice[i] = 0;
+        for (int k = 1; k < p->items[i].option_count; k++)
+            if (o[k].cost < o[choice[i]].cost || (o[k].cost == o[choice[i]].cost && o[k].score < o[choice[i]].score))
+                choice[i] = k;
+        room -= o[choice[i]].cost;
+    }
+    for (;;) {
+        int item = -1, to = -1;
+        double best = 0;
+        for (int i = 0; i < p->item_count; i++)
+            for (int k = 0; k < p->items[i].option_count; k++) {
+                const struct alloc_option *o = &p->items[i].options[k], *from = &p->items[i].options[choice[i]];
+                if (o->cost <= from->cost || o->cost - from->cost > room || o->score >= from->score) continue;
+                double rate = (from->score - o->score) / (double)(o->cost - from->cost);
+                bool dearer = rate == best && i == item && o->cost > p->items[i].options[to].cost;
+                if (rate <= best && !dearer) continue;
+                best = rate;
+                item = i;
+                to = k;
+            }
+        if (item < 0) return;
+        room -= p->items[item].options[to].cost - p->items[item].options[choice[item]].cost;
+        choice[item] = to;
+    }
+}
+
+static void greedy_is_what_its_definition_says(void **state) {
+    (void)state;
+    random_state = 7;
+    for (int n = 0; n < 3000; n++) {
+        struct instance in;
+        int choice[MAX_ITEMS], want[MAX_ITEMS];
+        struct alloc_result r = {.choice = choice};
+        struct err e = {0};
+        random_instance(&in, n % 3);
+        if (alloc_greedy(&in.problem, &r, NULL, &e) == RC_INFEASIBLE) continue;
+        greedy_by_definition(&in.problem, want);
+        assert_memory_equal(choice, want, (size_t)in.problem.item_count * sizeof *choice);
+    }
 }
 
 static void upgrade_starts_at_four_bits_and_promotes_the_most_sensitive(void **state) {
@@ -355,6 +402,21 @@ static void frontier_is_convex_feasible_and_ends_at_both_extremes(void **state) 
     }
 }
 
+static void a_frontier_has_at_least_two_points(void **state) {
+    (void)state;
+    struct alloc_option options[] = {{1, 9, 2}, {2, 5, 3}, {4, 0, 4}};
+    struct alloc_item item = {options, 3};
+    struct alloc_problem p = {&item, 1, 0};
+    struct frontier_point points[2];
+    int count = -1;
+    struct err e = {0};
+    assert_int_equal(alloc_frontier(&p, points, 1, &count, &e), RC_INVALID);
+    assert_int_equal(count, 0);
+    assert_int_equal(alloc_frontier(&p, points, 2, &count, &e), RC_OK);
+    assert_int_equal(count, 2);
+    assert_true(points[0].cost == 1 && points[0].objective == 9 && points[1].cost == 4 && points[1].objective == 0);
+}
+
 /* 2,000 Linears of a few shapes at 2, 3, 4, 8 bits: the shape of the real problem. */
 static void large_instances_are_proven(void **state) {
     (void)state;
@@ -397,6 +459,7 @@ int main(void) {
         cmocka_unit_test(subset_sum_with_equal_rates_is_solved),
         cmocka_unit_test(greedy_goes_on_after_an_upgrade_that_does_not_fit),
         cmocka_unit_test(greedy_prefers_the_best_drop_per_byte),
+        cmocka_unit_test(greedy_is_what_its_definition_says),
         cmocka_unit_test(upgrade_starts_at_four_bits_and_promotes_the_most_sensitive),
         cmocka_unit_test(upgrade_starts_at_the_nearest_bits),
         cmocka_unit_test(upgrade_promotes_only_to_what_helps),
@@ -405,6 +468,7 @@ int main(void) {
         cmocka_unit_test(hostile_numbers_are_refused),
         cmocka_unit_test(no_items_cost_nothing),
         cmocka_unit_test(frontier_is_convex_feasible_and_ends_at_both_extremes),
+        cmocka_unit_test(a_frontier_has_at_least_two_points),
         cmocka_unit_test(large_instances_are_proven),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
