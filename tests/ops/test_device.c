@@ -65,7 +65,7 @@ static void hardware_is_described(void **state) {
 }
 
 /* A container or taskset gives fewer cores than the machine has. */
-static void no_more_threads_than_this_process_may_use(void **state) {
+static void as_many_threads_as_this_process_may_use(void **state) {
     (void)state;
     cpu_set_t before, first;
     assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
@@ -77,6 +77,13 @@ static void no_more_threads_than_this_process_may_use(void **state) {
     assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
     assert_non_null(strstr(dev.b->hardware(s), ", 1 thread, "));
     dev.b->close(s);
+#ifdef _OPENMP
+    char all[32];
+    snprintf(all, sizeof all, ", %d thread", CPU_COUNT(&before));
+    s = opened(0, 0);
+    assert_non_null(strstr(dev.b->hardware(s), all));
+    dev.b->close(s);
+#endif
 }
 
 static void blocks_are_aligned_and_apart(void **state) {
@@ -221,7 +228,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(senseless_options_are_refused),
         cmocka_unit_test(hardware_is_described),
-        cmocka_unit_test(no_more_threads_than_this_process_may_use),
+        cmocka_unit_test(as_many_threads_as_this_process_may_use),
         cmocka_unit_test(blocks_are_aligned_and_apart),
         cmocka_unit_test(the_limit_counts_what_is_held),
         cmocka_unit_test(absurd_sizes_are_refused),

@@ -1,6 +1,8 @@
 /* Gram matrices, channel statistics, and the drift computed from them. */
 #include <math.h>
+#include <string.h>
 
+#include "kernels/cpu/syrk.h"
 #include "tests/ops/harness.h"
 #include "tests/ops/reference.h"
 
@@ -53,6 +55,28 @@ static void gram_accumulates_products_and_statistics(void **state) {
     for (int i = 0; i < shape_count; i++) {
         seed(30);
         gram_case(shapes[i].tokens, shapes[i].cols);
+    }
+}
+
+/* The tiles that products over tokens are computed in lie side by side over the upper triangle. */
+static void tiles_cover_the_upper_triangle_once(void **state) {
+    (void)state;
+    static const int64_t sides[] = {1, SYRK_TILE - 1, SYRK_TILE, SYRK_TILE + 1, 2 * SYRK_TILE, 3 * SYRK_TILE + 5};
+    for (size_t s = 0; s < sizeof sides / sizeof *sides; s++) {
+        int64_t side = sides[s], covered = 0;
+        uint8_t *seen = host_bytes((size_t)(side * side));
+        for (int64_t k = 0; k < syrk_tile_count(side); k++) {
+            struct syrk_tile t = syrk_tile_at(side, k);
+            assert_true(t.rows > 0 && t.rows <= SYRK_TILE && t.cols > 0 && t.cols <= SYRK_TILE && t.row <= t.col);
+            assert_true(t.row >= 0 && t.row + t.rows <= side && t.col + t.cols <= side);
+            for (int64_t i = t.row; i < t.row + t.rows; i++)
+                for (int64_t j = t.col; j < t.col + t.cols; j++) {
+                    assert_false(seen[i * side + j]);
+                    seen[i * side + j] = 1;
+                    covered += j >= i;
+                }
+        }
+        assert_int_equal(covered, side * (side + 1) / 2);
     }
 }
 
@@ -155,6 +179,38 @@ static void drift_equals_the_output_error(void **state) {
         }
 }
 
+static struct error_report error_on_threads(int threads, const struct linear_case *l, float *x, double *h) {
+    struct backend_state *s;
+    struct error_report report;
+    struct error_args a = l->args;
+    struct gram_args g = {.x = matf(x, l->tokens, l->cols), .h = {h, l->cols, l->cols, l->cols}};
+    assert_ok(dev.b->open(&(struct backend_options){.threads = threads}, &s, &err));
+    assert_ok(dev.b->gram(s, &g, &err));
+    a.h = g.h;
+    assert_ok(dev.b->error(s, &a, &report, &err));
+    dev.b->close(s);
+    return report;
+}
+
+/* Several tiles and chunks, each thread with its own workspace. */
+static void results_do_not_depend_on_the_number_of_threads(void **state) {
+    (void)state;
+    enum { K = 3 * SYRK_TILE + 10, N = 1030, T = 20 };
+    seed(36);
+    struct linear_case l = linear_case(T, N, K, &(struct candidate){.method = METHOD_RTN, .bits = 3, .group = 64});
+    double *h_one = host_doubles((int64_t)K * K), *h = host_doubles((int64_t)K * K);
+    struct error_report one = error_on_threads(1, &l, l.x, h_one);
+    for (int threads = 2; threads <= 5; threads++) {
+        memset(h, 0, sizeof(double) * K * K);
+        struct error_report many = error_on_threads(threads, &l, l.x, h);
+        assert_memory_equal(h, h_one, sizeof(double) * K * K);
+        assert_memory_equal(&many, &one, sizeof one);
+    }
+    double den = ref_output_energy(l.x, l.w64, T, N, K);
+    assert_near(one.drift_den, den, 1e-5 * den);
+    check_weight_errors(&l, &one);
+}
+
 static void a_known_denominator_is_taken_over(void **state) {
     (void)state;
     seed(33);
@@ -194,8 +250,10 @@ static void a_perfect_copy_has_no_error(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gram_accumulates_products_and_statistics),
+        cmocka_unit_test(tiles_cover_the_upper_triangle_once),
         cmocka_unit_test(each_statistic_is_optional),
         cmocka_unit_test(drift_equals_the_output_error),
+        cmocka_unit_test(results_do_not_depend_on_the_number_of_threads),
         cmocka_unit_test(a_known_denominator_is_taken_over),
         cmocka_unit_test(without_h_there_is_no_drift),
         cmocka_unit_test(a_perfect_copy_has_no_error),

@@ -116,6 +116,54 @@ static void optimal_equals_brute_force(void **state) {
     assert_in_range(greedy_worse, 50, 3000); /* else the instances are too easy to prove anything */
 }
 
+enum { LONG_ITEMS = 40, LONG_OPTIONS = 4, LONG_COST = 60 };
+
+/* The best objective for every budget, by the textbook's program over costs. */
+static double best_by_cost(const struct alloc_problem *p) {
+    static double best[2][LONG_ITEMS * LONG_COST + 1];
+    for (int64_t room = 0; room <= p->budget; room++)
+        best[0][room] = 0;
+    for (int i = 0; i < p->item_count; i++)
+        for (int64_t room = 0; room <= p->budget; room++) {
+            double *own = &best[(i + 1) % 2][room];
+            *own = INFINITY;
+            for (int o = 0; o < p->items[i].option_count; o++) {
+                const struct alloc_option *option = &p->items[i].options[o];
+                if (option->cost <= room) *own = fmin(*own, best[i % 2][room - option->cost] + option->score);
+            }
+        }
+    return best[p->item_count % 2][p->budget];
+}
+
+/* Forty items, scores all but proportional to costs: many options close to the relaxation's rate stay in play. */
+static void optimal_equals_the_textbook_on_long_instances(void **state) {
+    (void)state;
+    random_state = 11;
+    for (int n = 0; n < 200; n++) {
+        struct alloc_option options[LONG_ITEMS][LONG_OPTIONS];
+        struct alloc_item items[LONG_ITEMS];
+        struct alloc_problem p = {items, 20 + random_int(LONG_ITEMS - 19), 0};
+        int choice[LONG_ITEMS];
+        for (int i = 0; i < p.item_count; i++) {
+            for (int o = 0; o < LONG_OPTIONS; o++) {
+                int cost = random_int(LONG_COST);
+                options[i][o] = (struct alloc_option){cost, 2 * (LONG_COST - cost) + random_int(1 + n % 40), 2 + o};
+            }
+            items[i] = (struct alloc_item){options[i], LONG_OPTIONS};
+        }
+        struct alloc_result r = {.choice = choice};
+        struct err e = {0};
+        int64_t least = 0;
+        assert_int_equal(alloc_optimal(&(struct alloc_problem){items, p.item_count, -1}, &r, &least, &e),
+                         RC_INFEASIBLE);
+        p.budget = least + random_int(15 * p.item_count);
+        assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_OK);
+        check_consistent(&p, &r);
+        assert_true(r.gap == 0);
+        assert_true(r.objective == best_by_cost(&p)); /* sums of small integers are exact */
+    }
+}
+
 /* Items whose options all lie on one line: every assignment of equal cost ties, and nothing but the sum counts. */
 static void subset_sum_with_equal_rates_is_solved(void **state) {
     (void)state;
@@ -456,6 +504,7 @@ static void large_instances_are_proven(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(optimal_equals_brute_force),
+        cmocka_unit_test(optimal_equals_the_textbook_on_long_instances),
         cmocka_unit_test(subset_sum_with_equal_rates_is_solved),
         cmocka_unit_test(greedy_goes_on_after_an_upgrade_that_does_not_fit),
         cmocka_unit_test(greedy_prefers_the_best_drop_per_byte),
