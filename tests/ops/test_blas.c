@@ -1,6 +1,20 @@
 /* Which kernels OpenBLAS is made to use. */
 #include "kernels/cpu/blas.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
 #include "tests/ops/harness.h"
+
+/* Stands before the library's own, so that this program meets a processor newer than the library wherever it runs. */
+char *openblas_get_corename(void);
+char *openblas_get_corename(void) {
+    static char oldest[] = "Prescott";
+    return oldest;
+}
 
 static void overrules_kernels_below_the_processor(void **state) {
     (void)state;
@@ -16,10 +30,70 @@ static void leaves_a_good_choice_alone(void **state) {
     assert_null(blas_better_core("Prescott", SIMD_NONE));
 }
 
-int main(void) {
+static bool has_flag(const char *flags, const char *name) {
+    char word[32];
+    snprintf(word, sizeof word, " %s ", name);
+    return strstr(flags, word) != NULL;
+}
+
+static void the_level_is_what_linux_says(void **state) {
+    (void)state;
+    static char line[16384];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL && strncmp(line, "flags", 5) != 0)
+        line[0] = 0;
+    if (file != NULL) fclose(file);
+    if (strncmp(line, "flags", 5) != 0) skip(); /* no x86, or no /proc */
+    line[strcspn(line, "\n")] = ' ';
+    bool avx2 = has_flag(line, "avx2") && has_flag(line, "fma");
+    bool avx512 = avx2 && has_flag(line, "avx512f") && has_flag(line, "avx512vl") && has_flag(line, "avx512bw") &&
+                  has_flag(line, "avx512dq");
+    assert_int_equal(blas_simd_level(), avx512 ? SIMD_AVX512 : avx2 ? SIMD_AVX2 : SIMD_NONE);
+}
+
+/* Runs this program as a child that calls blas_insist_on_fast_core; what OpenBLAS was told in the end. */
+static void told(const char *environment, char core[64]) {
+    char self[PATH_MAX] = "", command[PATH_MAX + 128];
+    assert_true(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+    snprintf(command, sizeof command, "env %s '%s' child", environment, self);
+    FILE *child = popen(command, "r");
+    assert_non_null(child);
+    core[0] = 0;
+    if (fgets(core, 64, child) == NULL) core[0] = 0;
+    assert_int_equal(pclose(child), 0);
+    core[strcspn(core, "\n")] = 0;
+}
+
+static void the_program_starts_again_with_better_kernels(void **state) {
+    (void)state;
+    const char *better = blas_better_core("Prescott", blas_simd_level());
+    char core[64];
+    told("-u " BLAS_CORE_VARIABLE, core);
+    assert_string_equal(core, better != NULL ? better : "its own");
+}
+
+static void what_the_user_chose_stays(void **state) {
+    (void)state;
+    char core[64];
+    told(BLAS_CORE_VARIABLE "=Nehalem", core);
+    assert_string_equal(core, "Nehalem");
+}
+
+static int child(char **argv) {
+    blas_insist_on_fast_core(argv);
+    const char *core = getenv(BLAS_CORE_VARIABLE);
+    puts(core != NULL ? core : "its own");
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "child") == 0) return child(argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(overrules_kernels_below_the_processor),
         cmocka_unit_test(leaves_a_good_choice_alone),
+        cmocka_unit_test(the_level_is_what_linux_says),
+        cmocka_unit_test(the_program_starts_again_with_better_kernels),
+        cmocka_unit_test(what_the_user_chose_stays),
     };
     return cmocka_run_group_tests_name("blas", tests, NULL, NULL);
 }
