@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/cpu/grid.h"
 #include "kernels/cpu/simd.h"
 #include "tests/ops/harness.h"
 
@@ -48,6 +49,19 @@ static void the_largest_of_nothing_and_of_nans(void **state) {
         assert_true(vec_max(v.x, n) == -7);
         assert_true(vec_max_abs(v.x, n) == 7);
     }
+}
+
+static void a_range_is_found_wherever_its_ends_stand(void **state) {
+    (void)state;
+    for (int64_t n = 1; n <= MAX; n++)
+        for (int64_t at = 0; at < n; at++)
+            for (int sign = -1; sign <= 1; sign += 2) {
+                struct vector v = filled(n, 3);
+                v.x[at] = 3 + (float)sign;
+                struct range r = grid_range(v.x, n);
+                assert_true(r.min == (n == 1 || sign < 0 ? v.x[at] : 3));
+                assert_true(r.max == (n == 1 || sign > 0 ? v.x[at] : 3));
+            }
 }
 
 /* Small integers: every order of additions gives the same sum. */
@@ -136,6 +150,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_largest_is_found_wherever_it_stands),
         cmocka_unit_test(the_largest_of_nothing_and_of_nans),
+        cmocka_unit_test(a_range_is_found_wherever_its_ends_stand),
         cmocka_unit_test(sums_take_every_element_once),
         cmocka_unit_test(sums_are_formed_in_double),
         cmocka_unit_test(a_value_that_is_no_number_is_seen_wherever_it_stands),

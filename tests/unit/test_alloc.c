@@ -306,11 +306,11 @@ static void upgrade_starts_at_the_nearest_bits(void **state) {
     (void)state;
     struct alloc_option tie[] = {{5, 1, 5}, {3, 2, 3}, {2, 9, 2}};
     struct alloc_option better[] = {{9, 3, 4}, {9, 2, 4}, {8, 3, 4}}, cheaper[] = {{9, 2, 4}, {8, 2, 4}, {9, 2, 4}};
-    struct alloc_option above[] = {{2, 3, 2}, {5, 2, 5}, {6, 1, 6}};
-    struct alloc_item items[] = {{tie, 3}, {better, 3}, {cheaper, 3}, {above, 3}};
-    struct alloc_problem p = {items, 4, 100};
-    int choice[4];
-    const int expected[] = {1, 1, 1, 1};
+    struct alloc_option above[] = {{2, 3, 2}, {5, 2, 5}, {6, 1, 6}}, equal[] = {{3, 3, 3}, {8, 2, 4}, {8, 2, 4}};
+    struct alloc_item items[] = {{tie, 3}, {better, 3}, {cheaper, 3}, {above, 3}, {equal, 3}};
+    struct alloc_problem p = {items, 5, 100};
+    int choice[5];
+    const int expected[] = {1, 1, 1, 1, 1};
     struct alloc_result r = {.choice = choice};
     struct err e = {0};
     assert_int_equal(alloc_upgrade(&p, 4, &r, NULL, &e), RC_OK);
@@ -323,14 +323,17 @@ static void upgrade_promotes_only_to_what_helps(void **state) {
     (void)state;
     struct alloc_option worse[] = {{4, 1, 4}, {8, 1, 8}, {16, 2, 16}};
     struct alloc_option several[] = {{4, 5, 4}, {9, 0.5, 8}, {8, 0.4, 8}, {50, 0.1, 8}};
-    struct alloc_item items[] = {{worse, 3}, {several, 4}};
-    struct alloc_problem p = {items, 2, 40};
-    int choice[2];
+    struct alloc_option first[] = {{6, 0, 8}, {4, 0.2, 4}}, equal[] = {{4, 0.1, 4}, {5, 0.1, 8}};
+    struct alloc_item items[] = {{worse, 3}, {several, 4}, {first, 2}, {equal, 2}};
+    struct alloc_problem p = {items, 4, 40};
+    int choice[4];
     struct alloc_result r = {.choice = choice};
     struct err e = {0};
     assert_int_equal(alloc_upgrade(&p, 4, &r, NULL, &e), RC_OK);
     assert_int_equal(choice[0], 0);
     assert_int_equal(choice[1], 2);
+    assert_int_equal(choice[2], 0);
+    assert_int_equal(choice[3], 0);
 }
 
 /* Scores all but proportional to costs leave more states than the program is wide: the gap must then say so, hold
