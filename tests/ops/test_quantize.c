@@ -184,6 +184,17 @@ static void tiny_ranges_are_covered(void **state) {
         assert_near(o.w_hat[i], w[i], 0.51 * o.scale[0]);
 }
 
+/* … and where the subnormal scale is exact it stays as it is. */
+static void exact_tiny_scales_are_kept(void **state) {
+    (void)state;
+    float w[16];
+    for (int i = 0; i < 16; i++)
+        w[i] = (float)(i - 8) * 0x3p-24f;
+    struct outcome o = quantize(w, 1, 16, &(struct candidate){.method = METHOD_RTN, .bits = 4, .group = 16});
+    assert_true(o.scale[0] == 0x3p-24f);
+    assert_memory_equal(o.w_hat, w, sizeof w);
+}
+
 static void a_weight_that_is_no_number_is_named(void **state) {
     (void)state;
     enum { N = 40, K = 70 };
@@ -262,17 +273,23 @@ static void hqq_is_never_worse_than_rtn(void **state) {
     assert_true(kept > 0);
 }
 
-/* The zero of least squared error: at 3 bits HQQ gains clearly on weights like a language model's. */
+/* The zero of least squared error: at 3 bits HQQ gains clearly on weights like a language model's, also on groups that
+ * lie on one side of 0. */
 static void hqq_gains_on_rtn_at_three_bits(void **state) {
     (void)state;
     enum { N = 64, K = 512 };
-    seed(49);
-    float *w = host_bf16(N * K, 0.02);
-    struct candidate c = {.method = METHOD_HQQ, .bits = 3, .group = 64};
-    struct outcome hqq = quantize(w, N, K, &c);
-    c.method = METHOD_RTN;
-    struct outcome rtn = quantize(w, N, K, &c);
-    assert_true(squared_error(w, hqq.w_hat, N * K) < 0.99 * squared_error(w, rtn.w_hat, N * K));
+    static const float offsets[] = {0, 0.2f, -0.2f};
+    FOR_EACH(s, offsets) {
+        seed(49);
+        float *w = host_bf16(N * K, 0.02);
+        for (int i = 0; i < N * K; i++)
+            w[i] += offsets[s];
+        struct candidate c = {.method = METHOD_HQQ, .bits = 3, .group = 64};
+        struct outcome hqq = quantize(w, N, K, &c);
+        c.method = METHOD_RTN;
+        struct outcome rtn = quantize(w, N, K, &c);
+        assert_true(squared_error(w, hqq.w_hat, N * K) < 0.95 * squared_error(w, rtn.w_hat, N * K));
+    }
 }
 
 /* Large weights: the shrinkage sets in and still nothing gets worse. */
@@ -291,17 +308,12 @@ static void hqq_shrinks_large_errors(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rtn_gives_the_reference_codes),
-        cmocka_unit_test(buffers_have_the_shape_of_the_candidate),
-        cmocka_unit_test(constant_groups_are_exact),
-        cmocka_unit_test(constant_groups_are_counted),
-        cmocka_unit_test(extreme_weights_stay_finite),
-        cmocka_unit_test(tiny_ranges_are_covered),
-        cmocka_unit_test(a_weight_that_is_no_number_is_named),
-        cmocka_unit_test(hqq_is_at_or_below_the_library),
-        cmocka_unit_test(hqq_is_never_worse_than_rtn),
-        cmocka_unit_test(hqq_gains_on_rtn_at_three_bits),
-        cmocka_unit_test(hqq_shrinks_large_errors),
+        cmocka_unit_test(rtn_gives_the_reference_codes),  cmocka_unit_test(buffers_have_the_shape_of_the_candidate),
+        cmocka_unit_test(constant_groups_are_exact),      cmocka_unit_test(constant_groups_are_counted),
+        cmocka_unit_test(extreme_weights_stay_finite),    cmocka_unit_test(tiny_ranges_are_covered),
+        cmocka_unit_test(exact_tiny_scales_are_kept),     cmocka_unit_test(a_weight_that_is_no_number_is_named),
+        cmocka_unit_test(hqq_is_at_or_below_the_library), cmocka_unit_test(hqq_is_never_worse_than_rtn),
+        cmocka_unit_test(hqq_gains_on_rtn_at_three_bits), cmocka_unit_test(hqq_shrinks_large_errors),
     };
     return RUN_ON_BACKENDS("quantize", tests);
 }

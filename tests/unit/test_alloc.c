@@ -291,9 +291,11 @@ static void upgrade_starts_at_four_bits_and_promotes_the_most_sensitive(void **s
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         p.budget = cases[c].budget;
+        r.gap = -1;
         assert_int_equal(alloc_upgrade(&p, 4, &r, NULL, &e), RC_OK);
         check_consistent(&p, &r);
         assert_memory_equal(choice, cases[c].choice, sizeof choice);
+        assert_true(r.objective * (1 - r.gap) <= brute_force(&p, 0, 0, 0) * (1 + 1e-12));
     }
     p.budget = 11; /* three bits would fit, but this method starts at four */
     int64_t smallest = 0;
