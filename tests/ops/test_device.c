@@ -8,6 +8,16 @@
 #include "kernels/formats.h"
 #include "tests/ops/harness.h"
 
+/* The sanitizers end a program that asks for too much; here the refusal is what is tested. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void) {
+    return "allocator_may_return_null=1";
+}
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void) {
+    return "allocator_may_return_null=1";
+}
+
 static struct backend_state *opened(int threads, int64_t limit) {
     struct backend_state *s = NULL;
     assert_ok(dev.b->open(&(struct backend_options){.threads = threads, .memory_limit = limit}, &s, &err));

@@ -273,6 +273,29 @@ static void hqq_is_never_worse_than_rtn(void **state) {
     assert_true(kept > 0);
 }
 
+/* HQQ's scale is 1 below a range of 1e-4 and 1/20000 at least: far too coarse here, and RTN must stand in everywhere.
+ */
+static void rtn_stands_in_where_the_range_is_too_small_for_hqq(void **state) {
+    (void)state;
+    enum { N = 5, K = 192 };
+    static const struct {
+        double range;
+        int bits;
+    } cases[] = {{5e-5, 2}, {9e-5, 4}, {3e-4, 8}, {1e-3, 8}};
+    FOR_EACH(i, cases) {
+        seed(51);
+        float *w = host_zeros(N * K);
+        for (int k = 0; k < N * K; k++)
+            w[k] = (float)(cases[i].range * (uniform() - 0.5));
+        struct candidate c = {.method = METHOD_HQQ, .bits = cases[i].bits, .group = 64};
+        struct outcome hqq = quantize(w, N, K, &c);
+        assert_int_equal(hqq.report.rtn_groups, N * 3);
+        c.method = METHOD_RTN;
+        struct outcome rtn = quantize(w, N, K, &c);
+        assert_memory_equal(hqq.w_hat, rtn.w_hat, N * K * sizeof *w);
+    }
+}
+
 /* The zero of least squared error: at 3 bits HQQ gains clearly on weights like a language model's, also on groups that
  * lie on one side of 0. */
 static void hqq_gains_on_rtn_at_three_bits(void **state) {
@@ -308,12 +331,19 @@ static void hqq_shrinks_large_errors(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rtn_gives_the_reference_codes),  cmocka_unit_test(buffers_have_the_shape_of_the_candidate),
-        cmocka_unit_test(constant_groups_are_exact),      cmocka_unit_test(constant_groups_are_counted),
-        cmocka_unit_test(extreme_weights_stay_finite),    cmocka_unit_test(tiny_ranges_are_covered),
-        cmocka_unit_test(exact_tiny_scales_are_kept),     cmocka_unit_test(a_weight_that_is_no_number_is_named),
-        cmocka_unit_test(hqq_is_at_or_below_the_library), cmocka_unit_test(hqq_is_never_worse_than_rtn),
-        cmocka_unit_test(hqq_gains_on_rtn_at_three_bits), cmocka_unit_test(hqq_shrinks_large_errors),
+        cmocka_unit_test(rtn_gives_the_reference_codes),
+        cmocka_unit_test(buffers_have_the_shape_of_the_candidate),
+        cmocka_unit_test(constant_groups_are_exact),
+        cmocka_unit_test(constant_groups_are_counted),
+        cmocka_unit_test(extreme_weights_stay_finite),
+        cmocka_unit_test(tiny_ranges_are_covered),
+        cmocka_unit_test(exact_tiny_scales_are_kept),
+        cmocka_unit_test(a_weight_that_is_no_number_is_named),
+        cmocka_unit_test(hqq_is_at_or_below_the_library),
+        cmocka_unit_test(hqq_is_never_worse_than_rtn),
+        cmocka_unit_test(rtn_stands_in_where_the_range_is_too_small_for_hqq),
+        cmocka_unit_test(hqq_gains_on_rtn_at_three_bits),
+        cmocka_unit_test(hqq_shrinks_large_errors),
     };
     return RUN_ON_BACKENDS("quantize", tests);
 }
