@@ -150,7 +150,8 @@ static void ties_go_to_the_first_token(void **state) {
     static const struct {
         int first, second, quant;
         bool agree;
-    } ties[] = {{3, 7, 3, true}, {3, 7, 7, false}, {100, 1000, 100, true}, {100, 1000, 1000, false}};
+    } ties[] = {
+        {3, 7, 3, true}, {3, 7, 7, false}, {100, 1000, 100, true}, {100, 1000, 1000, false}, {10, 600, 522, false}};
     for (size_t i = 0; i < sizeof ties / sizeof *ties; i++) {
         for (int v = 0; v < V; v++)
             head[v] = head_q[v] = -1;
