@@ -296,6 +296,21 @@ static void rtn_stands_in_where_the_range_is_too_small_for_hqq(void **state) {
     }
 }
 
+/* An integer zero cannot leave 0…top, so the range takes in 0; from there HQQ ends at RTN's grid or a better one. */
+static void hqq_with_integer_zeros_starts_from_a_range_with_zero(void **state) {
+    (void)state;
+    enum { N = 20, K = 256 };
+    static const float offsets[] = {0.1f, -0.1f};
+    FOR_EACH(b, bit_widths) FOR_EACH(s, offsets) {
+        struct candidate c = {.method = METHOD_HQQ, .bits = bit_widths[b], .group = 64, .zero = ZERO_INTEGER};
+        seed(52);
+        float *w = host_bf16(N * K, 0.02);
+        for (int i = 0; i < N * K; i++)
+            w[i] += offsets[s];
+        assert_int_equal(quantize(w, N, K, &c).report.rtn_groups, 0);
+    }
+}
+
 /* The zero of least squared error: at 3 bits HQQ gains clearly on weights like a language model's, also on groups that
  * lie on one side of 0. */
 static void hqq_gains_on_rtn_at_three_bits(void **state) {
@@ -342,6 +357,7 @@ int main(void) {
         cmocka_unit_test(hqq_is_at_or_below_the_library),
         cmocka_unit_test(hqq_is_never_worse_than_rtn),
         cmocka_unit_test(rtn_stands_in_where_the_range_is_too_small_for_hqq),
+        cmocka_unit_test(hqq_with_integer_zeros_starts_from_a_range_with_zero),
         cmocka_unit_test(hqq_gains_on_rtn_at_three_bits),
         cmocka_unit_test(hqq_shrinks_large_errors),
     };
