@@ -187,9 +187,9 @@ static void subset_sum_with_equal_rates_is_solved(void **state) {
 /* The dearest item is the best by rate and does not fit: greedy must go on with what does. */
 static void greedy_goes_on_after_an_upgrade_that_does_not_fit(void **state) {
     (void)state;
-    struct alloc_option a[] = {{0, 10, 2}, {100, 0, 8}}, b[] = {{0, 1, 2}, {40, 0.5, 3}, {60, 0.4, 4}};
+    struct alloc_option a[] = {{30, 10, 2}, {130, 0, 8}}, b[] = {{12, 1, 2}, {52, 0.5, 3}, {72, 0.4, 4}};
     struct alloc_item items[] = {{a, 2}, {b, 3}};
-    struct alloc_problem p = {items, 2, 60};
+    struct alloc_problem p = {items, 2, 42 + 60};
     int choice[2];
     struct alloc_result r = {.choice = choice};
     struct err e = {0};
@@ -219,6 +219,19 @@ static void greedy_prefers_the_best_drop_per_byte(void **state) {
     assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
     assert_int_equal(choice[1], 1);
     assert_true(r.gap == 0);
+}
+
+/* All costs are 6 plus tens: five of the 15 to spend cannot be used, and no bound may count on them. */
+static void a_budget_between_possible_costs_is_no_slack(void **state) {
+    (void)state;
+    struct alloc_option a[] = {{3, 10, 2}, {13, 0, 4}}, b[] = {{3, 9, 2}, {23, 8, 3}, {13, 0, 4}};
+    struct alloc_item items[] = {{a, 2}, {b, 3}};
+    struct alloc_problem p = {items, 2, 6 + 15};
+    int choice[2];
+    struct alloc_result r = {.choice = choice, .gap = -1};
+    struct err e = {0};
+    assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_OK);
+    assert_true(r.cost == 16 && r.objective == 9 && r.gap == 0);
 }
 
 /* The method as alloc.h words it, looking at every upgrade of every item each time. */
@@ -513,6 +526,7 @@ int main(void) {
         cmocka_unit_test(subset_sum_with_equal_rates_is_solved),
         cmocka_unit_test(greedy_goes_on_after_an_upgrade_that_does_not_fit),
         cmocka_unit_test(greedy_prefers_the_best_drop_per_byte),
+        cmocka_unit_test(a_budget_between_possible_costs_is_no_slack),
         cmocka_unit_test(greedy_is_what_its_definition_says),
         cmocka_unit_test(upgrade_starts_at_four_bits_and_promotes_the_most_sensitive),
         cmocka_unit_test(upgrade_starts_at_the_nearest_bits),
