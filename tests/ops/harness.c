@@ -179,7 +179,7 @@ struct matd device_gram(int64_t channels) {
 
 float *get_floats(const float *device, int64_t count) {
     float *host = host_zeros(count);
-    assert_ok(dev.b->download(dev.s, device, count, host, &err));
+    assert_ok(dev.b->download(dev.s, device, (size_t)count * sizeof *host, host, &err));
     return host;
 }
 

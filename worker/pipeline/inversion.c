@@ -24,9 +24,8 @@ static enum rc copies_open(const struct inversion_args *a, struct copies *c, str
     if (!c->w || !c->w_hat || !c->h || !c->row) return err_set(e, RC_NO_MEMORY, "no memory to recompute an inversion");
     const struct backend *b = a->job->backend;
     TRY(device_floats(a->job, count, &c->device, e));
-    TRY(b->download(a->job->device, a->w.data, count, c->w, e));
-    /* Two floats carry the bits of one double. */
-    return b->download(a->job->device, (const float *)a->h.data, 2 * squares, (float *)c->h, e);
+    TRY(b->download(a->job->device, a->w.data, (size_t)count * sizeof *c->w, c->w, e));
+    return b->download(a->job->device, a->h.data, (size_t)squares * sizeof *c->h, c->h, e);
 }
 
 static void copies_release(const struct job *job, struct copies *c) {
@@ -68,7 +67,8 @@ static enum rc drift(const struct inversion_args *a, struct copies *c, const str
     double error;
     struct matf w_hat = matf(c->device, a->w.rows, a->w.cols);
     TRY(quantize_weights(a->job, a->w, candidate, w_hat, NULL, e));
-    TRY(a->job->backend->download(a->job->device, c->device, w_hat.rows * w_hat.cols, c->w_hat, e));
+    size_t bytes = (size_t)(w_hat.rows * w_hat.cols) * sizeof *c->w_hat;
+    TRY(a->job->backend->download(a->job->device, c->device, bytes, c->w_hat, e));
     TRY(energy(a, c, c->w_hat, &error, e));
     *out = error_ratio(error, c->energy);
     return RC_OK;

@@ -101,7 +101,7 @@ static enum rc fingerprint_model(struct profile *p, struct err *e) {
 static const char *cache_key(const struct profile *p, size_t l, size_t c, char key[HASH_TEXT_SIZE]) {
     char id[CANDIDATE_ID_SIZE];
     candidate_id(&p->table.candidates[c], id);
-    return fingerprints_drift_key(p->prints, p->place[l], id, PROFILE_BACKEND, key);
+    return fingerprints_drift_key(p->prints, p->place[l], id, p->job->backend->arithmetic, key);
 }
 
 static enum rc send_row(const struct profile *p, size_t l, size_t c, struct err *e) {

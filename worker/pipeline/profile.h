@@ -9,9 +9,6 @@
 #include "worker/model/fingerprint.h"
 #include "worker/model/model.h"
 
-/* Of cache keys: what computed a row, and in which precision. */
-#define PROFILE_BACKEND "cpu/fp32"
-
 struct profiled_model {
     const struct model *model;
     const struct fingerprints *prints;

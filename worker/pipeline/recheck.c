@@ -43,7 +43,7 @@ static const char *cache_key(const struct recheck *r, const struct pair *p, char
     candidate_id(&r->args->table->candidates[p->low], low);
     candidate_id(&r->args->table->candidates[p->high], high);
     snprintf(text, sizeof text, "inversion %s %s", low, high);
-    return fingerprints_drift_key(m->prints, m->place[p->linear], text, PROFILE_BACKEND, key);
+    return fingerprints_drift_key(m->prints, m->place[p->linear], text, r->args->job->backend->arithmetic, key);
 }
 
 static enum rc take_earlier(struct recheck *r, struct err *e) {
