@@ -3,6 +3,7 @@
 #include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,7 +82,7 @@ static enum rc get_failure(struct request *r, struct err *e) {
 struct upload {
     size_t bytes;
 };
-static volatile int uploads_aborted;
+static atomic_int uploads_aborted; /* waited for while the loop runs */
 
 static enum rc upload_write(void *data, const void *bytes, size_t len, struct err *e) {
     struct upload *u = data;
@@ -190,7 +191,8 @@ static int start_with(int idle_timeout_ms) {
                                      .idle_timeout_ms = idle_timeout_ms};
     uv_loop_init(&loop);
     uv_async_init(&loop, &stop, on_stop);
-    cancelled = uploads_aborted = streams_closed = 0;
+    cancelled = streams_closed = 0;
+    uploads_aborted = 0;
     drained = stopping = false;
     if (server_open(&server, &loop, &options, &e) != RC_OK) return -1;
     port = server_port(server);
