@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/sizes.h"
 #include "kernels/cpu/blas.h"
+#include "kernels/cpu/waiting.h"
 #include "worker/control.h"
 #include "worker/oneshot.h"
 #include "worker/run.h"
@@ -129,6 +130,7 @@ static enum rc dispatch(int argc, char **argv, struct err *e) {
     const char *command = argc > 1 ? argv[1] : "";
     if (!strcmp(command, "inspect")) return oneshot(ONESHOT_INSPECT, stdin, stdout, e);
     if (!strcmp(command, "tokenize")) return oneshot(ONESHOT_TOKENIZE, stdin, stdout, e);
+    insist_on_sleeping_waits(argv);
     blas_insist_on_fast_core(argv);
     TRY(parse_arguments(argc - 1, argv + 1, &a, e));
     if (!strcmp(command, "serve")) {

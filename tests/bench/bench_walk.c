@@ -12,6 +12,7 @@
 
 #include "base/strbuf.h"
 #include "kernels/cpu/blas.h"
+#include "kernels/cpu/waiting.h"
 #include "worker/execute.h"
 
 enum {
@@ -246,6 +247,7 @@ static void remove_model(const char *dir) {
 
 int main(int argc, char **argv) {
     (void)argc;
+    insist_on_sleeping_waits(argv);
     blas_insist_on_fast_core(argv);
     char dir[] = "/tmp/hsaq-bench-XXXXXX";
     struct worker worker = {0};
