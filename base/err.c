@@ -25,7 +25,7 @@ static void fill(struct err *e, const char *pointer, enum rc rc, const char *fmt
     utf8_repair(e->message);
 }
 
-enum rc err_set(struct err *e, enum rc rc, const char *fmt, ...) {
+enum rc(err_set)(struct err *e, enum rc rc, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     fill(e, "", rc, fmt, ap);
@@ -33,7 +33,7 @@ enum rc err_set(struct err *e, enum rc rc, const char *fmt, ...) {
     return rc;
 }
 
-enum rc err_at(struct err *e, const char *pointer, enum rc rc, const char *fmt, ...) {
+enum rc(err_at)(struct err *e, const char *pointer, enum rc rc, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     fill(e, pointer, rc, fmt, ap);
@@ -58,7 +58,7 @@ static void append(struct err *e, const char *text) {
     e->message[used + len] = '\0';
 }
 
-enum rc err_errno(struct err *e, const char *fmt, ...) {
+enum rc(err_errno)(struct err *e, const char *fmt, ...) {
     int code = errno;
     enum rc rc = rc_from_errno(code);
     if (e == NULL) return rc;
@@ -72,7 +72,7 @@ enum rc err_errno(struct err *e, const char *fmt, ...) {
     return rc;
 }
 
-enum rc err_context(struct err *e, const char *fmt, ...) {
+enum rc(err_context)(struct err *e, const char *fmt, ...) {
     if (e == NULL) return RC_INTERNAL;
     char inner[sizeof e->message];
     memcpy(inner, e->message, sizeof inner);

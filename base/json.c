@@ -137,7 +137,7 @@ static enum rc parse_open_file(int fd, const char *path, size_t max_bytes, json_
     size_t size = (size_t)st.st_size, got = 0;
     if (size > max_bytes)
         return err_set(e, RC_TOO_LARGE, "'%s' has %zu bytes; at most %zu are read", path, size, max_bytes);
-    char *text = malloc(size + 1);
+    char *text = calloc(size + 1, 1);
     if (text == NULL) return err_set(e, RC_NO_MEMORY, "not enough memory to read '%s' (%zu bytes)", path, size);
     enum rc rc = read_all(fd, path, size, text, &got, e);
     if (rc == RC_OK) {

@@ -36,24 +36,24 @@ static const char *const protocol_names[] = {"windows", "llama.cpp", NULL};
 
 #define NAME_FIELD(of, member, is_required)                                                                            \
     {                                                                                                                  \
-        .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = is_required, .min = 1,      \
+        .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = (is_required), .min = 1,    \
         .max = NAME_MAX_BYTES                                                                                          \
     }
 #define JOB_FIELD(of, member, is_required)                                                                             \
     {                                                                                                                  \
-        .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = is_required, .min = 1,      \
+        .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = (is_required), .min = 1,    \
         .max = ID_MAX                                                                                                  \
     }
 #define INT_FIELD(of, member, low, high)                                                                               \
-    { .name = #member, .type = FIELD_INT, .offset = offsetof(of, member), .min = low, .max = high }
+    { .name = #member, .type = FIELD_INT, .offset = offsetof(of, member), .min = (low), .max = (high) }
 /* With a has_ member beside it. */
 #define OPTIONAL_FIELD(of, member, kind, low, high)                                                                    \
     {                                                                                                                  \
-        .name = #member, .type = kind, .offset = offsetof(of, member), .min = low, .max = high,                        \
+        .name = #member, .type = (kind), .offset = offsetof(of, member), .min = (low), .max = (high),                  \
         .presence = offsetof(of, has_##member) + 1                                                                     \
     }
 #define ENUM_FIELD(of, member, names)                                                                                  \
-    { .name = #member, .type = FIELD_ENUM, .offset = offsetof(of, member), .values = names }
+    { .name = #member, .type = FIELD_ENUM, .offset = offsetof(of, member), .values = (names) }
 
 /* --- profile --- */
 

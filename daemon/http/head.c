@@ -39,7 +39,7 @@ static const char *framing_fault(const struct head *h) {
     if (h->n_transfer_encoding > 1) return "there is more than one Transfer-Encoding";
     if (h->n_content_length > 0 && h->n_transfer_encoding > 0)
         return "Content-Length and Transfer-Encoding exclude each other";
-    if (h->n_transfer_encoding > 0 && strcasecmp(h->transfer_encoding, "chunked") != 0)
+    if (h->n_transfer_encoding > 0 && (!h->transfer_encoding || strcasecmp(h->transfer_encoding, "chunked") != 0))
         return "the only Transfer-Encoding understood here is chunked";
     if (h->n_host > 1) return "there is more than one Host";
     return NULL;

@@ -116,9 +116,13 @@ static enum rc listen_on(struct server *s, int *out, struct err *e) {
         return err_set(e, RC_CONFLICT, "cannot listen on %s port %d: %s", s->options.host, s->options.port,
                        strerror(cause));
     }
-    struct sockaddr_storage bound;
+    struct sockaddr_storage bound = {0};
     socklen_t size = sizeof bound;
-    getsockname(fd, (struct sockaddr *)&bound, &size);
+    if (getsockname(fd, (struct sockaddr *)&bound, &size) < 0) {
+        err_errno(e, "cannot tell which port was given");
+        close(fd);
+        return RC_IO;
+    }
     s->port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
                                                 : ((struct sockaddr_in *)&bound)->sin_port);
     *out = fd;

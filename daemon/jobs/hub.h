@@ -43,7 +43,7 @@ void hub_shutdown(struct hub *h);                       /* every subscription en
 size_t hub_subscribers(const struct hub *h);
 
 /* Progress of running jobs. */
-void hub_progress(struct hub *h, const struct msg_progress *p);
+void hub_progress(struct hub *h, const struct msg_progress *m);
 void hub_progress_end(struct hub *h, const char *job);
 /* {"phase", "done", "total", "unit", "rate", "eta_seconds"}: a new reference, or NULL. `version` grows with each. */
 json_t *hub_progress_get(const struct hub *h, const char *job, int64_t *version);

@@ -64,7 +64,7 @@ void lane_release(struct lane *lane); /* after that */
 /* Something may have become runnable. */
 void lane_kick(struct lane *lane);
 /* The lane's job shall leave it; `waiter` is called when it has (by then the job may also have ended otherwise). */
-void lane_stop(struct lane *lane, enum job_action how, void (*left)(void *ctx), void *ctx);
+void lane_stop(struct lane *lane, enum job_action how, void (*notify)(void *ctx), void *ctx);
 /* No job is taken any more; the running one is queued again; the worker leaves. */
 void lane_drain(struct lane *lane);
 bool lane_drained(const struct lane *lane);

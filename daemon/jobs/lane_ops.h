@@ -21,6 +21,6 @@ void lane_row_done(struct lane *lane, const struct err *e);
 void lane_ops_log(struct lane *lane, const struct message *m);
 void lane_ops_store(struct lane *lane, const struct message *m);
 /* Answered to the worker itself, when all it stored before is durable. */
-void lane_ops_lookup(struct lane *lane, const struct msg_lookup *lookup);
+void lane_ops_lookup(struct lane *lane, const struct msg_lookup *m);
 
 #endif

@@ -168,7 +168,8 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
 
 static void on_alloc_errors(uv_handle_t *handle, size_t suggested, uv_buf_t *buf) {
     (void)handle;
-    *buf = uv_buf_init(malloc(suggested), (unsigned)suggested);
+    buf->base = malloc(suggested); /* without memory, on_read_errors hears of UV_ENOBUFS */
+    buf->len = suggested;
 }
 
 static void on_read_errors(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {

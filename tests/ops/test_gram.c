@@ -40,8 +40,8 @@ static void gram_case(int64_t tokens, int64_t cols) {
             double sum = 0, sum_abs = 0, max_abs = 0;
             for (int64_t t = 0; t < tokens; t++) {
                 sum += x[t * cols + k];
-                sum_abs += fabs(x[t * cols + k]);
-                max_abs = fmax(max_abs, fabs(x[t * cols + k]));
+                sum_abs += fabs((double)x[t * cols + k]);
+                max_abs = fmax(max_abs, fabs((double)x[t * cols + k]));
             }
             assert_near(got.sum[k], pass * sum, 1e-12 * pass * sum_abs);
             assert_near(got.sum_abs[k], pass * sum_abs, 1e-12 * pass * sum_abs);

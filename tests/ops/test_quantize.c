@@ -70,7 +70,7 @@ static const struct {
     enum zero_type zero;
 } kinds[] = {{false, ZERO_FLOAT}, {false, ZERO_INTEGER}, {true, ZERO_FLOAT}};
 
-#define FOR_EACH(i, table) for (size_t i = 0; i < sizeof(table) / sizeof *(table); i++)
+#define FOR_EACH(i, table) for (size_t i = 0; (i) < sizeof(table) / sizeof *(table); (i)++)
 
 /* Groups that straddle zero, and with an offset groups that do not. */
 static void rtn_gives_the_reference_codes(void **state) {

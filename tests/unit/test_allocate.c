@@ -123,7 +123,8 @@ static int bits_of(const json_t *result, int block, int p) {
 
 static void average_bits_counts_code_bits_by_parameters(void **state) {
     (void)state;
-    for (double budget = 2; budget <= 16; budget += 0.7) {
+    for (int tenths = 20; tenths <= 160; tenths += 7) {
+        double budget = tenths / 10.0;
         char members[64];
         snprintf(members, sizeof members, "\"budget\":{\"average_bits\":%.1f}", budget);
         json_t *result = succeed(members);

@@ -97,7 +97,7 @@ static void check_model(const json_t *golden) {
     for (size_t at = 0; at < json_array_size(list);) {
         int64_t count = at == 0 ? 2 : 1;
         int32_t ids[2 * LENGTH_MAX];
-        double nll[2];
+        double nll[2] = {0};
         const json_t *first = json_object_get(json_array_get(list, at), "ids");
         struct windows windows = {ids, count, (int64_t)json_array_size(first), 1};
         assert_true(windows.length <= LENGTH_MAX);

@@ -217,7 +217,7 @@ static void check_vectors(const char *folder, const char *vectors) {
     size_t len;
     snprintf(path, sizeof path, "%s/data/tokenizers/vectors/ggml-vocab-%s.gguf.inp", shared(), vectors);
     char *texts = read_text(path, &len), *text = texts;
-    strcpy(strrchr(path, '.'), ".out");
+    memcpy(strrchr(path, '.'), ".out", sizeof ".out");
     char *lines = read_text(path, &len), *line = lines;
     struct tokenizer *t = load(folder);
     for (char *end; (end = strstr(text, separator)) != NULL; text = end + strlen(separator)) {

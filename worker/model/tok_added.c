@@ -172,7 +172,7 @@ static enum rc add_pattern(struct tok_added *a, size_t index, const struct tok_n
 }
 
 static enum rc add_token(struct tok_added *a, const struct tok_place *p, const struct tok_bpe *bpe, struct err *e) {
-    struct tok_added_token token = {0};
+    struct tok_added_token token = {.content = ""};
     TRY(read_token(p, &token, e));
     GROW(a->tokens, a->count, a->capacity);
     a->tokens[a->count++] = token;

@@ -17,7 +17,7 @@ struct tok_ids {
 enum rc tok_ids_add(struct tok_ids *ids, const int32_t *items, size_t count, struct err *e);
 
 /* `p`: the document's "model". */
-enum rc tok_bpe_read(const struct tok_place *p, struct tok_bpe **bpe, struct err *e);
+enum rc tok_bpe_read(const struct tok_place *p, struct tok_bpe **out, struct err *e);
 void tok_bpe_free(struct tok_bpe *bpe);
 int32_t tok_bpe_lookup(const struct tok_bpe *bpe, const char *token, size_t len); /* −1: not in the vocabulary */
 int64_t tok_bpe_tokens(const struct tok_bpe *bpe);                                /* entries of the vocabulary */

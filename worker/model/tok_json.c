@@ -64,7 +64,7 @@ enum rc tok_type(const struct tok_place *p, const char **type, struct err *e) {
 
 enum rc tok_each_step(const struct tok_place *p, const char *list, tok_step *step, void *context, struct err *e) {
     if (p->value == NULL) return RC_OK;
-    const char *type;
+    const char *type = NULL;
     TRY(tok_type(p, &type, e));
     if (type == NULL) return tok_want(p, "an object with a type", e);
     if (strcmp(type, "Sequence") != 0) return step(context, type, p, e);

@@ -156,7 +156,7 @@ static enum rc solve_items(struct allocation *a, const struct items *items, int 
 static enum rc solve(struct allocation *a, struct err *e) {
     struct items items;
     TRY(items_init(&a->table, cost_kind(a), &items, e));
-    int *choice = calloc((size_t)items.count, sizeof *choice);
+    int *choice = calloc((size_t)items.count + 1, sizeof *choice);
     enum rc rc = choice ? solve_items(a, &items, choice, e) : err_set(e, RC_NO_MEMORY, "no memory for an allocation");
     free(choice);
     items_release(&items);

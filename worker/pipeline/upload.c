@@ -28,7 +28,7 @@ enum rc upload_new(const struct job *job, const struct st_tensor *tensor, float 
 
 void prefetch_tensor(const struct st_tensor *tensor) {
     if (!tensor) return;
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)tensor->data & ~(page - 1);
+    size_t before = (uintptr_t)tensor->data & ((uintptr_t)sysconf(_SC_PAGESIZE) - 1); /* its page begins earlier */
     /* Only advice: when the kernel declines, the pages are read when they are touched. */
-    (void)madvise((void *)start, (uintptr_t)tensor->data + (size_t)tensor->bytes - start, MADV_WILLNEED);
+    (void)madvise((char *)tensor->data - before, (size_t)tensor->bytes + before, MADV_WILLNEED);
 }
