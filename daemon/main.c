@@ -126,14 +126,7 @@ static void close_app(struct app *app) {
     hub_free(app->hub);
 }
 
-/* The box is shared: a worker's threads that wait by spinning take the very core that the one they wait for needs, and
- * a job beside other load then takes ten times as long. Workers inherit this; who set it otherwise knows better. */
-static void be_a_good_neighbour(void) {
-    setenv("OMP_WAIT_POLICY", "passive", 0);
-}
-
 static enum rc serve(struct process *p, struct err *e) {
-    be_a_good_neighbour();
     uv_loop_init(&p->app.loop);
     enum rc rc = open_app(&p->app, e);
     if (rc == RC_OK) {
