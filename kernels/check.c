@@ -50,6 +50,17 @@ enum rc check_upload(const void *host, enum dtype type, int64_t count, const flo
     return present("upload: destination", out, count, e);
 }
 
+enum rc check_clear(const void *memory, size_t bytes, struct err *e) {
+    if (bytes > INT64_MAX) return err_set(e, RC_INVALID, "clear: no memory has %zu bytes", bytes);
+    return present("clear: memory", memory, (int64_t)bytes, e);
+}
+
+enum rc check_download(const void *device, size_t bytes, const void *host, struct err *e) {
+    if (bytes > INT64_MAX) return err_set(e, RC_INVALID, "download: %zu bytes cannot be copied", bytes);
+    TRY(present("download: source", device, (int64_t)bytes, e));
+    return present("download: destination", host, (int64_t)bytes, e);
+}
+
 enum rc check_embed(const struct embed_args *a, struct err *e) {
     TRY(float_type(a->type, e));
     TRY(matrix("embed: out", &a->out, e));

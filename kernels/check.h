@@ -6,6 +6,8 @@
 #include "kernels/backend.h"
 
 enum rc check_upload(const void *host, enum dtype type, int64_t count, const float *out, struct err *e);
+enum rc check_clear(const void *memory, size_t bytes, struct err *e);
+enum rc check_download(const void *device, size_t bytes, const void *host, struct err *e);
 enum rc check_embed(const struct embed_args *a, struct err *e);
 enum rc check_rmsnorm(const struct rmsnorm_args *a, struct err *e);
 enum rc check_gemm(const struct gemm_args *a, struct err *e);

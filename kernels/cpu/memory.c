@@ -107,13 +107,15 @@ enum rc cpu_upload(struct backend_state *state, const void *host, enum dtype typ
 }
 
 enum rc cpu_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e) {
-    (void)state, (void)e;
+    (void)state;
+    TRY(check_clear(memory, bytes, e));
     if (bytes > 0) memset(memory, 0, bytes);
     return RC_OK;
 }
 
 enum rc cpu_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e) {
-    (void)state, (void)e;
+    (void)state;
+    TRY(check_download(device, bytes, host, e));
     if (bytes > 0) memcpy(host, device, bytes);
     return RC_OK;
 }

@@ -100,6 +100,7 @@ enum rc cuda_staging(struct backend_state *state, size_t bytes, void **memory, s
 }
 
 enum rc cuda_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e) {
+    TRY(check_clear(memory, bytes, e));
     if (bytes > 0) CUDA_TRY(cudaMemsetAsync(memory, 0, bytes, state->stream));
     return RC_OK;
 }
@@ -134,6 +135,7 @@ enum rc cuda_upload(struct backend_state *state, const void *host, enum dtype ty
 }
 
 enum rc cuda_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e) {
+    TRY(check_download(device, bytes, host, e));
     if (bytes > 0) CUDA_TRY(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, state->stream));
     CUDA_TRY(cudaStreamSynchronize(state->stream));
     return RC_OK;

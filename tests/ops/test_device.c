@@ -215,7 +215,7 @@ static void uploads_convert_every_value(void **state) {
     }
     assert_memory_equal(f32, bf16, COUNT * sizeof *f32);
     float *back = host_zeros(COUNT);
-    assert_ok(dev.b->download(dev.s, bf16, COUNT, back, &err));
+    assert_ok(dev.b->download(dev.s, bf16, COUNT * sizeof *back, back, &err));
     assert_memory_equal(back, bf16, COUNT * sizeof *f32);
 }
 
@@ -228,10 +228,15 @@ static void copies_of_nothing_and_nonsense(void **state) {
     assert_refused(dev.b->upload(dev.s, value, DTYPE_F32, -1, value, &err), RC_INVALID, "-1 values");
     assert_refused(dev.b->upload(dev.s, NULL, DTYPE_F32, 1, value, &err), RC_INVALID, "source");
     assert_refused(dev.b->upload(dev.s, value, DTYPE_F32, 1, NULL, &err), RC_INVALID, "destination");
-    assert_refused(dev.b->download(dev.s, value, -1, value + 1, &err), RC_INVALID, "-1 values");
+    assert_refused(dev.b->download(dev.s, value, SIZE_MAX, value + 1, &err), RC_INVALID, "bytes cannot be copied");
     assert_refused(dev.b->download(dev.s, NULL, 1, value, &err), RC_INVALID, "source");
-    assert_ok(dev.b->download(dev.s, value, 1, value + 1, &err));
+    assert_refused(dev.b->download(dev.s, value, 1, NULL, &err), RC_INVALID, "destination");
+    assert_ok(dev.b->download(dev.s, value, sizeof *value, value + 1, &err));
     assert_true(value[1] == 7);
+    assert_ok(dev.b->clear(dev.s, NULL, 0, &err));
+    assert_refused(dev.b->clear(dev.s, NULL, 1, &err), RC_INVALID, "clear");
+    assert_ok(dev.b->clear(dev.s, value, sizeof *value, &err));
+    assert_true(value[0] == 0 && value[1] == 7);
 }
 
 int main(void) {
