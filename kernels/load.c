@@ -1,17 +1,21 @@
 #include <dlfcn.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "kernels/backend.h"
 
 #define LIBRARY "libhsaq_cuda.so"
+#define LIBRARY_VARIABLE "HSAQ_CUDA_LIBRARY" /* a path: instead of the places below */
 
 /* Where the build and `make install` put it, seen from the program's folder. */
-static const char *const places[] = {"", "../lib/hsaqd/", "../../lib/hsaqd/"};
+static const char *const places[] = {"", "../lib/hsaqd/"};
 
 static bool find_library(char path[PATH_MAX]) {
+    const char *chosen = getenv(LIBRARY_VARIABLE);
+    if (chosen) return snprintf(path, PATH_MAX, "%s", chosen) < PATH_MAX;
     char program[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     if (n < 0) return false;

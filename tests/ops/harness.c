@@ -8,8 +8,6 @@
 
 #include "kernels/formats.h"
 
-static const struct backend *const backends[] = {&backend_cpu};
-
 struct device dev;
 struct err err;
 
@@ -43,21 +41,39 @@ static int close_device(void **state) {
     return 0;
 }
 
-int run_on_backends(const char *name, const struct CMUnitTest *tests, size_t count) {
+static int run_group(const char *name, const struct CMUnitTest *tests, size_t count) {
     struct CMUnitTest *all = calloc(count, sizeof *all);
-    int failed = all == NULL;
-    for (size_t b = 0; all != NULL && b < sizeof backends / sizeof *backends; b++) {
-        dev.b = backends[b];
-        for (size_t i = 0; i < count; i++) {
-            all[i] = tests[i];
-            all[i].setup_func = open_device;
-            all[i].teardown_func = close_device;
-        }
-        char group[64];
-        snprintf(group, sizeof group, "%s on %s", name, dev.b->name);
-        failed += _cmocka_run_group_tests(group, all, count, NULL, NULL);
+    if (all == NULL) return 1;
+    for (size_t i = 0; i < count; i++) {
+        all[i] = tests[i];
+        all[i].setup_func = open_device;
+        all[i].teardown_func = close_device;
     }
+    char group[64];
+    snprintf(group, sizeof group, "%s on %s", name, dev.b->name);
+    int failed = _cmocka_run_group_tests(group, all, count, NULL, NULL);
     free(all);
+    return failed;
+}
+
+int run_on_cpu(const char *name, const struct CMUnitTest *tests, size_t count) {
+    dev.b = &backend_cpu;
+    return run_group(name, tests, count) != 0;
+}
+
+static bool gpu_opens(void) {
+    if (backend_cuda_load(&dev.b, &err) != RC_OK) return false;
+    if (dev.b->open(&(struct backend_options){0}, &dev.s, &err) != RC_OK) return false;
+    dev.b->close(dev.s);
+    return true;
+}
+
+int run_on_backends(const char *name, const struct CMUnitTest *tests, size_t count) {
+    int failed = run_on_cpu(name, tests, count);
+    if (gpu_opens())
+        failed += run_group(name, tests, count) != 0;
+    else
+        print_message("not run on a GPU: %s\n", err.message);
     return failed != 0;
 }
 
@@ -170,17 +186,40 @@ struct matf put_matrix(const float *host, int64_t rows, int64_t cols, int64_t pa
     return (struct matf){put(padded, rows * stride), rows, cols, stride};
 }
 
+static void *device_zeros(size_t bytes) {
+    void *memory = device_bytes(bytes);
+    assert_ok(dev.b->clear(dev.s, memory, bytes, &err));
+    return memory;
+}
+
+double *device_doubles(int64_t count) {
+    return device_zeros((size_t)count * sizeof(double));
+}
+
+float *device_floats(int64_t count) {
+    return device_zeros((size_t)count * sizeof(float));
+}
+
 struct matd device_gram(int64_t channels) {
-    size_t bytes = (size_t)(channels * channels) * sizeof(double);
-    struct matd h = {device_bytes(bytes), channels, channels, channels};
-    memset(h.data, 0, bytes);
-    return h;
+    return (struct matd){device_doubles(channels * channels), channels, channels, channels};
+}
+
+static void *get(const void *device, size_t bytes) {
+    void *host = host_bytes(bytes);
+    assert_ok(dev.b->download(dev.s, device, bytes, host, &err));
+    return host;
 }
 
 float *get_floats(const float *device, int64_t count) {
-    float *host = host_zeros(count);
-    assert_ok(dev.b->download(dev.s, device, (size_t)count * sizeof *host, host, &err));
-    return host;
+    return get(device, (size_t)count * sizeof *device);
+}
+
+double *get_doubles(const double *device, int64_t count) {
+    return get(device, (size_t)count * sizeof *device);
+}
+
+uint8_t *get_bytes(const uint8_t *device, int64_t count) {
+    return get(device, (size_t)count);
 }
 
 float *get_matrix(struct matf m) {

@@ -22,8 +22,11 @@ struct device {
 extern struct device dev; /* of the running test */
 extern struct err err;    /* for calls that a test makes */
 
+/* On the cpu, and on the first GPU where there is one. */
 int run_on_backends(const char *name, const struct CMUnitTest *tests, size_t count);
 #define RUN_ON_BACKENDS(name, tests) run_on_backends(name, tests, sizeof(tests) / sizeof *(tests))
+int run_on_cpu(const char *name, const struct CMUnitTest *tests, size_t count);
+#define RUN_ON_CPU(name, tests) run_on_cpu(name, tests, sizeof(tests) / sizeof *(tests))
 
 #define assert_ok(call) assert_ok_at((call), #call, __FILE__, __LINE__)
 void assert_ok_at(enum rc rc, const char *call, const char *file, int line);
@@ -57,10 +60,14 @@ float *host_zeros(int64_t count);
 float *put(const float *host, int64_t count);
 struct matf put_matrix(const float *host, int64_t rows, int64_t cols, int64_t pad);
 struct matd device_gram(int64_t channels); /* zeroed [K, K] */
+double *device_doubles(int64_t count);     /* zeroed */
+float *device_floats(int64_t count);       /* zeroed */
 /* Dense copy [rows, cols]; fails the test when the padding changed. */
 float *get_matrix(struct matf m);
 struct quantized device_quantized(int64_t rows, int64_t cols, const struct candidate *c);
 float *get_floats(const float *device, int64_t count);
+double *get_doubles(const double *device, int64_t count);
+uint8_t *get_bytes(const uint8_t *device, int64_t count);
 
 /* Shapes that operations stumble over: one token, one channel, K no multiple of 8, more than one tile. */
 struct shape {

@@ -251,5 +251,5 @@ int main(void) {
         cmocka_unit_test(uploads_convert_every_value),
         cmocka_unit_test(copies_of_nothing_and_nonsense),
     };
-    return RUN_ON_BACKENDS("device", tests);
+    return RUN_ON_CPU("device", tests);
 }
