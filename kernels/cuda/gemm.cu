@@ -5,10 +5,15 @@ static __global__ void add_bias(struct matf out, const float *bias, float alpha)
     if (i < out.rows * out.cols) out.data[i / out.cols * out.stride + i % out.cols] += alpha * bias[i % out.cols];
 }
 
+/* cuBLAS wants room for one element between the columns of a matrix that has none. */
+static int leading(struct matf m) {
+    return m.stride > 0 ? (int)m.stride : 1;
+}
+
 /* cuBLAS counts columns first: to it our row-major out [T, N] = x · wᵀ is the [N, T] matrix wᵀ' · x. */
 static enum rc multiply(struct backend_state *state, const struct gemm_args *a, struct err *e) {
     CUBLAS_TRY(cublasSgemm(state->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)a->out.cols, (int)a->out.rows, (int)a->x.cols,
-                           &a->alpha, a->w.data, (int)a->w.stride, a->x.data, (int)a->x.stride, &a->beta, a->out.data,
+                           &a->alpha, a->w.data, leading(a->w), a->x.data, leading(a->x), &a->beta, a->out.data,
                            (int)a->out.stride));
     return RC_OK;
 }
