@@ -16,7 +16,7 @@ DAEMON_PKGS := libmicrohttpd libuv sqlite3 nettle
 WORKER_PKGS := libutf8proc libxxhash openblas
 ALL_PKGS    := $(BASE_PKGS) $(DAEMON_PKGS) $(WORKER_PKGS)
 
-WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
+WARNINGS := -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Werror
 # Sanitizers mislead gcc's flow analysis: their builds warn, the plain one is strict.
 OPTIMIZE ?= -O2
 # No -march: hot loops choose AVX2/AVX-512 at run time (kernels/cpu/simd.h), so one binary serves every x86-64 machine.

@@ -4,8 +4,9 @@
  * allows: download waits). Device memory comes from alloc/free alone, which count against the limit given to open; an
  * operation's workspace comes from the same arena, is kept for the next one and grows only with the shapes.
  * `cpu` (OpenBLAS, fp32) is the reference; tests/ops runs the same cases on every backend against float64, each
- * operation with its own bound. Arithmetic: fp32 in, fp32 out, reductions whose length grows with tokens in fp64 on
- * the CPU. A result never depends on how many windows are walked together: each call sees one window.
+ * operation with its own bound. What Linears read and write has the backend's `activation` type; the residual stream
+ * and logits are fp32, reductions whose length grows with tokens fp64 on the CPU. A result never depends on how many
+ * windows are walked together: the rows of a call are a fixed number of windows, padded where fewer are left.
  * Definitions: the modeling files of transformers for the forward pass; algorithms as cited at each operation. */
 #ifndef HSAQ_KERNELS_BACKEND_H
 #define HSAQ_KERNELS_BACKEND_H
@@ -32,65 +33,70 @@ struct embed_args {
     int64_t vocab;      /* V */
     const int32_t *ids; /* [T] host memory, each in [0, V) */
     float multiplier;
-    struct matf out; /* [T, D] */
+    struct mat out; /* [T, D] */
 };
 
-/* out = x / sqrt(mean(x²) + eps) · weight, row by row; out may be x. Also the per-head q/k norm: rows = T·heads. */
+/* out = x / sqrt(mean(x²) + eps) · weight, row by row; out may be x. Also the per-head q/k norm: rows = T·heads.
+ * Types: fp32 or activation, each. */
 struct rmsnorm_args {
-    struct matf x;       /* [T, D] */
+    struct mat x;        /* [T, D] */
     const float *weight; /* [D] */
     float eps;
-    struct matf out; /* [T, D] */
+    struct mat out; /* [T, D] */
 };
 
-/* out = alpha · (x · wᵀ + bias) + beta · out */
+/* out = alpha · (x · wᵀ + bias) + beta · out. x and w of the activation type (w also as stored), out that or fp32. */
 struct gemm_args {
-    struct matf x;     /* [T, K] */
-    struct matf w;     /* [N, K] */
+    struct mat x;      /* [T, K] */
+    struct mat w;      /* [N, K] */
     const float *bias; /* [N] or NULL */
     float alpha, beta;
-    struct matf out; /* [T, N] */
+    struct mat out; /* [T, N] */
 };
 
-/* Rotates the first `rotary` channels of each head, half-split (rotate_half), in place. */
+/* Rotates the first `rotary` channels of each head, half-split (rotate_half), in place; row t is at position
+ * t mod length. */
 struct rope_args {
-    struct matf x; /* [T, heads·head_dim] */
+    struct mat x;   /* [T, heads·head_dim] */
+    int64_t length; /* of a window */
     int heads, head_dim, rotary;
-    const float *cos, *sin; /* [T, rotary/2] */
+    const float *cos, *sin; /* [length, rotary/2] */
 };
 
 /* Causal softmax(q·kᵀ·scale)·v; query head i reads kv head i / (heads / kv_heads); a token sees `window` keys,
- * itself included (0: all before it). Never materialises T×T for all heads at once. */
+ * itself included (0: all before it). Rows are windows of `length` tokens, which do not see each other. Never
+ * materialises T×T for all heads at once. */
 struct attention_args {
-    struct matf q, k, v; /* [T, heads·d], [T, kv_heads·d], [T, kv_heads·d] */
+    struct mat q, k, v; /* [T, heads·d], [T, kv_heads·d], [T, kv_heads·d] */
+    int64_t length;
     int heads, kv_heads, head_dim, window;
     float scale;
-    struct matf out; /* [T, heads·d] */
+    struct mat out; /* [T, heads·d] */
 };
 
 /* out = silu(gate) · up */
 struct silu_mul_args {
-    struct matf gate, up, out; /* [T, I] */
+    struct mat gate, up, out; /* [T, I] */
 };
 
 /* Per position t < T: NLL of the label under each model, KL(ref ‖ quant) in nats, whether the arg max agrees.
  * logits = x · headᵀ · logit_scale (+ bias); computed over vocabulary chunks, nothing [T, V] is kept.
  * Without a quantized model (x_q.data NULL) only nll_ref is written. head_q.data NULL: both use head. */
 struct score_args {
-    struct matf x, x_q;       /* [T, D] after the final norm */
-    struct matf head, head_q; /* [V, D] */
-    const float *bias;        /* [V] or NULL */
+    struct mat x, x_q;       /* [T, D] after the final norm */
+    struct mat head, head_q; /* [V, D] */
+    const float *bias;       /* [V] or NULL */
     float logit_scale;
     const int32_t *labels;    /* [T] host memory */
     double *nll, *nll_q, *kl; /* [T] host memory */
     uint8_t *top1_agree;      /* [T] host memory */
 };
 
-/* h += xᵀ·x (both triangles valid); stats accumulate per input channel: Σx, Σ|x|, max|x|. Any stats pointer may be
- * NULL. */
+/* h += xᵀ·x, of which only the upper triangle is valid until gram_finish; stats accumulate per input channel: Σx, Σ|x|,
+ * max|x|. Any stats pointer may be NULL. */
 struct gram_args {
-    struct matf x;         /* [T, K] */
-    struct matd h;         /* [K, K] */
+    struct mat x;          /* [T, K] */
+    struct mat h;          /* [K, K] of the backend's gram type */
     double *sum, *sum_abs; /* [K] device memory */
     float *max_abs;        /* [K] device memory */
 };
@@ -113,7 +119,7 @@ struct quantize_report {
 
 /* algorithms: RTN §2, HQQ §3. RC_INVALID naming row and column when w holds NaN or Inf. */
 struct quantize_args {
-    struct matf w; /* [N, K] */
+    struct mat w; /* [N, K] */
     struct candidate candidate;
     struct quantized *out; /* buffers by quantized_alloc */
     struct quantize_report *report;
@@ -121,15 +127,15 @@ struct quantize_args {
 
 struct dequantize_args {
     const struct quantized *q;
-    struct matf out; /* [N, K] */
+    struct mat out; /* [N, K] */
 };
 
 /* Output error and reconstruction error of ŵ against w (algorithms §1, §8). tr(D H Dᵀ) = Σ (DᵀD)·H element by
  * element, in fp64. h.data NULL: output error is not computed and drift fields
  * are 0. The denominator is the same for every candidate of a Linear: hand it back in to save its cost. */
 struct error_args {
-    struct matf w, w_hat;    /* [N, K] */
-    struct matd h;           /* [K, K] */
+    struct mat w, w_hat;     /* [N, K]; w_hat fp32 */
+    struct mat h;            /* [K, K] */
     const double *drift_den; /* tr(W H Wᵀ) as reported before for the same w and h; NULL: computed */
 };
 struct error_report {
@@ -137,14 +143,31 @@ struct error_report {
     double frobenius, weight_frobenius, max_abs, mean_abs;
 };
 
+/* Values on their way from a checkpoint to the device. */
+struct load_item {
+    const void *host;
+    enum dtype type; /* as stored */
+    int64_t count;
+    void *out;
+    enum dtype out_type; /* the stored one, or fp32 */
+};
+
 struct backend {
     const char *name;       /* "cpu", "cuda" */
     const char *arithmetic; /* "cpu/fp32": what else a result depends on; part of every cache key */
+    enum dtype activation;  /* what Linears read and write: fp32 or bf16 */
+    bool weights_as_stored; /* Linears keep the checkpoint's type; else they are fp32 */
+    enum dtype gram_type;   /* of H: fp64 or fp32 */
+    bool own_memory;        /* the device's memory is not the host's */
+    bool loads_ahead;       /* load goes on beside the operations that follow it */
+    int64_t chunk_tokens;   /* a forward pass takes as many whole windows as have about so many tokens, at least one */
+    int64_t batch_tokens;   /* what a job may lose with a lost worker */
     enum rc (*open)(const struct backend_options *options, struct backend_state **state, struct err *e);
     void (*close)(struct backend_state *state);
     const char *(*hardware)(struct backend_state *state); /* for people */
     int64_t (*memory)(struct backend_state *state);       /* bytes of the device */
     int64_t (*memory_peak)(struct backend_state *state);  /* most bytes ever held by the arena */
+    int64_t (*room)(struct backend_state *state);         /* bytes that alloc can still give */
 
     enum rc (*alloc)(struct backend_state *state, size_t bytes, void **memory, struct err *e); /* 64-byte aligned */
     void (*free)(struct backend_state *state, void *memory);
@@ -152,8 +175,16 @@ struct backend {
     /* Host bytes of `type` → device fp32, converting. */
     enum rc (*upload)(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                       struct err *e);
+    /* Begins to bring tensors to the device; the host memory stays as it is until loaded, which makes the operations
+     * that follow see them. One load at a time. */
+    enum rc (*load)(struct backend_state *state, const struct load_item *items, size_t count, struct err *e);
+    enum rc (*loaded)(struct backend_state *state, struct err *e);
     /* Device bytes as they are → host. */
     enum rc (*download)(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
+
+    /* Waits until the device has done what was asked before the last call of this but one: a cancelled job must not
+     * have seconds of work queued, and progress must tell the truth. */
+    enum rc (*keep_pace)(struct backend_state *state, struct err *e);
 
     enum rc (*embed)(struct backend_state *state, const struct embed_args *a, struct err *e);
     enum rc (*rmsnorm)(struct backend_state *state, const struct rmsnorm_args *a, struct err *e);
@@ -163,6 +194,7 @@ struct backend {
     enum rc (*silu_mul)(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
     enum rc (*score)(struct backend_state *state, const struct score_args *a, struct err *e);
     enum rc (*gram)(struct backend_state *state, const struct gram_args *a, struct err *e);
+    enum rc (*gram_finish)(struct backend_state *state, struct mat h, struct err *e); /* mirrors the upper triangle */
     enum rc (*quantize)(struct backend_state *state, const struct quantize_args *a, struct err *e);
     enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
@@ -172,9 +204,10 @@ struct backend {
 extern const struct backend backend_cpu;
 
 /* The CUDA backend lies in a library of its own, which needs the toolkit's: it is loaded when a device of that name is
- * asked for, so that one build runs on machines with and without a GPU. RC_NOT_FOUND, saying why, where it is not there
- * or cannot be loaded; what it is loaded from stays with the process. */
-enum rc backend_cuda_load(const struct backend **backend, struct err *e);
+ * asked for, so that one build runs on machines with and without a GPU. `activation` chooses the precision: bf16 is
+ * fast, fp32 does what the cpu does. RC_NOT_FOUND, saying why, where it is not there or cannot be loaded; what it is
+ * loaded from stays with the process. */
+enum rc backend_cuda_load(enum dtype activation, const struct backend **backend, struct err *e);
 
 /* Buffers for a quantized [rows, cols] from the backend's arena; release in reverse order is not required. */
 enum rc quantized_alloc(const struct backend *b, struct backend_state *state, int64_t rows, int64_t cols,

@@ -10,12 +10,12 @@ static enum rc shape(const char *name, const void *data, int64_t rows, int64_t c
     return RC_OK;
 }
 
-static enum rc matrix(const char *name, const struct matf *m, struct err *e) {
+static enum rc matrix(const char *name, const struct mat *m, struct err *e) {
     return shape(name, m->data, m->rows, m->cols, m->stride, e);
 }
 
 /* As above, of an expected shape. */
-static enum rc matrix_of(const char *name, const struct matf *m, int64_t rows, int64_t cols, struct err *e) {
+static enum rc matrix_of(const char *name, const struct mat *m, int64_t rows, int64_t cols, struct err *e) {
     if (m->rows != rows || m->cols != cols)
         return err_set(e, RC_INVALID, "%s: [%lld, %lld] where [%lld, %lld] is needed", name, (long long)m->rows,
                        (long long)m->cols, (long long)rows, (long long)cols);
@@ -42,7 +42,24 @@ static enum rc float_type(enum dtype type, struct err *e) {
     return RC_OK;
 }
 
-enum rc check_upload(const void *host, enum dtype type, int64_t count, const float *out, struct err *e) {
+enum rc check_type(enum dtype type, const struct mat *matrices, size_t count, struct err *e) {
+    for (size_t i = 0; i < count; i++)
+        if (matrices[i].data != NULL && matrices[i].type != type)
+            return err_set(e, RC_UNSUPPORTED, "a matrix of type %d where this backend computes in type %d",
+                           (int)matrices[i].type, (int)type);
+    return RC_OK;
+}
+
+enum rc check_load(const struct load_item *items, size_t count, struct err *e) {
+    for (size_t i = 0; i < count; i++) {
+        TRY(check_upload(items[i].host, items[i].type, items[i].count, items[i].out, e));
+        if (items[i].out_type != items[i].type && items[i].out_type != DTYPE_F32)
+            return err_set(e, RC_UNSUPPORTED, "load: tensors keep their type or become fp32");
+    }
+    return RC_OK;
+}
+
+enum rc check_upload(const void *host, enum dtype type, int64_t count, const void *out, struct err *e) {
     TRY(float_type(type, e));
     if (count < 0 || count > INT64_MAX / 8)
         return err_set(e, RC_INVALID, "upload: %lld values cannot be copied", (long long)count);
@@ -59,6 +76,13 @@ enum rc check_download(const void *device, size_t bytes, const void *host, struc
     if (bytes > INT64_MAX) return err_set(e, RC_INVALID, "download: %zu bytes cannot be copied", bytes);
     TRY(present("download: source", device, (int64_t)bytes, e));
     return present("download: destination", host, (int64_t)bytes, e);
+}
+
+static enum rc whole_windows(const char *name, int64_t rows, int64_t length, struct err *e) {
+    if (length < 1 || rows % length != 0)
+        return err_set(e, RC_INVALID, "%s: %lld rows are no whole windows of %lld tokens", name, (long long)rows,
+                       (long long)length);
+    return RC_OK;
 }
 
 enum rc check_embed(const struct embed_args *a, struct err *e) {
@@ -84,6 +108,7 @@ enum rc check_rope(const struct rope_args *a, struct err *e) {
     if (a->heads < 1 || a->head_dim < 1 || a->rotary < 0 || a->rotary % 2 != 0 || a->rotary > a->head_dim)
         return err_set(e, RC_INVALID, "rope: %d heads of %d channels cannot rotate %d of them", a->heads, a->head_dim,
                        a->rotary);
+    TRY(whole_windows("rope", a->x.rows, a->length, e));
     TRY(matrix_of("rope: x", &a->x, a->x.rows, (int64_t)a->heads * a->head_dim, e));
     TRY(present("rope: cos", a->cos, a->x.rows * a->rotary, e));
     return present("rope: sin", a->sin, a->x.rows * a->rotary, e);
@@ -93,6 +118,7 @@ enum rc check_attention(const struct attention_args *a, struct err *e) {
     if (a->heads < 1 || a->kv_heads < 1 || a->heads % a->kv_heads != 0 || a->head_dim < 1 || a->window < 0)
         return err_set(e, RC_INVALID, "attention: %d query heads, %d key heads, %d channels, window %d do not fit",
                        a->heads, a->kv_heads, a->head_dim, a->window);
+    TRY(whole_windows("attention", a->q.rows, a->length, e));
     int64_t rows = a->q.rows, query = (int64_t)a->heads * a->head_dim, key = (int64_t)a->kv_heads * a->head_dim;
     TRY(matrix_of("attention: q", &a->q, rows, query, e));
     TRY(matrix_of("attention: k", &a->k, rows, key, e));
@@ -126,6 +152,10 @@ enum rc check_gram(const struct gram_args *a, struct err *e) {
         return err_set(e, RC_INVALID, "gram: h is [%lld, %lld] but x has %lld channels", (long long)a->h.rows,
                        (long long)a->h.cols, (long long)a->x.cols);
     return shape("gram: h", a->h.data, a->h.rows, a->h.cols, a->h.stride, e);
+}
+
+enum rc check_gram_finish(struct mat h, struct err *e) {
+    return matrix_of("gram_finish: h", &h, h.rows, h.rows, e);
 }
 
 enum rc check_candidate(const struct candidate *c, struct err *e) {

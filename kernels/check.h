@@ -5,7 +5,14 @@
 
 #include "kernels/backend.h"
 
-enum rc check_upload(const void *host, enum dtype type, int64_t count, const float *out, struct err *e);
+/* Every matrix holds values of this type. */
+#define CHECK_TYPE(type, e, ...)                                                                                       \
+    check_type((type), (const struct mat[]){__VA_ARGS__},                                                              \
+               sizeof((const struct mat[]){__VA_ARGS__}) / sizeof(struct mat), (e))
+enum rc check_type(enum dtype type, const struct mat *matrices, size_t count, struct err *e);
+
+enum rc check_load(const struct load_item *items, size_t count, struct err *e);
+enum rc check_upload(const void *host, enum dtype type, int64_t count, const void *out, struct err *e);
 enum rc check_clear(const void *memory, size_t bytes, struct err *e);
 enum rc check_download(const void *device, size_t bytes, const void *host, struct err *e);
 enum rc check_embed(const struct embed_args *a, struct err *e);
@@ -16,6 +23,7 @@ enum rc check_attention(const struct attention_args *a, struct err *e);
 enum rc check_silu_mul(const struct silu_mul_args *a, struct err *e);
 enum rc check_score(const struct score_args *a, struct err *e);
 enum rc check_gram(const struct gram_args *a, struct err *e);
+enum rc check_gram_finish(struct mat h, struct err *e);
 /* Bits 2–8, group 0 or more, a method that quantizes. */
 enum rc check_candidate(const struct candidate *c, struct err *e);
 /* Buffers present, and rows, cols and groups as the candidate gives them. */

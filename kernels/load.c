@@ -28,7 +28,7 @@ static bool find_library(char path[PATH_MAX]) {
     return false;
 }
 
-enum rc backend_cuda_load(const struct backend **backend, struct err *e) {
+enum rc backend_cuda_load(enum dtype activation, const struct backend **backend, struct err *e) {
     char path[PATH_MAX];
     if (!find_library(path))
         return err_set(e, RC_NOT_FOUND, "this is a build without CUDA: there is no " LIBRARY " beside the program");
@@ -36,6 +36,6 @@ enum rc backend_cuda_load(const struct backend **backend, struct err *e) {
     if (library == NULL)
         return err_set(e, RC_NOT_FOUND, "the CUDA backend cannot be loaded, install the CUDA runtime and cuBLAS: %s",
                        dlerror());
-    *backend = dlsym(library, "backend_cuda");
+    *backend = dlsym(library, activation == DTYPE_BF16 ? "backend_cuda_bf16" : "backend_cuda_fp32");
     return *backend ? RC_OK : err_set(e, RC_NOT_FOUND, "%s holds no backend: it is of another version", path);
 }

@@ -16,18 +16,31 @@ static inline size_t dtype_size(enum dtype type) {
     return sizes[type];
 }
 
-struct matf { /* fp32 matrix */
-    float *data;
+struct mat {
+    void *data;
     int64_t rows, cols, stride;
+    enum dtype type;
 };
 
-struct matd { /* fp64 matrix */
-    double *data;
-    int64_t rows, cols, stride;
-};
+/* Dense matrices of the two types that results are counted in. */
+static inline struct mat matf(float *data, int64_t rows, int64_t cols) {
+    return (struct mat){data, rows, cols, cols, DTYPE_F32};
+}
+static inline struct mat matd(double *data, int64_t rows, int64_t cols) {
+    return (struct mat){data, rows, cols, cols, DTYPE_F64};
+}
 
-static inline struct matf matf(float *data, int64_t rows, int64_t cols) {
-    return (struct matf){data, rows, cols, cols};
+static inline struct mat mat_rows(struct mat m, int64_t first, int64_t rows) {
+    char *data = (char *)m.data + (size_t)(first * m.stride) * dtype_size(m.type);
+    return (struct mat){data, rows, m.cols, m.stride, m.type};
+}
+
+/* Where row `row` of an fp32 or fp64 matrix begins; what the type is has been checked. */
+static inline float *f32_row(struct mat m, int64_t row) {
+    return (float *)m.data + row * m.stride;
+}
+static inline double *f64_row(struct mat m, int64_t row) {
+    return (double *)m.data + row * m.stride;
 }
 
 #endif

@@ -21,7 +21,7 @@ static enum rc open_cpu(const struct worker_options *options, struct worker *wor
 static enum rc open_cuda(const struct worker_options *options, int ordinal, struct worker *worker, struct err *e) {
     struct backend_options open = {.device = ordinal, .memory_limit = options->vram_limit};
     snprintf(worker->name, sizeof worker->name, "cuda:%d", ordinal);
-    TRY(backend_cuda_load(&worker->backend, e));
+    TRY(backend_cuda_load(options->precise ? DTYPE_F32 : DTYPE_BF16, &worker->backend, e));
     return worker->backend->open(&open, &worker->device, e);
 }
 

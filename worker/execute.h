@@ -11,6 +11,7 @@ struct worker_options {
     int threads;       /* of the cpu; 0: all cores */
     int64_t ram_limit; /* bytes; 0: none */
     int64_t vram_limit; /* bytes; 0: all that the GPU has */
+    bool precise;       /* a GPU computes in fp32 like the cpu, not in bf16 */
     const char *scratch;
 };
 

@@ -24,6 +24,7 @@ static const char usage[] =
     "  --threads N        compute threads of the cpu (all cores)\n"
     "  --ram-limit SIZE   memory for hidden states and Gram matrices; more spills to disk (none)\n"
     "  --vram-limit SIZE  memory to take of the GPU (all of it)\n"
+    "  --precision P      of a GPU: bf16, or fp32, which does what the cpu does (bf16)\n"
     "  --scratch DIR      where spill files go (TMPDIR or /tmp)\n"
     "\n"
     "run: the spec names a model folder and a text file, as paths or beneath these folders\n"
@@ -41,6 +42,7 @@ enum option_id {
     OPT_THREADS,
     OPT_RAM_LIMIT,
     OPT_VRAM_LIMIT,
+    OPT_PRECISION,
     OPT_SCRATCH,
     OPT_MODELS,
     OPT_DATASETS,
@@ -55,6 +57,7 @@ static const struct option long_options[] = {
     {"threads", required_argument, NULL, OPT_THREADS},
     {"ram-limit", required_argument, NULL, OPT_RAM_LIMIT},
     {"vram-limit", required_argument, NULL, OPT_VRAM_LIMIT},
+    {"precision", required_argument, NULL, OPT_PRECISION},
     {"scratch", required_argument, NULL, OPT_SCRATCH},
     {"models", required_argument, NULL, OPT_MODELS},
     {"datasets", required_argument, NULL, OPT_DATASETS},
@@ -79,12 +82,19 @@ static enum rc parse_int(const char *text, const char *option, int max, int *out
     return RC_OK;
 }
 
+static enum rc parse_precision(const char *text, bool *precise, struct err *e) {
+    *precise = !strcmp(text, "fp32");
+    if (*precise || !strcmp(text, "bf16")) return RC_OK;
+    return err_set(e, RC_INVALID, "--precision is bf16 or fp32, not \"%s\"", text);
+}
+
 static enum rc parse_option(int id, struct arguments *a, struct err *e) {
     switch (id) {
     case OPT_FD: return parse_int(optarg, "fd", 1 << 20, &a->fd, e);
     case OPT_DEVICE: a->worker.device = optarg; return RC_OK;
     case OPT_THREADS: return parse_int(optarg, "threads", 1024, &a->worker.threads, e);
     case OPT_RAM_LIMIT: return size_parse(optarg, &a->worker.ram_limit, e);
+    case OPT_PRECISION: return parse_precision(optarg, &a->worker.precise, e);
     case OPT_VRAM_LIMIT: return size_parse(optarg, &a->worker.vram_limit, e);
     case OPT_SCRATCH: a->worker.scratch = optarg; return RC_OK;
     case OPT_MODELS: a->run.models = optarg; return RC_OK;

@@ -7,13 +7,14 @@
 /* Query rows computed together: enough for an efficient GEMM, few enough that causality saves half of the work. */
 enum { TILE = 128 };
 
-/* Query rows [row, row + rows) of one head see keys [key, row + rows). */
+/* Query rows [row, row + rows) of one head see keys [key, row + rows), all counted from row `first` of the matrices,
+ * where the window begins. */
 struct strip {
-    int64_t row, rows, key, keys;
+    int64_t first, row, rows, key, keys;
 };
 
-static struct strip strip_at(const struct attention_args *a, int64_t row) {
-    struct strip s = {.row = row, .rows = a->q.rows - row < TILE ? a->q.rows - row : TILE};
+static struct strip strip_at(const struct attention_args *a, int64_t first, int64_t row) {
+    struct strip s = {.first = first, .row = row, .rows = a->length - row < TILE ? a->length - row : TILE};
     s.key = a->window > 0 && row + 1 > a->window ? row + 1 - a->window : 0;
     s.keys = row + s.rows - s.key;
     return s;
@@ -37,10 +38,10 @@ static void masked_softmax(const struct attention_args *a, const struct strip *s
 
 static void attend(const struct attention_args *a, int head, const struct strip *s, float *p) {
     int d = a->head_dim, kv_head = head / (a->heads / a->kv_heads);
-    const float *q = a->q.data + s->row * a->q.stride + (int64_t)head * d;
-    const float *k = a->k.data + s->key * a->k.stride + (int64_t)kv_head * d;
-    const float *v = a->v.data + s->key * a->v.stride + (int64_t)kv_head * d;
-    float *out = a->out.data + s->row * a->out.stride + (int64_t)head * d;
+    const float *q = f32_row(a->q, s->first + s->row) + (int64_t)head * d;
+    const float *k = f32_row(a->k, s->first + s->key) + (int64_t)kv_head * d;
+    const float *v = f32_row(a->v, s->first + s->key) + (int64_t)kv_head * d;
+    float *out = f32_row(a->out, s->first + s->row) + (int64_t)head * d;
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)s->rows, (int)s->keys, d, a->scale, q, (int)a->q.stride,
                 k, (int)a->k.stride, 0, p, (int)s->keys);
     masked_softmax(a, s, p);
@@ -50,15 +51,16 @@ static void attend(const struct attention_args *a, int head, const struct strip 
 
 enum rc cpu_attention(struct backend_state *state, const struct attention_args *a, struct err *e) {
     TRY(check_attention(a, e));
-    int64_t tokens = a->q.rows, strips = (tokens + TILE - 1) / TILE;
-    size_t per_thread = (size_t)TILE * (size_t)tokens;
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->q, a->k, a->v, a->out));
+    int64_t strips = (a->length + TILE - 1) / TILE, per_window = strips * a->heads;
+    size_t per_thread = (size_t)TILE * (size_t)a->length;
     void *memory;
     TRY(cpu_scratch(state, (size_t)state->threads * per_thread * sizeof(float), &memory, e));
-    float *scratch = memory; /* [threads, TILE, T] */
+    float *scratch = memory; /* [threads, TILE, length] */
 #pragma omp parallel for num_threads(state->threads) schedule(dynamic)
-    for (int64_t i = 0; i < strips * a->heads; i++) {
-        int64_t row = (strips - 1 - i / a->heads) * TILE; /* the longest first */
-        struct strip s = strip_at(a, row);
+    for (int64_t i = 0; i < a->q.rows / a->length * per_window; i++) {
+        int64_t row = (strips - 1 - i % per_window / a->heads) * TILE; /* the longest first */
+        struct strip s = strip_at(a, i / per_window * a->length, row);
         attend(a, (int)(i % a->heads), &s, scratch + (size_t)omp_get_thread_num() * per_thread);
     }
     return RC_OK;

@@ -71,9 +71,24 @@ static int64_t cpu_memory_peak(struct backend_state *state) {
     return state->peak;
 }
 
+/* What fits the machine's memory is for the machine to say. */
+static int64_t cpu_room(struct backend_state *state) {
+    return state->limit > 0 ? state->limit - state->held : INT64_MAX;
+}
+
+/* Every operation waits for itself. */
+static enum rc cpu_keep_pace(struct backend_state *state, struct err *e) {
+    (void)state, (void)e;
+    return RC_OK;
+}
+
 const struct backend backend_cpu = {
     .name = "cpu",
     .arithmetic = "cpu/fp32",
+    .activation = DTYPE_F32,
+    .gram_type = DTYPE_F64,
+    .chunk_tokens = 1,
+    .batch_tokens = 32768,
     .open = cpu_open,
     .close = cpu_close,
     .hardware = cpu_hardware,
@@ -82,7 +97,11 @@ const struct backend backend_cpu = {
     .alloc = cpu_alloc,
     .free = cpu_free,
     .clear = cpu_clear,
+    .room = cpu_room,
     .upload = cpu_upload,
+    .load = cpu_load,
+    .loaded = cpu_loaded,
+    .keep_pace = cpu_keep_pace,
     .download = cpu_download,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
@@ -92,6 +111,7 @@ const struct backend backend_cpu = {
     .silu_mul = cpu_silu_mul,
     .score = cpu_score,
     .gram = cpu_gram,
+    .gram_finish = cpu_gram_finish,
     .quantize = cpu_quantize,
     .dequantize = cpu_dequantize,
     .error = cpu_error,

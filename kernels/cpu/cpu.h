@@ -30,6 +30,8 @@ enum rc cpu_alloc(struct backend_state *state, size_t bytes, void **memory, stru
 void cpu_free(struct backend_state *state, void *memory);
 enum rc cpu_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                    struct err *e);
+enum rc cpu_load(struct backend_state *state, const struct load_item *items, size_t count, struct err *e);
+enum rc cpu_loaded(struct backend_state *state, struct err *e);
 enum rc cpu_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e);
 enum rc cpu_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
 /* Workspace of at least `bytes` (64-byte aligned), valid until the next call. */
@@ -46,6 +48,7 @@ enum rc cpu_attention(struct backend_state *state, const struct attention_args *
 enum rc cpu_silu_mul(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
 enum rc cpu_score(struct backend_state *state, const struct score_args *a, struct err *e);
 enum rc cpu_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
+enum rc cpu_gram_finish(struct backend_state *state, struct mat h, struct err *e);
 enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);

@@ -60,10 +60,10 @@ SIMD static double dot(const double *restrict block, const double *restrict h, i
 
 /* Σ over one tile and, off the diagonal, its mirror image; the diagonal tile counts its upper triangle twice and its
  * diagonal once. */
-static double tile_trace(struct matd h, const struct syrk_tile *t, const double *block) {
+static double tile_trace(struct mat h, const struct syrk_tile *t, const double *block) {
     double sum = 0;
     for (int64_t i = 0; i < t->rows; i++) {
-        const double *row = h.data + (t->row + i) * h.stride + t->col;
+        const double *row = f64_row(h, t->row + i) + t->col;
         if (t->row == t->col) {
             sum += block[i * SYRK_TILE + i] * row[i];
             sum += 2 * dot(block + i * SYRK_TILE + i + 1, row + i + 1, t->cols - i - 1);
@@ -81,11 +81,11 @@ SIMD static void widen(const float *restrict in, int64_t n, double *restrict out
 
 /* tr(X H Xᵀ) = Σ (XᵀX) ∘ H. In fp64 throughout: where an output is small because its terms cancel, fp32 products would
  * leave few digits of it. */
-static double trace(struct backend_state *state, struct matf x, struct matd h, const struct workspace *ws) {
+static double trace(struct backend_state *state, struct mat x, struct mat h, const struct workspace *ws) {
     int64_t tiles = syrk_tile_count(x.cols);
 #pragma omp parallel for num_threads(state->threads)
     for (int64_t i = 0; i < x.rows; i++)
-        widen(x.data + i * x.stride, x.cols, ws->wide + i * x.cols);
+        widen(f32_row(x, i), x.cols, ws->wide + i * x.cols);
 #pragma omp parallel for num_threads(state->threads) schedule(dynamic)
     for (int64_t i = 0; i < tiles; i++) {
         struct syrk_tile t = syrk_tile_at(x.cols, i);
@@ -108,9 +108,9 @@ static void subtract_chunk(struct backend_state *state, const struct error_args 
     int64_t cols = a->w.cols;
 #pragma omp parallel for num_threads(state->threads)
     for (int64_t i = 0; i < rows; i++) {
-        const float *w = a->w.data + (from + i) * a->w.stride;
+        const float *w = f32_row(a->w, from + i);
         float *d = ws->difference + i * cols;
-        subtract(w, a->w_hat.data + (from + i) * a->w_hat.stride, cols, d);
+        subtract(w, f32_row(a->w_hat, from + i), cols, d);
         ws->stats[i] = (struct row_stats){vec_sum_squares(d, cols), vec_sum_abs(d, cols), vec_max_abs(d, cols),
                                           vec_sum_squares(w, cols)};
     }
@@ -118,6 +118,8 @@ static void subtract_chunk(struct backend_state *state, const struct error_args 
 
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e) {
     TRY(check_error(a, e));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->w, a->w_hat));
+    TRY(CHECK_TYPE(DTYPE_F64, e, a->h));
     struct workspace ws;
     TRY(workspace_get(state, a, &ws, e));
     struct row_stats total = {0};
@@ -132,7 +134,7 @@ enum rc cpu_error(struct backend_state *state, const struct error_args *a, struc
             total.weight_squares += ws.stats[i].weight_squares;
         }
         if (a->h.data == NULL) continue;
-        struct matf w = {a->w.data + from * a->w.stride, rows, a->w.cols, a->w.stride};
+        struct mat w = {f32_row(a->w, from), rows, a->w.cols, a->w.stride, DTYPE_F32};
         num += trace(state, matf(ws.difference, rows, a->w.cols), a->h, &ws);
         if (a->drift_den == NULL) den += trace(state, w, a->h, &ws);
     }

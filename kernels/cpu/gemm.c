@@ -36,10 +36,10 @@ SIMD static void add_bias(float *restrict out, const float *restrict bias, int64
 }
 
 static void tile(const struct gemm_args *a, int64_t row, int64_t rows, int64_t col, int64_t cols) {
-    float *out = a->out.data + row * a->out.stride + col;
+    float *out = f32_row(a->out, row) + col;
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)cols, (int)a->x.cols, a->alpha,
-                a->x.data + row * a->x.stride, (int)a->x.stride, a->w.data + col * a->w.stride, (int)a->w.stride,
-                a->beta, out, (int)a->out.stride);
+                f32_row(a->x, row), (int)a->x.stride, f32_row(a->w, col), (int)a->w.stride, a->beta, out,
+                (int)a->out.stride);
     if (a->bias == NULL) return;
     for (int64_t t = 0; t < rows; t++)
         add_bias(out + t * a->out.stride, a->bias + col, cols, a->alpha);
@@ -47,6 +47,7 @@ static void tile(const struct gemm_args *a, int64_t row, int64_t rows, int64_t c
 
 enum rc cpu_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e) {
     TRY(check_gemm(a, e));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->w, a->out));
     if (a->out.rows == 0 || a->out.cols == 0) return RC_OK;
     struct tiling t = choose_tiling(a->out.rows, a->out.cols, state->threads);
 #pragma omp parallel for num_threads(state->threads) schedule(dynamic)

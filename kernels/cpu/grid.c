@@ -60,7 +60,7 @@ struct grid grid_constant(float value, const struct candidate *c) {
 }
 
 SIMD double grid_error(const struct grid *g, const float *w, int64_t n) {
-    double scale = g->scale, zero = g->zero, top = g->top, lane[LANES] = {0}, sum = 0;
+    double scale = g->scale, zero = g->zero, top = g->top, lane[LANES] = {0};
     for (int64_t i = 0; i < n; i += LANES) {
         int64_t live = n - i < LANES ? n - i : LANES;
         for (int l = 0; l < live; l++) {
@@ -71,9 +71,7 @@ SIMD double grid_error(const struct grid *g, const float *w, int64_t n) {
             lane[l] += error * error;
         }
     }
-    for (int l = 0; l < LANES; l++)
-        sum += lane[l];
-    return sum;
+    return add_lanes_f64(lane);
 }
 
 SIMD void grid_encode(const struct grid *g, const float *w, int64_t n, uint8_t *codes) {

@@ -12,6 +12,8 @@
 
 enum { ITERATIONS = 20 };
 static const double P = 0.7, BETA = 10, KAPPA = 1.01;
+/* Below β^(−1/(2−p)) for every β of the iteration: spares the power. */
+static const double SHRINKS_ABOVE = 0.14;
 static const double RANGE_MIN = 1e-4, INVERSE_SCALE_MAX = 2e4;
 
 struct step {
@@ -19,14 +21,6 @@ struct step {
     float residual; /* Σ q − w/scale: n times the next zero while the shrinkage is idle */
     float max_abs;  /* of x */
 };
-
-static float add_lanes(const float *lane) {
-    float sum[4] = {0};
-    for (int l = 0; l < LANES; l += 4)
-        for (int k = 0; k < 4; k++)
-            sum[k] += lane[l + k];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
 
 static inline float nearest_code(float scaled, float zero, float top) {
     float q = rintf(scaled + zero);
@@ -47,7 +41,7 @@ SIMD static struct step run_step(const struct grid *g, const float *w, int64_t n
             max_abs[l] = fabsf(x) > max_abs[l] ? fabsf(x) : max_abs[l];
         }
     }
-    struct step s = {.squares = add_lanes(squares), .residual = add_lanes(residual)};
+    struct step s = {.squares = add_lanes_f32(squares), .residual = add_lanes_f32(residual)};
     for (int l = 0; l < LANES; l++)
         s.max_abs = max_abs[l] > s.max_abs ? max_abs[l] : s.max_abs;
     return s;
@@ -94,7 +88,7 @@ static struct grid iterate(struct grid moving, const float *w, int64_t n, const 
             best = kept;
         }
         double sum = s.residual;
-        bool shrinks = s.max_abs > pow(beta, -1 / (2 - P)); /* else |x| <= |x|^(p−1)/β everywhere */
+        bool shrinks = s.max_abs > SHRINKS_ABOVE && s.max_abs > pow(beta, -1 / (2 - P)); /* else |x| <= |x|^(p−1)/β */
         if (shrinks) sum += shrunk(&moving, w, n, beta);
         float zero = (float)(sum / (double)n);
         if (zero == moving.zero && !shrinks) break;

@@ -94,15 +94,32 @@ void cpu_convert(const void *host, enum dtype type, int64_t count, float *out) {
         memcpy(out, host, (size_t)count * sizeof *out);
 }
 
+static void load(struct backend_state *state, const struct load_item *item) {
+    const int64_t chunk = 1 << 16;
+#pragma omp parallel for num_threads(state->threads) if (item->count > 4 * chunk)
+    for (int64_t at = 0; at < item->count; at += chunk)
+        cpu_convert((const uint8_t *)item->host + (size_t)at * dtype_size(item->type), item->type,
+                    item->count - at < chunk ? item->count - at : chunk, (float *)item->out + at);
+    (void)state;
+}
+
+enum rc cpu_load(struct backend_state *state, const struct load_item *items, size_t count, struct err *e) {
+    TRY(check_load(items, count, e));
+    for (size_t i = 0; i < count; i++)
+        if (items[i].out_type != DTYPE_F32) return err_set(e, RC_UNSUPPORTED, "load: the cpu computes in fp32");
+    for (size_t i = 0; i < count; i++)
+        load(state, &items[i]);
+    return RC_OK;
+}
+
 enum rc cpu_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                    struct err *e) {
-    TRY(check_upload(host, type, count, out, e));
-    const int64_t chunk = 1 << 16;
-#pragma omp parallel for num_threads(state->threads) if (count > 4 * chunk)
-    for (int64_t at = 0; at < count; at += chunk)
-        cpu_convert((const uint8_t *)host + (size_t)at * dtype_size(type), type,
-                    count - at < chunk ? count - at : chunk, out + at);
-    (void)state;
+    struct load_item item = {host, type, count, out, DTYPE_F32};
+    return cpu_load(state, &item, 1, e);
+}
+
+enum rc cpu_loaded(struct backend_state *state, struct err *e) {
+    (void)state, (void)e;
     return RC_OK;
 }
 

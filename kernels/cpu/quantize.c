@@ -6,14 +6,14 @@
 #include "kernels/cpu/vec.h"
 
 /* The first weight that is no number, in reading order, as RC_INVALID. */
-static enum rc check_finite(struct backend_state *state, const struct matf *w, struct err *e) {
+static enum rc check_finite(struct backend_state *state, const struct mat *w, struct err *e) {
     (void)state;
     int64_t bad = w->rows;
 #pragma omp parallel for num_threads(state->threads) reduction(min : bad)
     for (int64_t n = 0; n < w->rows; n++)
-        if (n < bad && !vec_finite(w->data + n * w->stride, w->cols)) bad = n;
+        if (n < bad && !vec_finite(f32_row(*w, n), w->cols)) bad = n;
     if (bad == w->rows) return RC_OK;
-    const float *row = w->data + bad * w->stride;
+    const float *row = f32_row(*w, bad);
     int64_t k = 0;
     while (isfinite(row[k]))
         k++;
@@ -31,7 +31,7 @@ static struct counts quantize_row(const struct quantize_args *a, int64_t n) {
     struct counts counts = {0};
     for (int64_t g = 0; g < q->groups; g++) {
         int64_t from = g * q->group, length = q->cols - from < q->group ? q->cols - from : q->group;
-        const float *w = a->w.data + n * a->w.stride + from;
+        const float *w = f32_row(a->w, n) + from;
         bool kept_rtn = false;
         struct grid grid = a->candidate.method == METHOD_HQQ ? hqq_fit(w, length, &a->candidate, &kept_rtn)
                                                              : rtn_fit(w, length, &a->candidate);
@@ -47,6 +47,7 @@ static struct counts quantize_row(const struct quantize_args *a, int64_t n) {
 
 enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     TRY(check_quantize(a, e));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->w));
     TRY(check_finite(state, &a->w, e));
     int64_t constant = 0, rtn = 0;
 #pragma omp parallel for num_threads(state->threads) reduction(+ : constant, rtn)

@@ -35,11 +35,10 @@ SIMD static void subtract(const float *restrict a, const float *restrict b, int6
         out[i] = a[i] - b[i];
 }
 
-static void logits(const struct score_args *a, const struct matf *x, const struct matf *head, const struct chunk *c,
+static void logits(const struct score_args *a, const struct mat *x, const struct mat *head, const struct chunk *c,
                    float *out) {
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)c->rows, (int)c->cols, (int)x->cols, a->logit_scale,
-                x->data + c->row * x->stride, (int)x->stride, head->data + c->col * head->stride, (int)head->stride, 0,
-                out, CHUNK);
+                f32_row(*x, c->row), (int)x->stride, f32_row(*head, c->col), (int)head->stride, 0, out, CHUNK);
     if (a->bias == NULL) return;
     for (int64_t t = 0; t < c->rows; t++)
         add(out + t * CHUNK, a->bias + c->col, c->cols);
@@ -106,6 +105,7 @@ static void score_tile(const struct score_args *a, int64_t row, float *ref, floa
 
 enum rc cpu_score(struct backend_state *state, const struct score_args *a, struct err *e) {
     TRY(check_score(a, e));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->x_q, a->head, a->head_q));
     const size_t tile = (size_t)TILE * CHUNK;
     void *memory;
     TRY(cpu_scratch(state, 2 * (size_t)state->threads * tile * sizeof(float), &memory, e));

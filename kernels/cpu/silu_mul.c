@@ -11,9 +11,9 @@ SIMD static void silu_row(const float *gate, const float *up, int64_t n, float *
 enum rc cpu_silu_mul(struct backend_state *state, const struct silu_mul_args *a, struct err *e) {
     (void)state;
     TRY(check_silu_mul(a, e));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->gate, a->up, a->out));
 #pragma omp parallel for num_threads(state->threads)
     for (int64_t t = 0; t < a->gate.rows; t++)
-        silu_row(a->gate.data + t * a->gate.stride, a->up.data + t * a->up.stride, a->gate.cols,
-                 a->out.data + t * a->out.stride);
+        silu_row(f32_row(a->gate, t), f32_row(a->up, t), a->gate.cols, f32_row(a->out, t));
     return RC_OK;
 }

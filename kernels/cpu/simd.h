@@ -27,6 +27,20 @@
 
 enum { LANES = 16 };
 
+/* Σ lane, pair by pair: what lanes that exchange their sums on a GPU get. */
+static inline float add_lanes_f32(float *lane) {
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; l++)
+            lane[l] += lane[l + width];
+    return lane[0];
+}
+static inline double add_lanes_f64(double *lane) {
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; l++)
+            lane[l] += lane[l + width];
+    return lane[0];
+}
+
 /* e^x to 2 ulp, 0 below −104, Inf above 89, NaN for NaN. Cody–Waite reduction to |r| <= ln2/2, then the degree-6
  * minimax polynomial of Cephes; the power of two goes in as two factors so that subnormal results come out right. */
 static inline float exp_f32(float x) {

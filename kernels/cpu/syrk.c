@@ -17,7 +17,7 @@ struct syrk_tile syrk_tile_at(int64_t channels, int64_t index) {
     return t;
 }
 
-void syrk_tile_compute(struct matf x, const struct syrk_tile *tile, float *out) {
+void syrk_tile_compute(struct mat x, const struct syrk_tile *tile, float *out) {
     cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)tile->rows, (int)tile->cols, (int)x.rows, 1,
-                x.data + tile->row, (int)x.stride, x.data + tile->col, (int)x.stride, 0, out, SYRK_TILE);
+                f32_row(x, 0) + tile->row, (int)x.stride, f32_row(x, 0) + tile->col, (int)x.stride, 0, out, SYRK_TILE);
 }

@@ -13,6 +13,6 @@ struct syrk_tile {
 int64_t syrk_tile_count(int64_t channels);
 struct syrk_tile syrk_tile_at(int64_t channels, int64_t index);
 /* out [rows, cols] with stride SYRK_TILE = X[:, row…]ᵀ · X[:, col…] in fp32. */
-void syrk_tile_compute(struct matf x, const struct syrk_tile *tile, float *out);
+void syrk_tile_compute(struct mat x, const struct syrk_tile *tile, float *out);
 
 #endif

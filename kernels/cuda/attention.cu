@@ -3,13 +3,14 @@
 /* Query rows computed together: enough for an efficient GEMM, few enough that causality saves half of the work. */
 static const int64_t TILE = 256;
 
-/* Query rows [row, row + rows) of every head see keys [key, row + rows). */
+/* Query rows [row, row + rows) of every head see keys [key, row + rows), all counted from row `first` of the matrices,
+ * where the window begins. */
 struct strip {
-    int64_t row, rows, key, keys;
+    int64_t first, row, rows, key, keys;
 };
 
-static struct strip strip_at(const struct attention_args *a, int64_t row) {
-    struct strip s = {row, a->q.rows - row < TILE ? a->q.rows - row : TILE, 0, 0};
+static struct strip strip_at(const struct attention_args *a, int64_t first, int64_t row) {
+    struct strip s = {first, row, a->length - row < TILE ? a->length - row : TILE, 0, 0};
     s.key = a->window > 0 && row + 1 > a->window ? row + 1 - a->window : 0;
     s.keys = row + s.rows - s.key;
     return s;
@@ -40,8 +41,8 @@ static enum rc scores(struct backend_state *state, const struct attention_args *
                       float *p, struct err *e) {
     const float zero = 0;
     int d = a->head_dim, shared = a->heads / a->kv_heads;
-    const float *q = a->q.data + s->row * a->q.stride + (int64_t)kv_head * shared * d;
-    const float *k = a->k.data + s->key * a->k.stride + (int64_t)kv_head * d;
+    const float *q = (const float *)a->q.data + (s->first + s->row) * a->q.stride + (int64_t)kv_head * shared * d;
+    const float *k = (const float *)a->k.data + (s->first + s->key) * a->k.stride + (int64_t)kv_head * d;
     CUBLAS_TRY(cublasSgemmStridedBatched(state->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)s->keys, (int)s->rows, d,
                                          &a->scale, k, (int)a->k.stride, 0, q, (int)a->q.stride, d, &zero, p,
                                          (int)s->keys, s->rows * s->keys, shared));
@@ -53,8 +54,8 @@ static enum rc mix(struct backend_state *state, const struct attention_args *a, 
                    const float *p, struct err *e) {
     const float one = 1, zero = 0;
     int d = a->head_dim, shared = a->heads / a->kv_heads;
-    const float *v = a->v.data + s->key * a->v.stride + (int64_t)kv_head * d;
-    float *out = a->out.data + s->row * a->out.stride + (int64_t)kv_head * shared * d;
+    const float *v = (const float *)a->v.data + (s->first + s->key) * a->v.stride + (int64_t)kv_head * d;
+    float *out = (float *)a->out.data + (s->first + s->row) * a->out.stride + (int64_t)kv_head * shared * d;
     CUBLAS_TRY(cublasSgemmStridedBatched(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, d, (int)s->rows, (int)s->keys, &one, v,
                                          (int)a->v.stride, 0, p, (int)s->keys, s->rows * s->keys, &zero, out,
                                          (int)a->out.stride, d, shared));
@@ -73,14 +74,19 @@ static enum rc attend(struct backend_state *state, const struct attention_args *
     return RC_OK;
 }
 
+static enum rc attend_windows(struct backend_state *state, const struct attention_args *a, struct err *e) {
+    void *p; /* [heads, TILE, length] */
+    TRY(cuda_scratch(state, (size_t)a->heads * TILE * (size_t)a->length * sizeof(float), &p, e));
+    for (int64_t first = 0; first < a->q.rows; first += a->length)
+        for (int64_t row = 0; row < a->length; row += TILE) {
+            struct strip s = strip_at(a, first, row);
+            TRY(attend(state, a, &s, (float *)p, e));
+        }
+    return RC_OK;
+}
+
 enum rc cuda_attention(struct backend_state *state, const struct attention_args *a, struct err *e) {
     TRY(check_attention(a, e));
-    int64_t tokens = a->q.rows;
-    void *p; /* [heads, TILE, T] */
-    TRY(cuda_scratch(state, (size_t)a->heads * TILE * (size_t)tokens * sizeof(float), &p, e));
-    for (int64_t row = 0; row < tokens; row += TILE) {
-        struct strip s = strip_at(a, row);
-        TRY(attend(state, a, &s, (float *)p, e));
-    }
-    return RC_OK;
+    TRY(check_activation(state, &a->q, e));
+    return a->q.type == DTYPE_BF16 ? cuda_flash_attention(state, a, e) : attend_windows(state, a, e);
 }

@@ -3,8 +3,6 @@
 
 #include "kernels/cuda/cuda.h"
 
-static const size_t blas_workspace_bytes = 32 << 20; /* what cuBLAS asks for on Hopper; enough everywhere else */
-
 /* Memory given back stays with the process: the walk takes and gives the same sizes over and over. */
 static enum rc keep_freed_memory(const struct backend_state *state, struct err *e) {
     cudaMemPool_t pool;
@@ -33,23 +31,32 @@ static enum rc set_up(struct backend_state *state, const struct backend_options 
     state->device = options->device;
     state->limit = options->memory_limit;
     TRY(find_device(options, &card, e));
-    snprintf(state->hardware, sizeof state->hardware, "%.100s, compute capability %d.%d, fp32", card.name, card.major,
-             card.minor);
+    snprintf(state->hardware, sizeof state->hardware, "%.100s, compute capability %d.%d, %s", card.name, card.major,
+             card.minor, state->activation == DTYPE_BF16 ? "bf16" : "fp32");
     TRY(keep_freed_memory(state, e));
     CUDA_TRY(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
+    for (int i = 0; i < 2; i++)
+        CUDA_TRY(cudaEventCreateWithFlags(&state->paces[i], cudaEventDisableTiming | cudaEventBlockingSync));
     CUBLAS_TRY(cublasCreate(&state->blas));
+    CUBLAS_TRY(cublasLtCreate(&state->lt));
     CUBLAS_TRY(cublasSetStream(state->blas, state->stream));
-    TRY(cuda_alloc(state, blas_workspace_bytes, &state->blas_workspace, e));
-    CUBLAS_TRY(cublasSetWorkspace(state->blas, state->blas_workspace, blas_workspace_bytes));
+    TRY(cuda_alloc(state, cuda_blas_workspace_bytes, &state->blas_workspace, e));
+    CUBLAS_TRY(cublasSetWorkspace(state->blas, state->blas_workspace, cuda_blas_workspace_bytes));
     return RC_OK;
 }
 
 static void cuda_close(struct backend_state *state) {
     if (state == NULL) return;
+    cuda_load_end(state);
+    cuda_gemm_forget(state);
     if (state->blas) cublasDestroy(state->blas);
+    if (state->lt) cublasLtDestroy(state->lt);
     cuda_free(state, state->blas_workspace);
-    cuda_free(state, state->scratch);
-    cudaFreeHost(state->staging);
+    cuda_free(state, state->scratch.memory);
+    cuda_free(state, state->converted.memory);
+    cudaFreeHost(state->staging.memory);
+    for (int i = 0; i < 2; i++)
+        if (state->paces[i]) cudaEventDestroy(state->paces[i]);
     if (state->stream) {
         cudaStreamSynchronize(state->stream);
         cudaStreamDestroy(state->stream);
@@ -58,16 +65,26 @@ static void cuda_close(struct backend_state *state) {
     free(state);
 }
 
-static enum rc cuda_open(const struct backend_options *options, struct backend_state **out, struct err *e) {
+static enum rc open_in(enum dtype activation, const struct backend_options *options, struct backend_state **out,
+                       struct err *e) {
     *out = NULL;
     struct backend_state *state = (struct backend_state *)calloc(1, sizeof *state);
     if (state == NULL) return err_set(e, RC_NO_MEMORY, "no memory to open the cuda backend");
+    state->activation = activation;
     enum rc rc = set_up(state, options, e);
     if (rc == RC_OK)
         *out = state;
     else
         cuda_close(state);
     return rc;
+}
+
+static enum rc open_fp32(const struct backend_options *options, struct backend_state **out, struct err *e) {
+    return open_in(DTYPE_F32, options, out, e);
+}
+
+static enum rc open_bf16(const struct backend_options *options, struct backend_state **out, struct err *e) {
+    return open_in(DTYPE_BF16, options, out, e);
 }
 
 static const char *cuda_hardware(struct backend_state *state) {
@@ -84,31 +101,41 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
     return state->peak;
 }
 
+/* What does not depend on the precision. */
+#define OPERATIONS                                                                                                     \
+    .close = cuda_close, .hardware = cuda_hardware, .memory = cuda_memory, .memory_peak = cuda_memory_peak,            \
+    .room = cuda_room, .alloc = cuda_alloc, .free = cuda_free, .clear = cuda_clear, .upload = cuda_upload,             \
+    .load = cuda_load, .loaded = cuda_loaded, .download = cuda_download, .keep_pace = cuda_keep_pace,                  \
+    .embed = cuda_embed, .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention,   \
+    .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram, .gram_finish = cuda_gram_finish,                \
+    .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
+
 extern "C" {
-extern const struct backend backend_cuda; /* C++ would keep a constant to this file */
-const struct backend backend_cuda = {
+extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */
+const struct backend backend_cuda_fp32 = {
     .name = "cuda",
     .arithmetic = "cuda/fp32",
-    .open = cuda_open,
-    .close = cuda_close,
-    .hardware = cuda_hardware,
-    .memory = cuda_memory,
-    .memory_peak = cuda_memory_peak,
-    .alloc = cuda_alloc,
-    .free = cuda_free,
-    .clear = cuda_clear,
-    .upload = cuda_upload,
-    .download = cuda_download,
-    .embed = cuda_embed,
-    .rmsnorm = cuda_rmsnorm,
-    .gemm = cuda_gemm,
-    .rope = cuda_rope,
-    .attention = cuda_attention,
-    .silu_mul = cuda_silu_mul,
-    .score = cuda_score,
-    .gram = cuda_gram,
-    .quantize = cuda_quantize,
-    .dequantize = cuda_dequantize,
-    .error = cuda_error,
+    .activation = DTYPE_F32,
+    .weights_as_stored = false,
+    .gram_type = DTYPE_F64,
+    .own_memory = true,
+    .loads_ahead = true,
+    .chunk_tokens = 8192,
+    .batch_tokens = 131072,
+    .open = open_fp32,
+    OPERATIONS,
+};
+const struct backend backend_cuda_bf16 = {
+    .name = "cuda",
+    .arithmetic = "cuda/bf16",
+    .activation = DTYPE_BF16,
+    .weights_as_stored = true,
+    .gram_type = DTYPE_F32,
+    .own_memory = true,
+    .loads_ahead = true,
+    .chunk_tokens = 8192,
+    .batch_tokens = 131072,
+    .open = open_bf16,
+    OPERATIONS,
 };
 }

@@ -1,10 +1,12 @@
 /* What the CUDA operations share: the open device, its memory, and how a failed call becomes an error.
  *
- * Everything runs on one stream in the order called; the host waits in download, and where a result goes back to it.
+ * Everything runs on one stream in the order called, but for loads; the host waits in download, and where a result goes
+ * back to it.
  * Twins of kernels/cpu/<op>.c, in the same order, so that a pair can be read side by side. */
 #ifndef HSAQ_KERNELS_CUDA_CUDA_H
 #define HSAQ_KERNELS_CUDA_CUDA_H
 
+#include <cublasLt.h>
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
@@ -18,18 +20,32 @@ struct block { /* of device memory that the backend's user holds */
     size_t bytes;
 };
 
+struct buffer { /* grows, never shrinks */
+    void *memory;
+    size_t bytes;
+};
+
+static const size_t cuda_blas_workspace_bytes = 64 << 20;
+
+struct gemm_plans;
+struct loader;
+
 struct backend_state {
     int device;
     int64_t limit, held, peak; /* bytes; limit 0: none but the card's */
     struct block *blocks;      /* [block_count] in no order */
     size_t block_count, block_room;
     cudaStream_t stream;
+    enum dtype activation;
     cublasHandle_t blas;
+    cublasLtHandle_t lt;
     void *blas_workspace;
-    void *scratch; /* counts against the limit; grows, never shrinks */
-    size_t scratch_bytes;
-    void *staging; /* pinned host memory; grows, never shrinks */
-    size_t staging_bytes;
+    struct gemm_plans *gemm_plans;    /* gemm_bf16.cu */
+    struct loader *loader;            /* load.cu; NULL before the first load */
+    struct buffer scratch, converted; /* device memory, counts against the limit */
+    struct buffer staging;            /* pinned host memory */
+    cudaEvent_t paces[2];             /* the last two calls of keep_pace */
+    unsigned pace;
     char hardware[160];
 };
 
@@ -56,11 +72,28 @@ void cuda_free(struct backend_state *state, void *memory);
 enum rc cuda_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e);
 enum rc cuda_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                     struct err *e);
+/* One value of a matrix of any float type → host. */
+enum rc cuda_read_value(struct backend_state *state, const struct mat *m, int64_t row, int64_t col, float *value,
+                        struct err *e);
 enum rc cuda_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
 /* Workspace of at least `bytes` (256-byte aligned), valid until the next call. */
 enum rc cuda_scratch(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+/* A dense matrix of any float type as bf16, valid until the next call. */
+enum rc cuda_converted(struct backend_state *state, const struct mat *m, struct mat *out, struct err *e);
+enum rc cuda_keep_pace(struct backend_state *state, struct err *e);
+int64_t cuda_room(struct backend_state *state);
 /* Pinned host memory of at least `bytes`, valid until the next call; the device no longer reads it. */
 enum rc cuda_staging(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+
+/* load.cu: a thread of its own brings tensors to the device while the operations' stream goes on. */
+enum rc cuda_load(struct backend_state *state, const struct load_item *items, size_t count, struct err *e);
+enum rc cuda_loaded(struct backend_state *state, struct err *e);
+void cuda_load_end(struct backend_state *state);
+
+/* gemm_bf16.cu, flash.cu: the ways of bf16. */
+enum rc cuda_gemm_bf16(struct backend_state *state, const struct gemm_args *a, struct err *e);
+void cuda_gemm_forget(struct backend_state *state); /* its plans */
+enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 
 /* One file each. */
 enum rc cuda_embed(struct backend_state *state, const struct embed_args *a, struct err *e);
@@ -71,6 +104,7 @@ enum rc cuda_attention(struct backend_state *state, const struct attention_args 
 enum rc cuda_silu_mul(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
 enum rc cuda_score(struct backend_state *state, const struct score_args *a, struct err *e);
 enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
+enum rc cuda_gram_finish(struct backend_state *state, struct mat h, struct err *e);
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);

@@ -1,4 +1,4 @@
-/* Device code that several kernels share: loading what a checkpoint stores, and sums over a block of threads. */
+/* Device code that several kernels share: values of every stored type, several at a time, and sums over threads. */
 #ifndef HSAQ_KERNELS_CUDA_DEVICE_CUH
 #define HSAQ_KERNELS_CUDA_DEVICE_CUH
 
@@ -8,6 +8,7 @@
 #include "kernels/cuda/cuda.h"
 
 static const int WARP = 32, BLOCK = 256; /* threads */
+static const int64_t GRID_MAX = 65535;   /* blocks in a grid's second and third direction */
 
 static inline unsigned blocks_for(int64_t count, int64_t per_block) {
     return (unsigned)((count + per_block - 1) / per_block);
@@ -17,6 +18,58 @@ static __device__ inline float load_stored(const void *values, enum dtype type, 
     if (type == DTYPE_BF16) return __bfloat162float(((const __nv_bfloat16 *)values)[i]);
     if (type == DTYPE_F16) return __half2float(((const __half *)values)[i]);
     return ((const float *)values)[i];
+}
+
+static __device__ inline float to_float(float value) {
+    return value;
+}
+static __device__ inline float to_float(__nv_bfloat16 value) {
+    return __bfloat162float(value);
+}
+template <typename T> static __device__ inline T from_float(float value);
+template <> __device__ inline float from_float<float>(float value) {
+    return value;
+}
+template <> __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+    return __float2bfloat16_rn(value);
+}
+
+/* Neighbours that are read and written in one go: their address is a multiple of their size. */
+template <typename T, int COUNT> struct alignas(sizeof(T) * COUNT) vector { T at[COUNT]; };
+template <typename T, int COUNT> static __device__ inline struct vector<T, COUNT> load_vector(const T *from) {
+    return *(const struct vector<T, COUNT> *)from;
+} template <typename T, int COUNT> static __device__ inline void store_vector(T *to, struct vector<T, COUNT> v) {
+    *(struct vector<T, COUNT> *)to = v;
+}
+
+/* Each row of each matrix begins at a multiple of `bytes` and is one long. */
+static inline bool rows_aligned(const struct mat *all, int count, size_t bytes) {
+    for (int i = 0; i < count; i++) {
+        size_t size = dtype_size(all[i].type);
+        if ((uintptr_t)all[i].data % bytes || (size_t)all[i].stride * size % bytes ||
+            (size_t)all[i].cols * size % bytes)
+            return false;
+    }
+    return true;
+}
+
+static inline enum rc check_grid(int64_t rows, struct err *e) {
+    if (rows <= GRID_MAX) return RC_OK;
+    return err_set(e, RC_TOO_LARGE, "%lld tokens at once are more than a GPU's grid has rows", (long long)rows);
+}
+
+/* What a Linear reads or writes has the type of this backend. */
+static inline enum rc check_activation(const struct backend_state *state, const struct mat *m, struct err *e) {
+    if (m->data == NULL || m->type == state->activation) return RC_OK;
+    return err_set(e, RC_UNSUPPORTED, "a matrix of type %d where this backend computes in type %d", (int)m->type,
+                   (int)state->activation);
+}
+
+/* Every thread of a warp gets the sum. */
+static __device__ inline double warp_sum(double value) {
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
 }
 
 /* Every thread of a block of BLOCK gets the sum, taken in a fixed order. */

@@ -3,10 +3,10 @@
 #include "kernels/cuda/device.cuh"
 
 /* rows [T, D] as stored → out */
-static __global__ void widen_rows(const void *rows, enum dtype type, float multiplier, struct matf out) {
+static __global__ void widen_rows(const void *rows, enum dtype type, float multiplier, struct mat out) {
     int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (i < out.rows * out.cols)
-        out.data[i / out.cols * out.stride + i % out.cols] = load_stored(rows, type, i) * multiplier;
+        ((float *)out.data)[i / out.cols * out.stride + i % out.cols] = load_stored(rows, type, i) * multiplier;
 }
 
 /* The table stays with the host, which picks the rows: it is as large as a block, and a window needs 2048 of its rows.

@@ -3,54 +3,70 @@
 
 #include "kernels/cuda/device.cuh"
 
-/* Rows of D kept at a time. */
-static const int64_t CHUNK = 512;
+/* Bytes of D and of D · H kept at a time. */
+static const int64_t WORKSPACE = 256 << 20;
+static const int64_t ROWS_MAX = 8192;
 
 struct row_stats {
     double squares, sum_abs, max_abs, weight_squares;
     double num, den; /* the row's shares of tr(D H Dᵀ) and tr(W H Wᵀ) */
 };
 
+/* Some rows of D or W and their product with H, of H's type. */
 struct workspace {
-    double *rows;            /* [CHUNK, K] D or W, widened */
-    double *product;         /* [CHUNK, K] rows · H */
-    struct row_stats *stats; /* [CHUNK] */
+    void *rows, *product;    /* [chunk, K] */
+    struct row_stats *stats; /* [chunk] */
+    int64_t chunk;
 };
 
 struct chunk {
     int64_t from, rows;
 };
 
+static __device__ inline float value_at(const struct mat &m, int64_t row, int64_t col) {
+    return load_stored(m.data, m.type, row * m.stride + col);
+}
+
 static __global__ void compare_rows(struct error_args a, struct chunk c, struct row_stats *stats) {
-    const float *w = a.w.data + (c.from + blockIdx.x) * a.w.stride;
-    const float *w_hat = a.w_hat.data + (c.from + blockIdx.x) * a.w_hat.stride;
+    int64_t n = c.from + blockIdx.x;
     double squares = 0, sum_abs = 0, weight_squares = 0;
     float max_abs = 0;
     for (int64_t k = threadIdx.x; k < a.w.cols; k += BLOCK) {
-        float difference = w[k] - w_hat[k], magnitude = fabsf(difference);
+        float w = value_at(a.w, n, k), difference = w - value_at(a.w_hat, n, k), magnitude = fabsf(difference);
         squares += (double)difference * difference;
         sum_abs += magnitude;
         max_abs = fmaxf(max_abs, magnitude);
-        weight_squares += (double)w[k] * w[k];
+        weight_squares += (double)w * w;
     }
     struct row_stats s = {block_sum(squares), block_sum(sum_abs), block_max(max_abs), block_sum(weight_squares), 0, 0};
     if (threadIdx.x == 0) stats[blockIdx.x] = s;
 }
 
-/* rows [CHUNK, K] = W − Ŵ as fp32 has it, or W itself. */
-static __global__ void widen(struct error_args a, struct chunk c, bool difference, double *rows) {
-    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (i >= c.rows * a.w.cols) return;
-    int64_t n = c.from + i / a.w.cols, k = i % a.w.cols;
-    float w = a.w.data[n * a.w.stride + k];
-    rows[i] = difference ? w - a.w_hat.data[n * a.w_hat.stride + k] : w;
+static __device__ inline void store_wide(double *to, float value) {
+    *to = value;
+}
+/* To the nearest TF32: left to the tensor cores, the surplus digits would be cut off, always downwards. */
+static __device__ inline void store_wide(float *to, float value) {
+    uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
+    *to = __uint_as_float(rounded);
 }
 
-static __global__ void row_traces(struct workspace ws, int64_t cols, bool difference) {
-    const double *row = ws.rows + blockIdx.x * cols, *product = ws.product + blockIdx.x * cols;
+/* rows [chunk, K] = W − Ŵ as fp32 has it, or W itself. */
+template <typename T>
+static __global__ void spread_rows(struct error_args a, struct chunk c, bool difference, T *rows) {
+    int64_t n = c.from + blockIdx.x;
+    for (int64_t k = threadIdx.x; k < a.w.cols; k += BLOCK) {
+        float w = value_at(a.w, n, k);
+        store_wide(&rows[blockIdx.x * a.w.cols + k], difference ? w - value_at(a.w_hat, n, k) : w);
+    }
+}
+
+template <typename T> static __global__ void row_traces(struct workspace ws, int64_t cols, bool difference) {
+    const T *row = (const T *)ws.rows + blockIdx.x * cols, *product = (const T *)ws.product + blockIdx.x * cols;
     double sum = 0;
     for (int64_t k = threadIdx.x; k < cols; k += BLOCK)
-        sum += row[k] * product[k];
+        sum += (double)row[k] * product[k];
     sum = block_sum(sum);
     if (threadIdx.x != 0) return;
     if (difference)
@@ -59,19 +75,42 @@ static __global__ void row_traces(struct workspace ws, int64_t cols, bool differ
         ws.stats[blockIdx.x].den = sum;
 }
 
-/* Each row's x · H · xᵀ. In fp64 throughout: where an output is small because its terms cancel, fp32 products would
- * leave few digits of it. */
-static enum rc trace(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
-                     const struct workspace *ws, struct err *e) {
+/* Each row's x · H · xᵀ in fp64: where an output is small because its terms cancel, fp32 products would leave few
+ * digits of it. */
+static enum rc trace_f64(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
+                         const struct workspace *ws, struct err *e) {
     const double one = 1, zero = 0;
     int cols = (int)a->w.cols;
-    widen<<<blocks_for(c.rows * cols, BLOCK), BLOCK, 0, state->stream>>>(*a, c, difference, ws->rows);
+    spread_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, difference, (double *)ws->rows);
     LAUNCHED();
-    CUBLAS_TRY(cublasDgemm(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, cols, (int)c.rows, cols, &one, a->h.data,
-                           (int)a->h.stride, ws->rows, cols, &zero, ws->product, cols));
-    row_traces<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*ws, cols, difference);
+    CUBLAS_TRY(cublasDgemm(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, cols, (int)c.rows, cols, &one,
+                           (const double *)a->h.data, (int)a->h.stride, (const double *)ws->rows, cols, &zero,
+                           (double *)ws->product, cols));
+    row_traces<double><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*ws, cols, difference);
     LAUNCHED();
     return RC_OK;
+}
+
+/* The same with products in TF32. H's surplus digits are cut off, which takes the same share of tr(D H Dᵀ) and of
+ * tr(W H Wᵀ): their ratio does not see it. */
+static enum rc trace_tf32(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
+                          const struct workspace *ws, struct err *e) {
+    const float one = 1, zero = 0;
+    int cols = (int)a->w.cols;
+    spread_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, difference, (float *)ws->rows);
+    LAUNCHED();
+    CUBLAS_TRY(cublasGemmEx(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, cols, (int)c.rows, cols, &one, a->h.data, CUDA_R_32F,
+                            (int)a->h.stride, ws->rows, CUDA_R_32F, cols, &zero, ws->product, CUDA_R_32F, cols,
+                            CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT));
+    row_traces<float><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*ws, cols, difference);
+    LAUNCHED();
+    return RC_OK;
+}
+
+static enum rc trace(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
+                     const struct workspace *ws, struct err *e) {
+    return a->h.type == DTYPE_F64 ? trace_f64(state, a, c, difference, ws, e)
+                                  : trace_tf32(state, a, c, difference, ws, e);
 }
 
 static enum rc measure_chunk(struct backend_state *state, const struct error_args *a, struct chunk c,
@@ -83,14 +122,24 @@ static enum rc measure_chunk(struct backend_state *state, const struct error_arg
     return cuda_download(state, ws->stats, (size_t)c.rows * sizeof *host, host, e);
 }
 
+static int64_t rows_at_once(const struct error_args *a) {
+    int64_t row = 2 * a->w.cols * (int64_t)(a->h.data ? dtype_size(a->h.type) : 1);
+    int64_t rows = row > 0 ? WORKSPACE / row : ROWS_MAX;
+    rows = rows < ROWS_MAX ? rows : ROWS_MAX;
+    rows = rows < a->w.rows ? rows : a->w.rows;
+    return rows > 0 ? rows : 1;
+}
+
 static enum rc get_workspace(struct backend_state *state, const struct error_args *a, struct workspace *ws,
                              struct err *e) {
-    size_t matrix = (size_t)CHUNK * (size_t)a->w.cols * sizeof(double);
+    ws->chunk = rows_at_once(a);
+    size_t matrix = a->h.data ? (size_t)(ws->chunk * a->w.cols) * dtype_size(a->h.type) : 0;
+    matrix = (matrix + 255) / 256 * 256;
     void *memory;
-    TRY(cuda_scratch(state, 2 * matrix + CHUNK * sizeof *ws->stats, &memory, e));
-    ws->rows = (double *)memory;
-    ws->product = ws->rows + CHUNK * a->w.cols;
-    ws->stats = (struct row_stats *)(ws->product + CHUNK * a->w.cols);
+    TRY(cuda_scratch(state, 2 * matrix + (size_t)ws->chunk * sizeof *ws->stats, &memory, e));
+    ws->rows = memory;
+    ws->product = (char *)memory + matrix;
+    ws->stats = (struct row_stats *)((char *)memory + 2 * matrix);
     return RC_OK;
 }
 
@@ -105,17 +154,27 @@ static void add_rows(struct row_stats *total, const struct row_stats *rows, int6
     }
 }
 
+static enum rc measure_rows(struct backend_state *state, const struct error_args *a, const struct workspace *ws,
+                            struct row_stats *total, struct err *e) {
+    struct row_stats *host = (struct row_stats *)malloc((size_t)ws->chunk * sizeof *host);
+    if (host == NULL) return err_set(e, RC_NO_MEMORY, "no memory for the errors of %lld rows", (long long)ws->chunk);
+    enum rc rc = RC_OK;
+    for (int64_t from = 0; rc == RC_OK && from < a->w.rows; from += ws->chunk) {
+        struct chunk c = {from, a->w.rows - from < ws->chunk ? a->w.rows - from : ws->chunk};
+        rc = measure_chunk(state, a, c, ws, host, e);
+        if (rc == RC_OK) add_rows(total, host, c.rows);
+    }
+    free(host);
+    return rc;
+}
+
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report,
                    struct err *e) {
     TRY(check_error(a, e));
     struct workspace ws;
+    struct row_stats total = {};
     TRY(get_workspace(state, a, &ws, e));
-    struct row_stats total = {}, host[CHUNK];
-    for (int64_t from = 0; from < a->w.rows; from += CHUNK) {
-        struct chunk c = {from, a->w.rows - from < CHUNK ? a->w.rows - from : CHUNK};
-        TRY(measure_chunk(state, a, c, &ws, host, e));
-        add_rows(&total, host, c.rows);
-    }
+    TRY(measure_rows(state, a, &ws, &total, e));
     if (a->h.data != NULL && a->drift_den != NULL) total.den = *a->drift_den;
     double count = (double)a->w.rows * (double)a->w.cols;
     *report = {total.num,           total.den,

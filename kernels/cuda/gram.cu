@@ -1,16 +1,12 @@
 #include "kernels/cuda/device.cuh"
 
-/* Columns of XᵀX computed together in fp32 before they go into the fp64 sum. */
-static const int64_t TILE = 1024;
+/* Columns of XᵀX computed together: the part on and above the diagonal of so many columns is one product. */
+static const int64_t TILE = 2048;
 
-/* h[i, col + j] += block[i, j] for i <= col + j, and its mirror image the same sum: XᵀX is symmetric, a GEMM's result
- * only up to rounding. block [rows, cols], rows = col + cols. */
-static __global__ void add_columns(struct matd h, const float *block, int64_t col, int64_t cols) {
+/* h[i, col + j] += block[i, j]; block [rows, cols], rows = col + cols. */
+static __global__ void add_columns(struct mat h, const float *block, int64_t col, int64_t cols) {
     int64_t n = (int64_t)blockIdx.x * BLOCK + threadIdx.x, i = n / cols, j = col + n % cols;
-    if (i > j || i >= col + cols) return;
-    double sum = h.data[i * h.stride + j] + block[n];
-    h.data[i * h.stride + j] = sum;
-    h.data[j * h.stride + i] = sum;
+    if (i < col + cols) ((double *)h.data)[i * h.stride + j] += block[n];
 }
 
 /* One thread a channel, so that the sums keep their order. */
@@ -20,7 +16,7 @@ static __global__ void add_stats(struct gram_args a) {
     double sum = 0, sum_abs = 0;
     float max_abs = 0;
     for (int64_t t = 0; t < a.x.rows; t++) {
-        float x = a.x.data[t * a.x.stride + k], magnitude = fabsf(x);
+        float x = load_stored(a.x.data, a.x.type, t * a.x.stride + k), magnitude = fabsf(x);
         sum += x;
         sum_abs += magnitude;
         max_abs = fmaxf(max_abs, magnitude);
@@ -30,31 +26,89 @@ static __global__ void add_stats(struct gram_args a) {
     if (a.max_abs) a.max_abs[k] = fmaxf(a.max_abs[k], max_abs);
 }
 
-/* block [col + cols, cols] = X[:, 0 … col + cols)ᵀ · X[:, col …): the part of these columns on and above the diagonal.
- */
-static enum rc multiply(struct backend_state *state, struct matf x, int64_t col, int64_t cols, float *block,
-                        struct err *e) {
-    const float one = 1, zero = 0;
-    CUBLAS_TRY(cublasSgemm(state->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)cols, (int)(col + cols), (int)x.rows, &one,
-                           x.data + col, (int)x.stride, x.data, (int)x.stride, &zero, block, (int)cols));
+/* out [col + cols, cols] = beta · out + X[:, 0 … col + cols)ᵀ · X[:, col …). To cuBLAS, which counts columns first, X
+ * is [K, T]. */
+struct panel {
+    struct mat x;
+    int64_t col, cols;
+    float *out;
+    int64_t stride;
+    float beta;
+};
+
+static enum rc multiply(struct backend_state *state, const struct panel *p, struct err *e) {
+    const float one = 1;
+    cudaDataType_t type = p->x.type == DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF;
+    const char *x = (const char *)p->x.data;
+    CUBLAS_TRY(cublasGemmEx(state->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)p->cols, (int)(p->col + p->cols),
+                            (int)p->x.rows, &one, x + (size_t)p->col * dtype_size(p->x.type), type, (int)p->x.stride, x,
+                            type, (int)p->x.stride, &p->beta, p->out, CUDA_R_32F, (int)p->stride, CUBLAS_COMPUTE_32F,
+                            CUBLAS_GEMM_DEFAULT));
+    return RC_OK;
+}
+
+/* bf16: the tensor cores add to H in fp32. */
+static enum rc add_panel_f32(struct backend_state *state, const struct gram_args *a, struct panel *p, struct err *e) {
+    p->out = (float *)a->h.data + p->col;
+    p->stride = a->h.stride;
+    p->beta = 1;
+    return multiply(state, p, e);
+}
+
+/* fp32: each call's products go into an fp64 sum. */
+static enum rc add_panel_f64(struct backend_state *state, const struct gram_args *a, struct panel *p, struct err *e) {
+    void *memory;
+    TRY(cuda_scratch(state, (size_t)a->x.cols * TILE * sizeof(float), &memory, e));
+    p->out = (float *)memory; /* [K, TILE] */
+    p->stride = p->cols;
+    TRY(multiply(state, p, e));
+    add_columns<<<blocks_for((p->col + p->cols) * p->cols, BLOCK), BLOCK, 0, state->stream>>>(a->h, p->out, p->col,
+                                                                                              p->cols);
+    LAUNCHED();
     return RC_OK;
 }
 
 enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct err *e) {
     TRY(check_gram(a, e));
+    TRY(check_activation(state, &a->x, e));
     int64_t channels = a->x.cols;
     if (channels == 0 || a->x.rows == 0) return RC_OK;
-    void *memory;
-    TRY(cuda_scratch(state, (size_t)channels * TILE * sizeof(float), &memory, e));
-    float *block = (float *)memory; /* [K, TILE] */
     for (int64_t col = 0; col < channels; col += TILE) {
-        int64_t cols = channels - col < TILE ? channels - col : TILE;
-        TRY(multiply(state, a->x, col, cols, block, e));
-        add_columns<<<blocks_for((col + cols) * cols, BLOCK), BLOCK, 0, state->stream>>>(a->h, block, col, cols);
-        LAUNCHED();
+        struct panel p = {a->x, col, channels - col < TILE ? channels - col : TILE, NULL, 0, 0};
+        TRY(a->h.type == DTYPE_F32 ? add_panel_f32(state, a, &p, e) : add_panel_f64(state, a, &p, e));
     }
     if (a->sum == NULL && a->sum_abs == NULL && a->max_abs == NULL) return RC_OK;
     add_stats<<<blocks_for(channels, BLOCK), BLOCK, 0, state->stream>>>(*a);
+    LAUNCHED();
+    return RC_OK;
+}
+
+/* One block a tile of the lower triangle, by way of shared memory, so that both sides are read and written in rows. */
+template <typename T> static __global__ void mirror(struct mat h) {
+    const int side = 32, rows = 8; /* threads are [rows, side] */
+    if (blockIdx.x > blockIdx.y) return;
+    __shared__ T tile[side][side + 1];
+    T *values = (T *)h.data;
+    int64_t from_row = (int64_t)blockIdx.x * side, from_col = (int64_t)blockIdx.y * side;
+    int x = threadIdx.x % side, y = threadIdx.x / side;
+    for (int k = y; k < side; k += rows)
+        if (from_row + k < h.rows && from_col + x < h.rows)
+            tile[k][x] = values[(from_row + k) * h.stride + from_col + x];
+    __syncthreads();
+    for (int k = y; k < side; k += rows) {
+        int64_t i = from_col + k, j = from_row + x; /* of the lower triangle */
+        if (i < h.rows && j < h.rows && i > j) values[i * h.stride + j] = tile[x][k];
+    }
+}
+
+enum rc cuda_gram_finish(struct backend_state *state, struct mat h, struct err *e) {
+    TRY(check_gram_finish(h, e));
+    if (h.rows == 0) return RC_OK;
+    unsigned side = blocks_for(h.rows, 32);
+    if (h.type == DTYPE_F32)
+        mirror<float><<<dim3(side, side), BLOCK, 0, state->stream>>>(h);
+    else
+        mirror<double><<<dim3(side, side), BLOCK, 0, state->stream>>>(h);
     LAUNCHED();
     return RC_OK;
 }

@@ -7,7 +7,6 @@ extern "C" {
 }
 
 static const size_t ALIGNMENT = 256;
-static const int64_t upload_chunk = 1 << 24; /* values converted at a time */
 
 enum rc cuda_failure(cudaError_t error, const char *call, struct err *e) {
     const char *name = cudaGetErrorName(error), *text = cudaGetErrorString(error);
@@ -74,28 +73,51 @@ void cuda_free(struct backend_state *state, void *memory) {
     cudaFreeAsync(memory, state->stream);
 }
 
+static enum rc grow(struct backend_state *state, struct buffer *b, size_t bytes, struct err *e) {
+    if (bytes <= b->bytes) return RC_OK;
+    cuda_free(state, b->memory);
+    *b = {NULL, 0};
+    TRY(cuda_alloc(state, bytes, &b->memory, e));
+    b->bytes = bytes;
+    return RC_OK;
+}
+
 enum rc cuda_scratch(struct backend_state *state, size_t bytes, void **memory, struct err *e) {
-    if (bytes > state->scratch_bytes) {
-        cuda_free(state, state->scratch);
-        state->scratch = NULL;
-        state->scratch_bytes = 0;
-        TRY(cuda_alloc(state, bytes, &state->scratch, e));
-        state->scratch_bytes = bytes;
-    }
-    *memory = state->scratch;
+    TRY(grow(state, &state->scratch, bytes, e));
+    *memory = state->scratch.memory;
     return RC_OK;
 }
 
 enum rc cuda_staging(struct backend_state *state, size_t bytes, void **memory, struct err *e) {
+    struct buffer *b = &state->staging;
     CUDA_TRY(cudaStreamSynchronize(state->stream));
-    if (bytes > state->staging_bytes) {
-        cudaFreeHost(state->staging);
-        state->staging = NULL;
-        state->staging_bytes = 0;
-        CUDA_TRY(cudaMallocHost(&state->staging, bytes));
-        state->staging_bytes = bytes;
+    if (bytes > b->bytes) {
+        cudaFreeHost(b->memory);
+        *b = {NULL, 0};
+        CUDA_TRY(cudaMallocHost(&b->memory, bytes));
+        b->bytes = bytes;
     }
-    *memory = state->staging;
+    *memory = b->memory;
+    return RC_OK;
+}
+
+/* What the card has free, what the pool keeps of what was given back, and no more than the limit. */
+int64_t cuda_room(struct backend_state *state) {
+    size_t available = 0, total = 0;
+    uint64_t reserved = 0, used = 0;
+    cudaMemPool_t pool;
+    if (cudaMemGetInfo(&available, &total) != cudaSuccess || cudaDeviceGetDefaultMemPool(&pool, state->device) ||
+        cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved) ||
+        cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used))
+        return 0;
+    int64_t room = (int64_t)(available + (reserved - used)), allowed = state->limit - state->held;
+    return state->limit > 0 && allowed < room ? allowed : room;
+}
+
+enum rc cuda_keep_pace(struct backend_state *state, struct err *e) {
+    cudaEvent_t event = state->paces[state->pace++ % 2];
+    CUDA_TRY(cudaEventSynchronize(event));
+    CUDA_TRY(cudaEventRecord(event, state->stream));
     return RC_OK;
 }
 
@@ -105,32 +127,45 @@ enum rc cuda_clear(struct backend_state *state, void *memory, size_t bytes, stru
     return RC_OK;
 }
 
-static __global__ void convert(const void *stored, enum dtype type, int64_t count, float *out) {
-    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (i < count) out[i] = load_stored(stored, type, i);
-}
-
-static enum rc upload_converted(struct backend_state *state, const void *host, enum dtype type, int64_t count,
-                                float *out, struct err *e) {
-    size_t size = dtype_size(type);
-    void *stored;
-    TRY(cuda_scratch(state, (size_t)(count < upload_chunk ? count : upload_chunk) * size, &stored, e));
-    for (int64_t at = 0; at < count; at += upload_chunk) {
-        int64_t n = count - at < upload_chunk ? count - at : upload_chunk;
-        const char *from = (const char *)host + (size_t)at * size;
-        CUDA_TRY(cudaMemcpyAsync(stored, from, (size_t)n * size, cudaMemcpyHostToDevice, state->stream));
-        convert<<<blocks_for(n, BLOCK), BLOCK, 0, state->stream>>>(stored, type, n, out + at);
-        LAUNCHED();
-    }
-    return RC_OK;
-}
-
+/* Small things: the walk's weights come by cuda_load. */
 enum rc cuda_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                     struct err *e) {
     TRY(check_upload(host, type, count, out, e));
     if (count == 0) return RC_OK;
-    if (type != DTYPE_F32) return upload_converted(state, host, type, count, out, e);
+    if (type != DTYPE_F32) {
+        struct load_item item = {host, type, count, out, DTYPE_F32};
+        TRY(cuda_load(state, &item, 1, e));
+        return cuda_loaded(state, e);
+    }
     CUDA_TRY(cudaMemcpyAsync(out, host, (size_t)count * sizeof *out, cudaMemcpyHostToDevice, state->stream));
+    return RC_OK;
+}
+
+enum rc cuda_read_value(struct backend_state *state, const struct mat *m, int64_t row, int64_t col, float *value,
+                        struct err *e) {
+    size_t size = dtype_size(m->type);
+    char stored[4] = {};
+    TRY(cuda_download(state, (const char *)m->data + (size_t)(row * m->stride + col) * size, size, stored, e));
+    if (m->type == DTYPE_F32)
+        memcpy(value, stored, sizeof *value);
+    else if (m->type == DTYPE_BF16)
+        *value = __bfloat162float(*(__nv_bfloat16 *)stored);
+    else
+        *value = __half2float(*(__half *)stored);
+    return RC_OK;
+}
+
+static __global__ void narrow(const void *stored, enum dtype type, int64_t count, __nv_bfloat16 *out) {
+    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (i < count) out[i] = __float2bfloat16_rn(load_stored(stored, type, i));
+}
+
+enum rc cuda_converted(struct backend_state *state, const struct mat *m, struct mat *out, struct err *e) {
+    int64_t count = m->rows * m->cols;
+    TRY(grow(state, &state->converted, (size_t)count * sizeof(__nv_bfloat16), e));
+    *out = {state->converted.memory, m->rows, m->cols, m->cols, DTYPE_BF16};
+    narrow<<<blocks_for(count, BLOCK), BLOCK, 0, state->stream>>>(m->data, m->type, count, (__nv_bfloat16 *)out->data);
+    LAUNCHED();
     return RC_OK;
 }
 

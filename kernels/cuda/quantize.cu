@@ -9,35 +9,85 @@ struct findings {
     unsigned long long constant, rtn;
 };
 
-static __global__ void find_bad(struct matf w, struct findings *f) {
+static __global__ void find_bad(struct mat w, struct findings *f) {
     int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (i < w.rows * w.cols && !isfinite(w.data[i / w.cols * w.stride + i % w.cols]))
+    if (i < w.rows * w.cols && !isfinite(load_stored(w.data, w.type, i / w.cols * w.stride + i % w.cols)))
         atomicMin(&f->bad, (unsigned long long)i);
 }
 
-static __global__ void fit(struct matf w, struct candidate c, struct quantized q, struct findings *f) {
+struct fit_args {
+    struct mat w;
+    struct candidate candidate;
+    struct quantized q;
+    struct findings *found;
+};
+
+/* What one team has in hand: group `index` of all, whose first code is codes[0]. */
+struct target {
+    int64_t index;
+    uint8_t *codes;
+};
+
+template <typename G> static __device__ inline void fit_group(const struct fit_args &a, const G &g, struct target t) {
+    bool kept_rtn = false;
+    const struct candidate *c = &a.candidate;
+    struct grid grid = c->method == METHOD_HQQ ? hqq_fit(g, c, &kept_rtn) : rtn_fit(g, c);
+    int64_t i = g.index;
+    g.each([&](float w) {
+        t.codes[i] = (uint8_t)nearest(grid, w);
+        i += LANES;
+    });
+    struct range r = grid_range(g);
+    if (g.index != 0) return;
+    a.q.scale[t.index] = grid.scale;
+    a.q.zero[t.index] = grid.zero;
+    if (r.min == r.max) atomicAdd(&a.found->constant, 1ull);
+    if (kept_rtn) atomicAdd(&a.found->rtn, 1ull);
+}
+
+/* PER_LANE · LANES is the size of a full group, or PER_LANE is 0: no group sits in registers. */
+template <int PER_LANE> static __global__ void fit(struct fit_args a) {
+    const struct quantized &q = a.q;
     int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / LANES;
     if (index >= q.rows * q.groups) return;
-    int64_t n = index / q.groups, from = index % q.groups * q.group;
-    struct group g = {w.data + n * w.stride + from, q.cols - from < q.group ? q.cols - from : q.group,
-                      (int)(threadIdx.x % LANES), 0xffffu << (threadIdx.x % WARP / LANES * LANES)};
-    bool kept_rtn = false;
-    struct grid grid = c.method == METHOD_HQQ ? hqq_fit(&g, &c, &kept_rtn) : rtn_fit(&g, &c);
-    for (int64_t i = g.lane; i < g.n; i += LANES)
-        q.codes[n * q.cols + from + i] = (uint8_t)nearest(&grid, g.w[i]);
-    struct range r = grid_range(&g);
-    if (g.lane != 0) return;
-    q.scale[index] = grid.scale;
-    q.zero[index] = grid.zero;
-    if (r.min == r.max) atomicAdd(&f->constant, 1ull);
-    if (kept_rtn) atomicAdd(&f->rtn, 1ull);
+    int64_t n = index / q.groups, from = index % q.groups * q.group, at = n * a.w.stride + from;
+    struct lane lane = {q.cols - from < q.group ? q.cols - from : q.group, (int)(threadIdx.x % LANES),
+                        0xffffu << (threadIdx.x % WARP / LANES * LANES)};
+    struct target target = {index, q.codes + n * q.cols + from};
+    float first = load_stored(a.w.data, a.w.type, at);
+    if constexpr (PER_LANE > 0) {
+        if (lane.n == PER_LANE * LANES) {
+            struct held<PER_LANE> g = {
+                lane, {}, first
+            };
+            for (int k = 0; k < PER_LANE; k++)
+                g.w[k] = load_stored(a.w.data, a.w.type, at + k * LANES + lane.index);
+            fit_group(a, g, target);
+            return;
+        }
+    }
+    fit_group(a, (struct stored){lane, a.w.data, a.w.type, at, first}, target);
+}
+
+static enum rc fit_all(struct backend_state *state, const struct fit_args *a, struct err *e) {
+    unsigned blocks = blocks_for(a->q.rows * a->q.groups, TEAMS);
+    switch (a->q.group) {
+    case 1 * LANES: fit<1><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
+    case 2 * LANES: fit<2><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
+    case 4 * LANES: fit<4><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
+    case 8 * LANES: fit<8><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
+    case 16 * LANES: fit<16><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
+    default: fit<0><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    }
+    LAUNCHED();
+    return RC_OK;
 }
 
 /* The first weight that is no number, in reading order, as RC_INVALID. */
-static enum rc refuse_bad(struct backend_state *state, const struct matf *w, unsigned long long bad, struct err *e) {
+static enum rc refuse_bad(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e) {
     int64_t row = (int64_t)bad / w->cols, col = (int64_t)bad % w->cols;
-    float value;
-    TRY(cuda_download(state, w->data + row * w->stride + col, sizeof value, &value, e));
+    float value = NAN;
+    TRY(cuda_read_value(state, w, row, col, &value, e));
     return err_set(e, RC_INVALID,
                    "the weight at row %lld, column %lld is %s: the checkpoint is damaged; fetch it again",
                    (long long)row, (long long)col, isnan(value) ? "NaN" : "infinite");
@@ -45,7 +95,7 @@ static enum rc refuse_bad(struct backend_state *state, const struct matf *w, uns
 
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     TRY(check_quantize(a, e));
-    int64_t count = a->w.rows * a->w.cols, groups = a->out->rows * a->out->groups;
+    int64_t count = a->w.rows * a->w.cols;
     struct findings found = {(unsigned long long)count, 0, 0}, *device;
     void *memory;
     TRY(cuda_scratch(state, sizeof found, &memory, e));
@@ -53,8 +103,8 @@ enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a
     CUDA_TRY(cudaMemcpyAsync(device, &found, sizeof found, cudaMemcpyHostToDevice, state->stream));
     find_bad<<<blocks_for(count, BLOCK), BLOCK, 0, state->stream>>>(a->w, device);
     LAUNCHED();
-    fit<<<blocks_for(groups, TEAMS), BLOCK, 0, state->stream>>>(a->w, a->candidate, *a->out, device);
-    LAUNCHED();
+    struct fit_args f = {a->w, a->candidate, *a->out, device};
+    TRY(fit_all(state, &f, e));
     TRY(cuda_download(state, device, sizeof found, &found, e));
     if (found.bad < (unsigned long long)count) return refuse_bad(state, &a->w, found.bad, e);
     *a->report = {(int64_t)found.constant, (int64_t)found.rtn};

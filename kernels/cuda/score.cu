@@ -84,11 +84,15 @@ static __global__ void take_chunk(struct buffers b, struct chunk c) {
     if (threadIdx.x == 0) b.tokens[t] = k;
 }
 
-static enum rc logits(struct backend_state *state, const struct score_args *a, struct matf x, struct matf head,
+static enum rc logits(struct backend_state *state, const struct score_args *a, struct mat x, struct mat head,
                       struct chunk c, float *out, struct err *e) {
-    struct matf part = {head.data + c.col * head.stride, c.cols, head.cols, head.stride};
-    struct gemm_args g = {
-        .x = x, .w = part, .bias = NULL, .alpha = a->logit_scale, .beta = 0, .out = {out, x.rows, c.cols, CHUNK}};
+    struct mat part = mat_rows(head, c.col, c.cols);
+    struct gemm_args g = {.x = x,
+                          .w = part,
+                          .bias = NULL,
+                          .alpha = a->logit_scale,
+                          .beta = 0,
+                          .out = {out, x.rows, c.cols, CHUNK, DTYPE_F32}};
     return cuda_gemm(state, &g, e);
 }
 
@@ -98,7 +102,7 @@ static __global__ void add_bias(float *l, int64_t rows, struct chunk c, const fl
     if (i < rows * c.cols) l[i / c.cols * CHUNK + i % c.cols] += bias[c.col + i % c.cols];
 }
 
-static enum rc biased_logits(struct backend_state *state, const struct score_args *a, struct matf x, struct matf head,
+static enum rc biased_logits(struct backend_state *state, const struct score_args *a, struct mat x, struct mat head,
                              struct chunk c, float *out, struct err *e) {
     TRY(logits(state, a, x, head, c, out, e));
     if (a->bias == NULL) return RC_OK;

@@ -1,19 +1,38 @@
 #include "kernels/cuda/device.cuh"
 
 /* e^(−gate) overflows to Inf for very negative gates, and the quotient is then a clean 0. */
-static __global__ void gated(struct silu_mul_args a) {
-    int64_t n = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (n >= a.gate.rows * a.gate.cols) return;
-    int64_t t = n / a.gate.cols, i = n % a.gate.cols;
-    float gate = a.gate.data[t * a.gate.stride + i], up = a.up.data[t * a.up.stride + i];
-    a.out.data[t * a.out.stride + i] = gate / (1.0f + expf(-gate)) * up;
+static __device__ inline float silu(float gate) {
+    return gate / (1.0f + expf(-gate));
+}
+
+/* One thread VECTOR neighbours; one row of blocks a token. */
+template <typename T, int VECTOR> static __global__ void gated(struct silu_mul_args a) {
+    int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * VECTOR, t = blockIdx.y;
+    if (i >= a.gate.cols) return;
+    struct vector<T, VECTOR> gate = load_vector<T, VECTOR>((const T *)a.gate.data + t * a.gate.stride + i);
+    struct vector<T, VECTOR> up = load_vector<T, VECTOR>((const T *)a.up.data + t * a.up.stride + i);
+    for (int k = 0; k < VECTOR; k++)
+        up.at[k] = from_float<T>(silu(to_float(gate.at[k])) * to_float(up.at[k]));
+    store_vector((T *)a.out.data + t * a.out.stride + i, up);
+}
+
+template <typename T, int VECTOR> static void launch(struct backend_state *state, const struct silu_mul_args *a) {
+    dim3 blocks(blocks_for(a->gate.cols, (int64_t)BLOCK * VECTOR), (unsigned)a->gate.rows);
+    gated<T, VECTOR><<<blocks, BLOCK, 0, state->stream>>>(*a);
 }
 
 enum rc cuda_silu_mul(struct backend_state *state, const struct silu_mul_args *a, struct err *e) {
     TRY(check_silu_mul(a, e));
-    int64_t count = a->gate.rows * a->gate.cols;
-    if (count == 0) return RC_OK;
-    gated<<<blocks_for(count, BLOCK), BLOCK, 0, state->stream>>>(*a);
+    TRY(check_activation(state, &a->gate, e));
+    if (a->gate.rows == 0 || a->gate.cols == 0) return RC_OK;
+    TRY(check_grid(a->gate.rows, e));
+    const struct mat all[] = {a->gate, a->up, a->out};
+    if (a->gate.type == DTYPE_F32)
+        launch<float, 1>(state, a);
+    else if (rows_aligned(all, 3, 16))
+        launch<__nv_bfloat16, 8>(state, a);
+    else
+        launch<__nv_bfloat16, 1>(state, a);
     LAUNCHED();
     return RC_OK;
 }

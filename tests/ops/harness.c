@@ -50,7 +50,7 @@ static int run_group(const char *name, const struct CMUnitTest *tests, size_t co
         all[i].teardown_func = close_device;
     }
     char group[64];
-    snprintf(group, sizeof group, "%s on %s", name, dev.b->name);
+    snprintf(group, sizeof group, "%s on %s", name, dev.b->arithmetic);
     int failed = _cmocka_run_group_tests(group, all, count, NULL, NULL);
     free(all);
     return failed;
@@ -61,8 +61,8 @@ int run_on_cpu(const char *name, const struct CMUnitTest *tests, size_t count) {
     return run_group(name, tests, count) != 0;
 }
 
-static bool gpu_opens(void) {
-    if (backend_cuda_load(&dev.b, &err) != RC_OK) return false;
+static bool gpu_opens(enum dtype activation) {
+    if (backend_cuda_load(activation, &dev.b, &err) != RC_OK) return false;
     if (dev.b->open(&(struct backend_options){0}, &dev.s, &err) != RC_OK) return false;
     dev.b->close(dev.s);
     return true;
@@ -70,10 +70,12 @@ static bool gpu_opens(void) {
 
 int run_on_backends(const char *name, const struct CMUnitTest *tests, size_t count) {
     int failed = run_on_cpu(name, tests, count);
-    if (gpu_opens())
-        failed += run_group(name, tests, count) != 0;
-    else
-        print_message("not run on a GPU: %s\n", err.message);
+    static const enum dtype precisions[] = {DTYPE_F32, DTYPE_BF16};
+    for (int i = 0; i < 2; i++)
+        if (gpu_opens(precisions[i]))
+            failed += run_group(name, tests, count) != 0;
+        else
+            print_message("not run on a GPU: %s\n", err.message);
     return failed != 0;
 }
 
@@ -111,6 +113,18 @@ void assert_near_at(double got, double want, double tolerance, const char *file,
     if (fabs(got - want) <= tolerance) return;
     print_error("%.17g where %.17g ± %.3g was due\n", got, want, tolerance);
     _fail(file, line);
+}
+
+static float rounded(float value, enum dtype type) {
+    return type == DTYPE_BF16 ? bf16_to_f32(f32_to_bf16(value)) : value;
+}
+
+void assert_matrix_at(struct mat m, const double *want, const double *scale, double bound, const char *file, int line) {
+    int64_t count = m.rows * m.cols;
+    double *tolerance = host_doubles(count), unit = m.type == DTYPE_BF16 ? 0x1p-8 : 0;
+    for (int64_t i = 0; i < count; i++)
+        tolerance[i] = bound * (scale != NULL ? scale[i] : 1) + unit * fabs(want[i]);
+    assert_close_at(get_matrix(m), want, tolerance, count, 1, file, line);
 }
 
 static uint64_t rng_state;
@@ -177,13 +191,39 @@ float *put(const float *host, int64_t count) {
     return device;
 }
 
-struct matf put_matrix(const float *host, int64_t rows, int64_t cols, int64_t pad) {
+struct mat put_matrix(const float *host, int64_t rows, int64_t cols, int64_t pad) {
     int64_t stride = cols + pad;
     float *padded = host_zeros(rows * stride);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < stride; j++)
             padded[i * stride + j] = j < cols ? host[i * cols + j] : PADDING;
-    return (struct matf){put(padded, rows * stride), rows, cols, stride};
+    return (struct mat){put(padded, rows * stride), rows, cols, stride, DTYPE_F32};
+}
+
+static void *get(const void *device, size_t bytes) {
+    void *host = host_bytes(bytes);
+    assert_ok(dev.b->download(dev.s, device, bytes, host, &err));
+    return host;
+}
+
+static void *put_bf16(const float *host, int64_t count) {
+    uint16_t *halves = host_bytes((size_t)count * sizeof *halves);
+    for (int64_t i = 0; i < count; i++)
+        halves[i] = f32_to_bf16(host[i]);
+    void *device = device_bytes((size_t)count * sizeof *halves);
+    struct load_item item = {halves, DTYPE_BF16, count, device, DTYPE_BF16};
+    assert_ok(dev.b->load(dev.s, &item, 1, &err));
+    assert_ok(dev.b->loaded(dev.s, &err));
+    return device;
+}
+
+struct mat put_activation(float *host, int64_t rows, int64_t cols, int64_t pad) {
+    struct mat m = put_matrix(host, rows, cols, pad);
+    m.type = dev.b->activation;
+    for (int64_t i = 0; i < rows * cols; i++)
+        host[i] = rounded(host[i], m.type);
+    if (m.type == DTYPE_BF16) m.data = put_bf16(get_floats(m.data, rows * m.stride), rows * m.stride);
+    return m;
 }
 
 static void *device_zeros(size_t bytes) {
@@ -200,14 +240,10 @@ float *device_floats(int64_t count) {
     return device_zeros((size_t)count * sizeof(float));
 }
 
-struct matd device_gram(int64_t channels) {
-    return (struct matd){device_doubles(channels * channels), channels, channels, channels};
-}
-
-static void *get(const void *device, size_t bytes) {
-    void *host = host_bytes(bytes);
-    assert_ok(dev.b->download(dev.s, device, bytes, host, &err));
-    return host;
+struct mat device_gram(int64_t channels) {
+    enum dtype type = dev.b->gram_type;
+    void *data = device_zeros((size_t)(channels * channels) * dtype_size(type));
+    return (struct mat){data, channels, channels, channels, type};
 }
 
 float *get_floats(const float *device, int64_t count) {
@@ -222,14 +258,35 @@ uint8_t *get_bytes(const uint8_t *device, int64_t count) {
     return get(device, (size_t)count);
 }
 
-float *get_matrix(struct matf m) {
-    float *padded = get_floats(m.data, m.rows * m.stride), *host = host_zeros(m.rows * m.cols);
+double *get_gram(struct mat h) {
+    assert_ok(dev.b->gram_finish(dev.s, h, &err));
+    if (h.type == DTYPE_F64) return get_doubles(h.data, h.rows * h.stride);
+    float *narrow = get_floats(h.data, h.rows * h.stride);
+    double *wide = host_doubles(h.rows * h.stride);
+    for (int64_t i = 0; i < h.rows * h.stride; i++)
+        wide[i] = narrow[i];
+    return wide;
+}
+
+/* All that the matrix's memory holds, as fp32. */
+static float *get_padded(struct mat m) {
+    int64_t count = m.rows * m.stride;
+    if (m.type != DTYPE_BF16) return get_floats(m.data, count);
+    const uint16_t *halves = get(m.data, (size_t)count * sizeof *halves);
+    float *values = host_zeros(count);
+    for (int64_t i = 0; i < count; i++)
+        values[i] = bf16_to_f32(halves[i]);
+    return values;
+}
+
+float *get_matrix(struct mat m) {
+    float *padded = get_padded(m), *host = host_zeros(m.rows * m.cols);
     for (int64_t i = 0; i < m.rows; i++)
         for (int64_t j = 0; j < m.stride; j++) {
             if (j < m.cols)
                 host[i * m.cols + j] = padded[i * m.stride + j];
             else
-                assert_true(padded[i * m.stride + j] == PADDING);
+                assert_true(padded[i * m.stride + j] == rounded(PADDING, m.type));
         }
     return host;
 }

@@ -1,7 +1,8 @@
 /* What every operation test stands on: the backends, reproducible inputs, device buffers, and comparison against
  * float64 with a bound.
  *
- * A test program lists its cmocka tests and calls run_on_backends: each runs once on every backend in the table. All
+ * A test program lists its cmocka tests and calls run_on_backends: each runs once on the cpu and, where there is a GPU,
+ * once in each of its precisions. All
  * host and device memory taken through here is given back after each test. */
 #ifndef HSAQ_TESTS_OPS_HARNESS_H
 #define HSAQ_TESTS_OPS_HARNESS_H
@@ -22,7 +23,6 @@ struct device {
 extern struct device dev; /* of the running test */
 extern struct err err;    /* for calls that a test makes */
 
-/* On the cpu, and on the first GPU where there is one. */
 int run_on_backends(const char *name, const struct CMUnitTest *tests, size_t count);
 #define RUN_ON_BACKENDS(name, tests) run_on_backends(name, tests, sizeof(tests) / sizeof *(tests))
 int run_on_cpu(const char *name, const struct CMUnitTest *tests, size_t count);
@@ -58,12 +58,18 @@ float *host_zeros(int64_t count);
 /* Device memory, given back after the test. A matrix gets `pad` extra columns of PADDING that nobody may touch. */
 #define PADDING 12345.0f
 float *put(const float *host, int64_t count);
-struct matf put_matrix(const float *host, int64_t rows, int64_t cols, int64_t pad);
-struct matd device_gram(int64_t channels); /* zeroed [K, K] */
-double *device_doubles(int64_t count);     /* zeroed */
-float *device_floats(int64_t count);       /* zeroed */
+struct mat put_matrix(const float *host, int64_t rows, int64_t cols, int64_t pad);
+/* In the backend's activation type, to which the host's values are rounded too. */
+struct mat put_activation(float *host, int64_t rows, int64_t cols, int64_t pad);
+struct mat device_gram(int64_t channels); /* zeroed [K, K] */
+double *get_gram(struct mat h);           /* finished */
+double *device_doubles(int64_t count);    /* zeroed */
+float *device_floats(int64_t count);      /* zeroed */
+/* As assert_close, of all of a matrix; what rounding to its type costs is allowed besides. */
+#define assert_matrix(m, want, scale, bound) assert_matrix_at((m), (want), (scale), (bound), __FILE__, __LINE__)
+void assert_matrix_at(struct mat m, const double *want, const double *scale, double bound, const char *file, int line);
 /* Dense copy [rows, cols]; fails the test when the padding changed. */
-float *get_matrix(struct matf m);
+float *get_matrix(struct mat m);
 struct quantized device_quantized(int64_t rows, int64_t cols, const struct candidate *c);
 float *get_floats(const float *device, int64_t count);
 double *get_doubles(const double *device, int64_t count);

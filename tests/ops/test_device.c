@@ -152,14 +152,14 @@ static void absurd_sizes_are_refused(void **state) {
 
 static enum rc gram(struct backend_state *s, int64_t cols) {
     float *x = host_zeros(2 * cols);
-    struct matd h = {host_doubles(cols * cols), cols, cols, cols};
-    return dev.b->gram(s, &(struct gram_args){.x = {x, 2, cols, cols}, .h = h}, &err);
+    struct mat h = matd(host_doubles(cols * cols), cols, cols);
+    return dev.b->gram(s, &(struct gram_args){.x = matf(x, 2, cols), .h = h}, &err);
 }
 
 static enum rc error(struct backend_state *s, int64_t cols) {
     float *w = host_zeros(2 * cols);
     struct error_report report;
-    struct error_args a = {.w = {w, 2, cols, cols}, .w_hat = {w, 2, cols, cols}};
+    struct error_args a = {.w = matf(w, 2, cols), .w_hat = matf(w, 2, cols)};
     return dev.b->error(s, &a, &report, &err);
 }
 

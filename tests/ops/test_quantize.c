@@ -21,7 +21,7 @@ static struct outcome quantize(const float *w, int64_t rows, int64_t cols, const
     o.codes = get_bytes(o.q.codes, rows * cols);
     o.scale = get_floats(o.q.scale, rows * o.q.groups);
     o.zero = get_floats(o.q.zero, rows * o.q.groups);
-    struct matf w_hat = put_matrix(w, rows, cols, 2);
+    struct mat w_hat = put_matrix(w, rows, cols, 2);
     assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){&o.q, w_hat}, &err));
     o.w_hat = get_matrix(w_hat);
     return o;

@@ -18,7 +18,7 @@
 
 enum { T = 3, K = 8, N = 4 };
 
-static struct matf zeros(int64_t rows, int64_t cols) {
+static struct mat zeros(int64_t rows, int64_t cols) {
     return put_matrix(host_zeros(rows * cols), rows, cols, 0);
 }
 
@@ -74,7 +74,7 @@ static void gemm_refuses_shapes_that_do_not_multiply(void **state) {
 
 static struct rope_args rope_arguments(void) {
     const float *angles = put(host_zeros(T * 2), T * 2);
-    return (struct rope_args){zeros(T, K), 2, 4, 4, angles, angles};
+    return (struct rope_args){zeros(T, K), T, 2, 4, 4, angles, angles};
 }
 
 static void rope_refuses_heads_that_do_not_fit(void **state) {
@@ -91,7 +91,7 @@ static void rope_refuses_heads_that_do_not_fit(void **state) {
 }
 
 static struct attention_args attention_arguments(void) {
-    return (struct attention_args){zeros(T, 8), zeros(T, 4), zeros(T, 4), 4, 2, 2, 0, 1, zeros(T, 8)};
+    return (struct attention_args){zeros(T, 8), zeros(T, 4), zeros(T, 4), T, 4, 2, 2, 0, 1, zeros(T, 8)};
 }
 
 static void attention_refuses_heads_that_do_not_fit(void **state) {

@@ -63,10 +63,10 @@ static struct inputs inputs(const struct score_case *c) {
 
 static struct score_args arguments(const struct score_case *c, const struct inputs *in, const struct buffers *b) {
     return (struct score_args){
-        .x = put_matrix(in->x, c->tokens, c->hidden, 2),
-        .x_q = put_matrix(in->x_q, c->tokens, c->hidden, 0),
-        .head = put_matrix(in->head, c->vocab, c->hidden, 1),
-        .head_q = c->head_q ? put_matrix(in->head_q, c->vocab, c->hidden, 0) : (struct matf){0},
+        .x = put_activation(in->x, c->tokens, c->hidden, 2),
+        .x_q = put_activation(in->x_q, c->tokens, c->hidden, 0),
+        .head = put_activation(in->head, c->vocab, c->hidden, 1),
+        .head_q = c->head_q ? put_activation(in->head_q, c->vocab, c->hidden, 0) : (struct mat){0},
         .bias = c->bias ? put(in->bias, c->vocab) : NULL,
         .logit_scale = c->logit_scale,
         .labels = in->labels,
@@ -133,7 +133,7 @@ static void a_reference_alone_writes_only_its_nll(void **state) {
     struct buffers both = buffers(c.tokens), alone = buffers(c.tokens);
     struct score_args a = arguments(&c, &in, &both);
     assert_ok(dev.b->score(dev.s, &a, &err));
-    a.x_q = (struct matf){0};
+    a.x_q = (struct mat){0};
     a.nll = alone.nll;
     a.nll_q = a.kl = NULL;
     a.top1_agree = NULL;
@@ -158,10 +158,10 @@ static void ties_go_to_the_first_token(void **state) {
         head[ties[i].first] = head[ties[i].second] = head_q[ties[i].quant] = 2;
         int32_t label = 0;
         struct buffers got = buffers(1);
-        struct score_args a = {.x = put_matrix(&one, 1, 1, 0),
-                               .x_q = put_matrix(&one, 1, 1, 0),
-                               .head = put_matrix(head, V, 1, 0),
-                               .head_q = put_matrix(head_q, V, 1, 0),
+        struct score_args a = {.x = put_activation(&one, 1, 1, 0),
+                               .x_q = put_activation(&one, 1, 1, 0),
+                               .head = put_activation(head, V, 1, 0),
+                               .head_q = put_activation(head_q, V, 1, 0),
                                .logit_scale = 1,
                                .labels = &label,
                                .nll = got.nll,
@@ -183,10 +183,10 @@ static void huge_logits_stay_finite(void **state) {
     }
     int32_t label = 0;
     struct buffers got = buffers(1);
-    struct score_args a = {.x = put_matrix(&one, 1, 1, 0),
-                           .x_q = put_matrix(&one, 1, 1, 0),
-                           .head = put_matrix(head, V, 1, 0),
-                           .head_q = put_matrix(head_q, V, 1, 0),
+    struct score_args a = {.x = put_activation(&one, 1, 1, 0),
+                           .x_q = put_activation(&one, 1, 1, 0),
+                           .head = put_activation(head, V, 1, 0),
+                           .head_q = put_activation(head_q, V, 1, 0),
                            .logit_scale = 1,
                            .labels = &label,
                            .nll = got.nll,

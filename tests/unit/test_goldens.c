@@ -31,7 +31,7 @@ struct scoring {
     double nll[WINDOWS_MAX];
 };
 
-static enum rc score_window(void *ctx, int64_t window, const struct matf *x, struct err *e) {
+static enum rc score_window(void *ctx, int64_t window, const struct mat *x, struct err *e) {
     struct scoring *s = ctx;
     const struct model *m = s->walk->model;
     const struct job *job = s->walk->job;

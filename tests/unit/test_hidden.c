@@ -5,10 +5,28 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include "kernels/backend.h"
 #include "worker/pipeline/hidden.h"
 
 enum { SLOTS = 5, FLOATS = 1000, SLOT_BYTES = FLOATS * sizeof(float) };
 static struct err err;
+static struct job job = {.backend = &backend_cpu};
+
+static int open_backend(void **state) {
+    (void)state;
+    return backend_cpu.open(&(struct backend_options){.threads = 1}, &job.device, &err) == RC_OK ? 0 : -1;
+}
+
+static int close_backend(void **state) {
+    (void)state;
+    backend_cpu.close(job.device);
+    return 0;
+}
+
+static struct hidden_args limits(int64_t device, int64_t ram) {
+    return (struct hidden_args){
+        .job = &job, .slots = SLOTS, .slot_floats = FLOATS, .device_limit = device, .ram_limit = ram};
+}
 
 static int entries(const char *path) {
     int count = -2; /* "." and ".." */
@@ -20,23 +38,34 @@ static int entries(const char *path) {
     return count;
 }
 
-static void limit_says_how_many_slots_stay_in_memory(void **state) {
+static void limits_say_how_many_slots_stay_where(void **state) {
     (void)state;
     static const struct {
-        int64_t limit, spilled;
+        int64_t device, ram;
+        struct hidden_places places;
     } cases[] = {
-        {-1, 0},
-        {SLOTS * SLOT_BYTES, 0},
-        {SLOTS * SLOT_BYTES - 1, 1},
-        {2 * SLOT_BYTES + 3, 3},
-        {SLOT_BYTES - 1, SLOTS},
-        {0, SLOTS},
+        {0, -1, {0, SLOTS, 0}},
+        {0, SLOTS * SLOT_BYTES, {0, SLOTS, 0}},
+        {0, SLOTS * SLOT_BYTES - 1, {0, SLOTS - 1, 1}},
+        {0, 2 * SLOT_BYTES + 3, {0, 2, 3}},
+        {0, SLOT_BYTES - 1, {0, 0, SLOTS}},
+        {0, 0, {0, 0, SLOTS}},
+        {-1, 0, {SLOTS, 0, 0}},
+        {SLOTS * SLOT_BYTES, 0, {SLOTS, 0, 0}},
+        {SLOTS * SLOT_BYTES - 1, 0, {SLOTS - 2, 0, 2}}, /* one of four is for those elsewhere to be worked on */
+        {2 * SLOT_BYTES, 3 * SLOT_BYTES, {1, 3, 1}},
+        {SLOT_BYTES, -1, {0, SLOTS, 0}},
     };
     struct scratch s = scratch_open();
+    job.scratch = s.path;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct hidden *h;
-        assert_int_equal(hidden_open(SLOTS, FLOATS, cases[i].limit, s.path, &h, &err), RC_OK);
-        assert_int_equal(hidden_spilled(h), cases[i].spilled);
+        struct hidden_args a = limits(cases[i].device, cases[i].ram);
+        assert_int_equal(hidden_open(&a, &h, &err), RC_OK);
+        struct hidden_places got = hidden_places(h), want = cases[i].places;
+        assert_int_equal(got.device, want.device);
+        assert_int_equal(got.ram, want.ram);
+        assert_int_equal(got.file, want.file);
         assert_int_equal(entries(s.path), 0);
         hidden_close(h);
     }
@@ -47,25 +76,35 @@ static float value(int64_t round, int64_t slot, int64_t i) {
     return (float)(round * 1000003 + slot * FLOATS + i) * 1.1f;
 }
 
-static void every_slot_reads_back_what_was_put(void **state) {
+static void write_slots(struct hidden *h, int64_t round) {
+    for (int64_t slot = SLOTS - 1; slot >= 0; slot--) {
+        float *out = hidden_at(h, slot);
+        for (int64_t i = 0; i < FLOATS; i++)
+            out[i] = value(round, slot, i);
+        assert_int_equal(hidden_keep(h, slot, &err), RC_OK);
+    }
+}
+
+static void check_slots(struct hidden *h, int64_t round) {
+    for (int64_t slot = 0; slot < SLOTS; slot++) {
+        assert_int_equal(hidden_recall(h, slot, &err), RC_OK);
+        const float *values = hidden_at(h, slot);
+        for (int64_t i = 0; i < FLOATS; i++)
+            assert_true(values[i] == value(round, slot, i));
+    }
+}
+
+static void every_slot_reads_back_what_was_kept(void **state) {
     (void)state;
     struct scratch s = scratch_open();
-    for (int64_t limit = 0; limit <= SLOTS; limit++) {
+    job.scratch = s.path;
+    for (int64_t n = 0; n < (SLOTS + 1) * (SLOTS + 1); n++) {
         struct hidden *h;
-        assert_int_equal(hidden_open(SLOTS, FLOATS, limit * SLOT_BYTES, s.path, &h, &err), RC_OK);
+        struct hidden_args a = limits(n / (SLOTS + 1) * SLOT_BYTES, n % (SLOTS + 1) * SLOT_BYTES);
+        assert_int_equal(hidden_open(&a, &h, &err), RC_OK);
         for (int64_t round = 0; round < 3; round++) {
-            for (int64_t slot = SLOTS - 1; slot >= 0; slot--) {
-                float *out = hidden_buffer(h, slot);
-                for (int64_t i = 0; i < FLOATS; i++)
-                    out[i] = value(round, slot, i);
-                assert_int_equal(hidden_put(h, slot, &err), RC_OK);
-            }
-            for (int64_t slot = 0; slot < SLOTS; slot++) {
-                float *values;
-                assert_int_equal(hidden_get(h, slot, &values, &err), RC_OK);
-                for (int64_t i = 0; i < FLOATS; i++)
-                    assert_true(values[i] == value(round, slot, i));
-            }
+            write_slots(h, round);
+            check_slots(h, round);
         }
         hidden_close(h);
     }
@@ -75,18 +114,23 @@ static void every_slot_reads_back_what_was_put(void **state) {
 static void what_cannot_be_held_is_said_at_once(void **state) {
     (void)state;
     struct hidden *h = NULL;
-    assert_int_equal(hidden_open(SLOTS, FLOATS, 0, "/nowhere/at/all", &h, &err), RC_NOT_FOUND);
+    struct hidden_args a = limits(0, 0), many = a, large = a;
+    many.slots = large.slot_floats = INT64_MAX / 2;
+    job.scratch = "/nowhere/at/all";
+    assert_int_equal(hidden_open(&a, &h, &err), RC_NOT_FOUND);
     assert_non_null(strstr(err.message, "/nowhere/at/all"));
-    assert_int_equal(hidden_open(INT64_MAX / 2, FLOATS, 0, "/tmp", &h, &err), RC_TOO_LARGE);
-    assert_int_equal(hidden_open(SLOTS, INT64_MAX / 2, 0, "/tmp", &h, &err), RC_TOO_LARGE);
+    assert_int_equal(hidden_open(&many, &h, &err), RC_TOO_LARGE);
+    assert_int_equal(hidden_open(&large, &h, &err), RC_TOO_LARGE);
     /* A file that may not grow stands for a full disk: reserving fails, before any value is computed. */
     struct scratch s = scratch_open();
+    job.scratch = s.path;
+    a = limits(0, SLOT_BYTES);
     struct rlimit before, small = {SLOT_BYTES, RLIM_INFINITY};
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
     small.rlim_max = before.rlim_max;
     signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-    enum rc rc = hidden_open(SLOTS, FLOATS, SLOT_BYTES, s.path, &h, &err);
+    enum rc rc = hidden_open(&a, &h, &err);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
     signal(SIGXFSZ, SIG_DFL);
     assert_true(rc != RC_OK);
@@ -100,9 +144,9 @@ static void what_cannot_be_held_is_said_at_once(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(limit_says_how_many_slots_stay_in_memory),
-        cmocka_unit_test(every_slot_reads_back_what_was_put),
+        cmocka_unit_test(limits_say_how_many_slots_stay_where),
+        cmocka_unit_test(every_slot_reads_back_what_was_kept),
         cmocka_unit_test(what_cannot_be_held_is_said_at_once),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, open_backend, close_backend);
 }

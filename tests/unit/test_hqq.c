@@ -20,15 +20,15 @@ struct comparison {
 };
 
 /* tr(D H Dᵀ), D = W − Ŵ. */
-static double energy(struct matf w, const double *w_hat, struct matd h) {
+static double energy(struct mat w, const double *w_hat, struct mat h) {
     double sum = 0, *d = calloc((size_t)w.cols, sizeof *d);
     for (int64_t n = 0; n < w.rows; n++) {
         for (int64_t k = 0; k < w.cols; k++)
-            d[k] = w.data[n * w.stride + k] - (w_hat ? w_hat[n * w.cols + k] : 0);
+            d[k] = f32_row(w, n)[k] - (w_hat ? w_hat[n * w.cols + k] : 0);
         for (int64_t i = 0; i < w.cols; i++) {
             double hd = 0;
             for (int64_t j = 0; j < w.cols; j++)
-                hd += h.data[i * h.stride + j] * d[j];
+                hd += f64_row(h, i)[j] * d[j];
             sum += d[i] * hd;
         }
     }
@@ -36,21 +36,22 @@ static double energy(struct matf w, const double *w_hat, struct matd h) {
     return sum;
 }
 
-static enum rc our_energy(const struct job *job, struct matf w, struct matd h, int bits, double *out, struct err *e) {
+static enum rc our_energy(const struct job *job, struct mat w, struct mat h, int bits, double *out, struct err *e) {
     struct candidate c = {.method = METHOD_HQQ, .bits = bits, .group = GROUP};
-    struct matf w_hat = matf(NULL, w.rows, w.cols);
-    TRY(device_floats(job, w.rows * w.cols, &w_hat.data, e));
+    float *memory = NULL;
+    TRY(device_floats(job, w.rows * w.cols, &memory, e));
+    struct mat w_hat = matf(memory, w.rows, w.cols);
     TRY(quantize_weights(job, w, &c, w_hat, NULL, e));
     double *wide = calloc((size_t)(w.rows * w.cols), sizeof *wide);
     for (int64_t i = 0; i < w.rows * w.cols; i++)
-        wide[i] = w_hat.data[i];
+        wide[i] = memory[i];
     *out = energy(w, wide, h);
     free(wide);
     job->backend->free(job->device, w_hat.data);
     return RC_OK;
 }
 
-static enum rc compare(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
+static enum rc compare(void *ctx, int64_t index, struct mat w, struct mat h, struct err *e) {
     (void)index;
     struct comparison *c = ctx;
     double whole = energy(w, NULL, h), ours, *library = calloc((size_t)(w.rows * w.cols), sizeof *library);

@@ -169,7 +169,7 @@ static void quantizer_alone_inverts(void **state) {
     candidate_from_id("hqq3g64", &low, &err);
     candidate_from_id("hqq4g64", &high, &err);
     struct inversion_args a = {
-        .job = &d.job, .w = matf(d.w, 1, COLS), .h = {d.h, COLS, COLS, COLS}, .pair = {&low, &high}};
+        .job = &d.job, .w = matf(d.w, 1, COLS), .h = matd(d.h, COLS, COLS), .pair = {&low, &high}};
     struct inversion v;
     assert_int_equal(inversion_recompute(&a, &v, &err), RC_OK);
     assert_true(fabs(v.drift[0] - hqq3) <= 1e-12 && fabs(v.drift[1] - hqq4) <= 1e-12);
@@ -209,7 +209,7 @@ static void recomputation_is_the_output_error(void **state) {
     }
     struct candidate three = {.method = METHOD_RTN, .bits = 3, .group = 64};
     struct inversion_args a = {
-        .job = &d.job, .w = matf(d.w, 1, COLS), .h = {d.h, COLS, COLS, COLS}, .pair = {&three, &three}};
+        .job = &d.job, .w = matf(d.w, 1, COLS), .h = matd(d.h, COLS, COLS), .pair = {&three, &three}};
     struct inversion v;
     struct err err = {0};
     assert_int_equal(inversion_recompute(&a, &v, &err), RC_OK);

@@ -203,18 +203,17 @@ struct direct {
     int compared;
 };
 
-static enum rc keep_input(void *ctx, int stream, int block, int64_t window, enum linear_input input, struct matf x,
-                          struct err *e) {
-    (void)stream, (void)window, (void)e;
+static enum rc keep_input(void *ctx, const struct site *site, enum linear_input input, struct mat x, struct err *e) {
+    (void)e;
     struct direct *d = ctx;
-    if (block != 0) return RC_OK;
+    if (site->block != 0) return RC_OK;
     for (int64_t t = 0; t < x.rows; t++, d->tokens[input]++)
         for (int64_t k = 0; k < x.cols; k++)
-            d->inputs[input][d->tokens[input] * x.cols + k] = x.data[t * x.stride + k];
+            d->inputs[input][d->tokens[input] * x.cols + k] = f32_row(x, t)[k];
     return RC_OK;
 }
 
-static double output_energy(const double *x, const double *w, struct matf shape) {
+static double output_energy(const double *x, const double *w, struct mat shape) {
     double sum = 0;
     for (int64_t n = 0; n < shape.rows; n++, w += shape.cols)
         for (int64_t t = 0; t < TOKENS; t++) {
@@ -226,13 +225,13 @@ static double output_energy(const double *x, const double *w, struct matf shape)
     return sum;
 }
 
-static void compare_drift(struct direct *d, const struct linear *linear, struct matf w, struct matf w_hat,
+static void compare_drift(struct direct *d, const struct linear *linear, struct mat w, struct mat w_hat,
                           const char *candidate) {
     int64_t count = w.rows * w.cols;
     double *plain = calloc((size_t)count, sizeof *plain), *error = calloc((size_t)count, sizeof *error);
     for (int64_t i = 0; i < count; i++) {
-        plain[i] = w.data[i];
-        error[i] = (double)w.data[i] - (double)w_hat.data[i];
+        plain[i] = f32_row(w, 0)[i];
+        error[i] = plain[i] - (double)f32_row(w_hat, 0)[i];
     }
     const double *x = d->inputs[linear->input];
     double want = output_energy(x, error, w) / output_energy(x, plain, w);
@@ -248,15 +247,17 @@ static enum rc measure_directly(void *ctx, int block, const struct block_weights
     struct direct *d = ctx;
     for (int i = 0; block == 0 && i < 7; i++) {
         const struct linear *linear = &d->model->linears[d->model->blocks[0].linears[i]];
-        struct matf w = weights->linear[i], w_hat = w;
-        TRY(device_floats(d->job, w.rows * w.cols, &w_hat.data, e));
+        float *memory = NULL;
+        struct mat w = weights->linear[i];
+        TRY(device_floats(d->job, w.rows * w.cols, &memory, e));
+        struct mat w_hat = matf(memory, w.rows, w.cols);
         for (size_t c = 0; c < sizeof candidates / sizeof *candidates; c++) {
             struct candidate candidate;
             TRY(candidate_from_id(candidates[c], &candidate, e));
             TRY(quantize_weights(d->job, w, &candidate, w_hat, NULL, e));
             compare_drift(d, linear, w, w_hat, candidates[c]);
         }
-        d->job->backend->free(d->job->device, w_hat.data);
+        d->job->backend->free(d->job->device, memory);
     }
     return RC_OK;
 }

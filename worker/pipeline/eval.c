@@ -17,7 +17,7 @@
 #include "worker/pipeline/upload.h"
 #include "worker/pipeline/walk.h"
 
-enum { BATCH_TOKENS = 32768, REFERENCE = 0, QUANTIZED = 1 };
+enum { REFERENCE = 0, QUANTIZED = 1 };
 
 struct eval {
     const struct job *job;
@@ -25,12 +25,12 @@ struct eval {
     struct source source;
     struct windows windows;
     struct eval_table table;
-    struct candidate *recipe;                /* [linear_count]; METHOD_NONE keeps a Linear */
-    struct matf replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; buffers as wide as the widest */
-    struct matf head, head_q;                /* [V, D]; head_q.data NULL: the reference's */
-    float *head_bias;                        /* [V] or NULL */
-    double *nll, *nll_q, *kl;                /* [length] of one window */
-    uint8_t *agree;                          /* [length] */
+    struct candidate *recipe;               /* [linear_count]; METHOD_NONE keeps a Linear */
+    struct mat replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; buffers as wide as the widest */
+    struct mat head, head_q;                /* [V, D]; head_q.data NULL: the reference's */
+    float *head_bias;                       /* [V] or NULL */
+    double *nll, *nll_q, *kl;               /* [length] of one window */
+    uint8_t *agree;                         /* [length] */
     double seconds;
     int64_t tokens_walked;
 };
@@ -85,6 +85,17 @@ static enum rc take_earlier_rows(struct eval *v, struct err *e) {
     return noise ? eval_noise_decode(noise, &v->table.noise, e) : RC_OK;
 }
 
+static struct mat dense(struct mat m, int64_t rows, int64_t cols) {
+    return (struct mat){m.data, rows, cols, cols, m.type};
+}
+
+/* Room for a Linear's ŵ, of the type that the backend multiplies with. */
+static enum rc replacement(const struct eval *v, int64_t count, struct mat *out, struct err *e) {
+    const struct backend *b = v->job->backend;
+    out->type = b->activation;
+    return b->alloc(v->job->device, (size_t)count * dtype_size(out->type), &out->data, e);
+}
+
 static enum rc allocate(struct eval *v, struct err *e) {
     const struct model *model = v->source.model;
     size_t length = (size_t)v->windows.length;
@@ -92,14 +103,12 @@ static enum rc allocate(struct eval *v, struct err *e) {
     v->nll_q = v->nll + length;
     v->kl = v->nll_q + length;
     v->agree = xcalloc(length, 1);
-    v->head = matf(NULL, model->head->shape[0], model->head->shape[1]);
-    TRY(upload_new(v->job, model->head, &v->head.data, e));
+    TRY(upload_weights(v->job, model->head, &v->head, e));
     TRY(upload_new(v->job, model->head_bias, &v->head_bias, e));
     const struct candidate *head = &v->recipe[model->linear_count - 1];
     if (head->method != METHOD_NONE) {
-        v->head_q = v->head;
-        v->head_q.data = NULL;
-        TRY(device_floats(v->job, v->head.rows * v->head.cols, &v->head_q.data, e));
+        TRY(replacement(v, v->head.rows * v->head.cols, &v->head_q, e));
+        v->head_q = dense(v->head_q, v->head.rows, v->head.cols);
         TRY(quantize_weights(v->job, v->head, head, v->head_q, NULL, e));
     }
     for (int position = 0; v->table.quantized && position < BLOCK_LINEARS_MAX; position++) {
@@ -111,7 +120,7 @@ static enum rc allocate(struct eval *v, struct err *e) {
             if (index < 0) break;
         }
         if (!most) break;
-        TRY(device_floats(v->job, most, &v->replaced[position].data, e));
+        TRY(replacement(v, most, &v->replaced[position], e));
     }
     return RC_OK;
 }
@@ -122,8 +131,8 @@ static enum rc replace_weights(void *ctx, int stream, int block, struct block_we
     for (int position = 0; stream == QUANTIZED && position < BLOCK_LINEARS_MAX && linears[position] >= 0; position++) {
         const struct candidate *c = &v->recipe[linears[position]];
         if (c->method == METHOD_NONE) continue;
-        struct matf *out = &v->replaced[position], from = w->linear[position];
-        *out = matf(out->data, from.rows, from.cols);
+        struct mat *out = &v->replaced[position], from = w->linear[position];
+        *out = dense(*out, from.rows, from.cols);
         if (quantize_weights(v->job, from, c, *out, NULL, e) != RC_OK)
             return err_context(e, "%s", v->source.model->linears[linears[position]].name);
         w->linear[position] = *out;
@@ -164,12 +173,12 @@ static enum rc send_window(const struct eval *v, int64_t window, struct err *e) 
 }
 
 /* Rows of x whose next token is scored. */
-static struct matf scored(const struct eval *v, struct matf x) {
+static struct mat scored(const struct eval *v, struct mat x) {
     int64_t first = v->windows.first_label - 1;
-    return (struct matf){x.data + first * x.stride, v->windows.length - v->windows.first_label, x.cols, x.stride};
+    return mat_rows(x, first, v->windows.length - v->windows.first_label);
 }
 
-static enum rc score_window(void *ctx, int64_t window, const struct matf *x, struct err *e) {
+static enum rc score_window(void *ctx, int64_t window, const struct mat *x, struct err *e) {
     struct eval *v = ctx;
     struct eval_window *w = &v->table.windows[window];
     if (w->known) return RC_OK;
@@ -213,8 +222,10 @@ static int64_t first_unknown(const struct eval_table *t, int64_t from) {
 
 static enum rc walk_batches(struct eval *v, struct err *e) {
     struct walk_hooks hooks = {.ctx = v, .weights = replace_weights, .final = score_window};
-    int64_t batch = BATCH_TOKENS / v->windows.length > 0 ? BATCH_TOKENS / v->windows.length : 1;
-    int64_t first = first_unknown(&v->table, 0), skipped = first;
+    int64_t chunk = walk_chunk(v->job, &v->windows);
+    int64_t batch = v->job->backend->batch_tokens / (v->windows.length * chunk) * chunk;
+    int64_t first = walk_aligned(v->job, &v->windows, first_unknown(&v->table, 0)), skipped = first;
+    if (batch == 0) batch = chunk;
     struct walk walk = {.job = v->job,
                         .model = v->source.model,
                         .windows = &v->windows,
@@ -223,7 +234,7 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
                         .hooks = &hooks,
                         .phase = "windows",
                         .tokens_total = v->windows.count * v->windows.length};
-    for (; first < v->table.count; first = first_unknown(&v->table, first)) {
+    for (; first < v->table.count; first = walk_aligned(v->job, &v->windows, first_unknown(&v->table, first))) {
         walk.first = first;
         walk.count = v->table.count - first < batch ? v->table.count - first : batch;
         walk.tokens_before = first * v->windows.length;
@@ -283,7 +294,7 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
 }
 
 static void release(struct eval *v) {
-    float *device[] = {v->head.data, v->head_q.data, v->head_bias};
+    void *device[] = {v->head.data, v->head_q.data, v->head_bias};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         if (device[i]) v->job->backend->free(v->job->device, device[i]);
     for (int position = 0; position < BLOCK_LINEARS_MAX; position++)

@@ -15,14 +15,14 @@ struct noise_walk {
     struct eval_noise *out;
 };
 
-static enum rc score_both(void *ctx, int64_t window, const struct matf *x, struct err *e) {
+static enum rc score_both(void *ctx, int64_t window, const struct mat *x, struct err *e) {
     struct noise_walk *k = ctx;
     const struct noise_args *n = k->args;
     int64_t scored = k->windows.length - 1;
     double *nll = xcalloc(3 * (size_t)scored, sizeof *nll), *kl = nll + 2 * scored;
     uint8_t *agree = xcalloc((size_t)scored, 1);
-    struct score_args a = {.x = {x[0].data, scored, x[0].cols, x[0].stride},
-                           .x_q = {x[1].data, scored, x[1].cols, x[1].stride},
+    struct score_args a = {.x = mat_rows(x[0], 0, scored),
+                           .x_q = mat_rows(x[1], 0, scored),
                            .head = n->head,
                            .bias = n->head_bias,
                            .logit_scale = (float)(1 / n->model->arch.logits_scaling),

@@ -15,7 +15,7 @@ struct noise_args {
     const struct job *job;
     const struct model *model;
     const struct windows *windows; /* one at least */
-    struct matf head;              /* [V, D] device memory */
+    struct mat head;               /* [V, D] device memory */
     const float *head_bias;        /* [V] or NULL */
 };
 

@@ -11,18 +11,21 @@
 
 struct grams {
     const struct job *job;
-    struct matd h[INPUT_COUNT]; /* [K, K]; data NULL: never needed */
-    bool active[INPUT_COUNT];   /* accumulated in this block */
+    struct mat h[INPUT_COUNT]; /* [K, K]; data NULL: never needed */
+    bool active[INPUT_COUNT];  /* accumulated in this block */
     int64_t bytes;
 };
 
-/* width[i]: K of input i, 0 when no block needs it. RC_NO_MEMORY when they exceed the job's ram_limit. */
+/* width[i]: K of input i, 0 when no block needs it. RC_NO_MEMORY when they exceed the job's ram_limit (in host memory).
+ */
 enum rc grams_open(struct grams *g, const struct job *job, const int64_t width[INPUT_COUNT], struct err *e);
 void grams_release(struct grams *g);
 
 /* Zeroes and activates exactly the inputs wanted. */
 enum rc grams_begin(struct grams *g, const bool wanted[INPUT_COUNT], struct err *e);
 /* Nothing when the input is not active. x [T, K]. */
-enum rc grams_add(struct grams *g, enum linear_input input, struct matf x, struct err *e);
+enum rc grams_add(struct grams *g, enum linear_input input, struct mat x, struct err *e);
+/* After the last grams_add of the block, before h is read. */
+enum rc grams_finish(struct grams *g, struct err *e);
 
 #endif

@@ -34,9 +34,8 @@ static enum rc begin_block(void *ctx, int stream, int block, struct block_weight
     return grams_begin(&k->grams, wanted, e);
 }
 
-static enum rc add_input(void *ctx, int stream, int block, int64_t window, enum linear_input input, struct matf x,
-                         struct err *e) {
-    (void)stream, (void)block, (void)window;
+static enum rc add_input(void *ctx, const struct site *site, enum linear_input input, struct mat x, struct err *e) {
+    (void)site;
     struct gram_walker *k = ctx;
     return grams_add(&k->grams, input, x, e);
 }
@@ -45,12 +44,13 @@ static enum rc end_block(void *ctx, int block, const struct block_weights *w, st
     struct gram_walker *k = ctx;
     int64_t index;
     const struct linear *linear;
+    TRY(grams_finish(&k->grams, e));
     for (int position = 0; (linear = linear_at(k->g, block, position, &index)); position++)
         if (k->g->wanted[index]) TRY(k->g->linear(k->g->ctx, index, w->linear[position], k->grams.h[linear->input], e));
     return RC_OK;
 }
 
-static enum rc add_final(void *ctx, int64_t window, const struct matf *x, struct err *e) {
+static enum rc add_final(void *ctx, int64_t window, const struct mat *x, struct err *e) {
     struct gram_walker *k = ctx;
     bool only_head[INPUT_COUNT] = {[INPUT_HEAD] = true};
     if (window == 0) TRY(grams_begin(&k->grams, only_head, e));
@@ -60,12 +60,11 @@ static enum rc add_final(void *ctx, int64_t window, const struct matf *x, struct
 static enum rc end_head(struct gram_walker *k, struct err *e) {
     const struct gram_walk *g = k->g;
     const struct linear *head = &g->model->linears[g->model->linear_count - 1];
-    float *weights = NULL;
-    enum rc rc = upload_new(g->job, head->weight, &weights, e);
-    if (rc == RC_OK)
-        rc = g->linear(g->ctx, g->model->linear_count - 1, matf(weights, head->rows, head->cols),
-                       k->grams.h[INPUT_HEAD], e);
-    if (weights) g->job->backend->free(g->job->device, weights);
+    struct mat weights = {0};
+    enum rc rc = grams_finish(&k->grams, e);
+    if (rc == RC_OK) rc = upload_weights(g->job, head->weight, &weights, e);
+    if (rc == RC_OK) rc = g->linear(g->ctx, g->model->linear_count - 1, weights, k->grams.h[INPUT_HEAD], e);
+    if (weights.data) g->job->backend->free(g->job->device, weights.data);
     return rc;
 }
 

@@ -16,7 +16,7 @@ struct gram_walk {
     const char *phase;  /* of the progress */
     const bool *wanted; /* [model.linear_count] */
     /* w [N, K] and h [K, K] are valid during the call; Linears come in model order. */
-    enum rc (*linear)(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e);
+    enum rc (*linear)(void *ctx, int64_t index, struct mat w, struct mat h, struct err *e);
     void *ctx;
 };
 

@@ -9,12 +9,32 @@
 #include "base/sizes.h"
 
 struct hidden {
-    int64_t slots, slot_bytes, resident; /* resident: slots in memory */
-    float *memory;                       /* [resident, slot] */
-    float *staging;                      /* [slot]; NULL when nothing spills */
+    const struct job *job;
+    const char *scratch;
+    struct hidden_places places; /* slots come in this order */
+    int64_t slot_floats, slot_bytes;
+    float *device;  /* [places.device + 1 when any slot lives elsewhere] */
+    float *ram;     /* [places.ram] */
+    float *staging; /* one slot on its way from or to the file */
     int fd;
-    char *scratch;
 };
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static int64_t fitting(int64_t slots, int64_t limit, int64_t slot_bytes) {
+    return limit < 0 ? slots : least(slots, limit / slot_bytes);
+}
+
+/* One device slot is the shared one as soon as not all slots fit. */
+static struct hidden_places choose_places(const struct hidden_args *a, int64_t slot_bytes) {
+    struct hidden_places p = {.device = fitting(a->slots, a->device_limit, slot_bytes)};
+    if (p.device > 0 && p.device < a->slots) p.device--;
+    p.ram = fitting(a->slots - p.device, a->ram_limit, slot_bytes);
+    p.file = a->slots - p.device - p.ram;
+    return p;
+}
 
 static enum rc memory_error(int64_t bytes, struct err *e) {
     char size[24];
@@ -24,7 +44,7 @@ static enum rc memory_error(int64_t bytes, struct err *e) {
 
 /* Reserved in full at once, so that a full disk shows at the start of a walk and not hours into it. */
 static enum rc open_spill(struct hidden *h, struct err *e) {
-    int64_t bytes = (h->slots - h->resident) * h->slot_bytes;
+    int64_t bytes = h->places.file * h->slot_bytes;
     char size[24];
     size_format(bytes, size, sizeof size);
     char *path = xasprintf("%s/hsaq-hidden-XXXXXX", h->scratch);
@@ -43,27 +63,31 @@ static enum rc open_spill(struct hidden *h, struct err *e) {
 }
 
 static enum rc allocate(struct hidden *h, struct err *e) {
-    if (h->resident > 0) {
-        h->memory = malloc((size_t)(h->resident * h->slot_bytes));
-        if (!h->memory) return memory_error(h->resident * h->slot_bytes, e);
+    int64_t elsewhere = h->places.ram + h->places.file;
+    void *memory;
+    TRY(h->job->backend->alloc(h->job->device, (size_t)((h->places.device + (elsewhere > 0)) * h->slot_bytes), &memory,
+                               e));
+    h->device = memory;
+    if (h->places.ram > 0) {
+        h->ram = malloc((size_t)(h->places.ram * h->slot_bytes));
+        if (!h->ram) return memory_error(h->places.ram * h->slot_bytes, e);
     }
-    return h->resident < h->slots ? open_spill(h, e) : RC_OK;
+    return h->places.file > 0 ? open_spill(h, e) : RC_OK;
 }
 
-enum rc hidden_open(int64_t slots, int64_t slot_floats, int64_t limit, const char *scratch, struct hidden **hidden,
-                    struct err *e) {
+enum rc hidden_open(const struct hidden_args *a, struct hidden **hidden, struct err *e) {
     int64_t slot_bytes, total;
-    if (__builtin_mul_overflow(slot_floats, (int64_t)sizeof(float), &slot_bytes) ||
-        __builtin_mul_overflow(slots, slot_bytes, &total))
+    if (__builtin_mul_overflow(a->slot_floats, (int64_t)sizeof(float), &slot_bytes) ||
+        __builtin_mul_overflow(a->slots + 1, slot_bytes, &total))
         return err_set(e, RC_TOO_LARGE, "%lld windows of hidden states exceed the address space: use fewer windows",
-                       (long long)slots);
+                       (long long)a->slots);
     struct hidden *h = xcalloc(1, sizeof *h);
-    int64_t fit = limit < 0 ? slots : limit / slot_bytes;
-    *h = (struct hidden){.slots = slots,
+    *h = (struct hidden){.job = a->job,
+                         .scratch = a->job->scratch ? a->job->scratch : "/tmp",
+                         .places = choose_places(a, slot_bytes),
+                         .slot_floats = a->slot_floats,
                          .slot_bytes = slot_bytes,
-                         .resident = fit < slots ? fit : slots,
-                         .fd = -1,
-                         .scratch = xstrdup(scratch ? scratch : "/tmp")};
+                         .fd = -1};
     enum rc rc = allocate(h, e);
     if (rc != RC_OK) {
         hidden_close(h);
@@ -76,26 +100,37 @@ enum rc hidden_open(int64_t slots, int64_t slot_floats, int64_t limit, const cha
 void hidden_close(struct hidden *h) {
     if (!h) return;
     if (h->fd >= 0) close(h->fd);
-    free(h->memory);
+    if (h->device) h->job->backend->free(h->job->device, h->device);
+    free(h->ram);
     free(h->staging);
-    free(h->scratch);
     free(h);
 }
 
-int64_t hidden_spilled(const struct hidden *h) {
-    return h->slots - h->resident;
+struct hidden_places hidden_places(const struct hidden *h) {
+    return h->places;
 }
 
-float *hidden_buffer(struct hidden *h, int64_t slot) {
-    return slot < h->resident ? h->memory + slot * (h->slot_bytes / (int64_t)sizeof(float)) : h->staging;
+float *hidden_at(struct hidden *h, int64_t slot) {
+    return h->device + least(slot, h->places.device) * h->slot_floats;
 }
 
-enum rc hidden_get(struct hidden *h, int64_t slot, float **values, struct err *e) {
-    *values = hidden_buffer(h, slot);
-    if (slot < h->resident) return RC_OK;
-    off_t base = (slot - h->resident) * h->slot_bytes;
+static bool in_file(const struct hidden *h, int64_t slot) {
+    return slot >= h->places.device + h->places.ram;
+}
+
+/* Where the host holds or stages a slot's values. */
+static float *host_memory(struct hidden *h, int64_t slot) {
+    return in_file(h, slot) ? h->staging : h->ram + (slot - h->places.device) * h->slot_floats;
+}
+
+static off_t file_offset(const struct hidden *h, int64_t slot) {
+    return (slot - h->places.device - h->places.ram) * h->slot_bytes;
+}
+
+static enum rc read_slot(struct hidden *h, int64_t slot, struct err *e) {
     for (int64_t done = 0; done < h->slot_bytes;) {
-        ssize_t n = pread(h->fd, (char *)h->staging + done, (size_t)(h->slot_bytes - done), base + done);
+        ssize_t n =
+            pread(h->fd, (char *)h->staging + done, (size_t)(h->slot_bytes - done), file_offset(h, slot) + done);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return err_errno(e, "cannot read hidden states back from %s", h->scratch);
         if (n == 0) return err_set(e, RC_IO, "the spill file of hidden states in %s ended early", h->scratch);
@@ -104,14 +139,26 @@ enum rc hidden_get(struct hidden *h, int64_t slot, float **values, struct err *e
     return RC_OK;
 }
 
-enum rc hidden_put(struct hidden *h, int64_t slot, struct err *e) {
-    if (slot < h->resident) return RC_OK;
-    off_t base = (slot - h->resident) * h->slot_bytes;
+static enum rc write_slot(struct hidden *h, int64_t slot, struct err *e) {
     for (int64_t done = 0; done < h->slot_bytes;) {
-        ssize_t n = pwrite(h->fd, (const char *)h->staging + done, (size_t)(h->slot_bytes - done), base + done);
+        ssize_t n =
+            pwrite(h->fd, (const char *)h->staging + done, (size_t)(h->slot_bytes - done), file_offset(h, slot) + done);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return err_errno(e, "cannot write hidden states to scratch folder %s", h->scratch);
         done += n;
     }
     return RC_OK;
+}
+
+enum rc hidden_recall(struct hidden *h, int64_t slot, struct err *e) {
+    if (slot < h->places.device) return RC_OK;
+    if (in_file(h, slot)) TRY(read_slot(h, slot, e));
+    return h->job->backend->upload(h->job->device, host_memory(h, slot), DTYPE_F32, h->slot_floats, hidden_at(h, slot),
+                                   e);
+}
+
+enum rc hidden_keep(struct hidden *h, int64_t slot, struct err *e) {
+    if (slot < h->places.device) return RC_OK;
+    TRY(h->job->backend->download(h->job->device, hidden_at(h, slot), (size_t)h->slot_bytes, host_memory(h, slot), e));
+    return in_file(h, slot) ? write_slot(h, slot, e) : RC_OK;
 }

@@ -1,26 +1,38 @@
-/* Hidden states of a walk: one fp32 slot [T, D] per stream and window.
+/* Hidden states of a walk: one fp32 slot [T, D] per stream and chunk of windows.
  *
- * The first slots live in memory as far as the limit goes, the rest in one unlinked file, so that memory does not grow
- * with the number of windows. A full disk is RC_NO_SPACE naming the folder. One thread. */
+ * The first slots live in the device's own memory as far as its limit goes, where the blocks work on them in place; the
+ * next in the host's, the rest in one unlinked file, so that memory does not grow with the number of windows. A full
+ * disk is RC_NO_SPACE naming the folder. GPU thread only. */
 #ifndef HSAQ_WORKER_PIPELINE_HIDDEN_H
 #define HSAQ_WORKER_PIPELINE_HIDDEN_H
 
 #include <stdint.h>
 
 #include "base/err.h"
+#include "worker/pipeline/job.h"
 
 struct hidden;
 
-/* `limit`: bytes of memory for slots, < 0: no limit. `scratch`: folder of the spill file; made only when needed. */
-enum rc hidden_open(int64_t slots, int64_t slot_floats, int64_t limit, const char *scratch, struct hidden **hidden,
-                    struct err *e);
-void hidden_close(struct hidden *hidden);            /* NULL is fine */
-int64_t hidden_spilled(const struct hidden *hidden); /* slots that live in the file */
+struct hidden_args {
+    const struct job *job; /* its scratch is the folder of the spill file, made only when needed */
+    int64_t slots, slot_floats;
+    int64_t device_limit, ram_limit; /* bytes of each kind of memory for slots; < 0: no limit */
+};
 
-/* The slot's values, valid until the next call. Before the first hidden_put of a slot its values are unspecified. */
-enum rc hidden_get(struct hidden *hidden, int64_t slot, float **values, struct err *e);
-/* Where to write a slot's new values; hidden_put makes them last. */
-float *hidden_buffer(struct hidden *hidden, int64_t slot);
-enum rc hidden_put(struct hidden *hidden, int64_t slot, struct err *e);
+enum rc hidden_open(const struct hidden_args *args, struct hidden **hidden, struct err *e);
+void hidden_close(struct hidden *hidden); /* NULL is fine */
+
+/* How many slots live where. */
+struct hidden_places {
+    int64_t device, ram, file;
+};
+struct hidden_places hidden_places(const struct hidden *hidden);
+
+/* Device memory in which a slot's values are worked on: the slot's own, or one that all others share. */
+float *hidden_at(struct hidden *hidden, int64_t slot);
+/* Brings the slot's values there; before its first hidden_keep they are unspecified. */
+enum rc hidden_recall(struct hidden *hidden, int64_t slot, struct err *e);
+/* Makes the values there last. */
+enum rc hidden_keep(struct hidden *hidden, int64_t slot, struct err *e);
 
 #endif

@@ -1,6 +1,7 @@
 #include "worker/pipeline/inversion.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/json.h"
 #include "worker/pipeline/drift.h"
@@ -15,6 +16,15 @@ struct copies {
     double energy;    /* tr(W H Wᵀ) */
 };
 
+/* In place, from the end, so that nothing is overwritten before it is read. */
+static void widen_to_doubles(double *values, int64_t count) {
+    for (int64_t i = count - 1; i >= 0; i--) {
+        float narrow;
+        memcpy(&narrow, (const char *)values + (size_t)i * sizeof narrow, sizeof narrow);
+        values[i] = narrow;
+    }
+}
+
 static enum rc copies_open(const struct inversion_args *a, struct copies *c, struct err *e) {
     int64_t count = a->w.rows * a->w.cols, squares = a->h.rows * a->h.cols;
     c->w = malloc((size_t)count * sizeof *c->w);
@@ -24,8 +34,10 @@ static enum rc copies_open(const struct inversion_args *a, struct copies *c, str
     if (!c->w || !c->w_hat || !c->h || !c->row) return err_set(e, RC_NO_MEMORY, "no memory to recompute an inversion");
     const struct backend *b = a->job->backend;
     TRY(device_floats(a->job, count, &c->device, e));
-    TRY(b->download(a->job->device, a->w.data, (size_t)count * sizeof *c->w, c->w, e));
-    return b->download(a->job->device, a->h.data, (size_t)squares * sizeof *c->h, c->h, e);
+    TRY(download_floats(a->job, a->w, c->w, e));
+    TRY(b->download(a->job->device, a->h.data, (size_t)squares * dtype_size(a->h.type), c->h, e));
+    if (a->h.type == DTYPE_F32) widen_to_doubles(c->h, squares);
+    return RC_OK;
 }
 
 static void copies_release(const struct job *job, struct copies *c) {
@@ -65,7 +77,7 @@ static enum rc energy(const struct inversion_args *a, struct copies *c, const fl
 static enum rc drift(const struct inversion_args *a, struct copies *c, const struct candidate *candidate, double *out,
                      struct err *e) {
     double error;
-    struct matf w_hat = matf(c->device, a->w.rows, a->w.cols);
+    struct mat w_hat = matf(c->device, a->w.rows, a->w.cols);
     TRY(quantize_weights(a->job, a->w, candidate, w_hat, NULL, e));
     size_t bytes = (size_t)(w_hat.rows * w_hat.cols) * sizeof *c->w_hat;
     TRY(a->job->backend->download(a->job->device, c->device, bytes, c->w_hat, e));

@@ -16,8 +16,8 @@ struct inversion {
 
 struct inversion_args {
     const struct job *job;
-    struct matf w;                   /* [N, K], dense */
-    struct matd h;                   /* [K, K], dense */
+    struct mat w;                    /* [N, K], dense */
+    struct mat h;                    /* [K, K], dense */
     const struct candidate *pair[2]; /* fewer bits, more bits */
 };
 

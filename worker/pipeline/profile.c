@@ -171,8 +171,8 @@ static enum rc ask_cache(struct profile *p, struct err *e) {
 /* One Linear in the hands of the walk. */
 struct bench {
     const struct job *job;
-    struct matf w, w_hat; /* [N, K] */
-    struct matd h;        /* [K, K] */
+    struct mat w, w_hat; /* [N, K] */
+    struct mat h;        /* [K, K] */
     double drift_den;
     bool has_den;
 };
@@ -219,12 +219,14 @@ static size_t table_place(const struct profile *p, int64_t index) {
     return l;
 }
 
-static enum rc profile_linear(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
+static enum rc profile_linear(void *ctx, int64_t index, struct mat w, struct mat h, struct err *e) {
     struct profile *p = ctx;
     struct bench b = {.job = p->job, .w = w, .w_hat = matf(NULL, w.rows, w.cols), .h = h};
-    TRY(device_floats(p->job, w.rows * w.cols, &b.w_hat.data, e));
+    float *w_hat = NULL;
+    TRY(device_floats(p->job, w.rows * w.cols, &w_hat, e));
+    b.w_hat.data = w_hat;
     enum rc rc = fill_linear(p, table_place(p, index), &b, e);
-    p->job->backend->free(p->job->device, b.w_hat.data);
+    p->job->backend->free(p->job->device, w_hat);
     return rc;
 }
 

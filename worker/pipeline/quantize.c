@@ -2,7 +2,7 @@
 
 #include "kernels/formats.h"
 
-enum rc quantize_weights(const struct job *job, struct matf w, const struct candidate *candidate, struct matf out,
+enum rc quantize_weights(const struct job *job, struct mat w, const struct candidate *candidate, struct mat out,
                          struct quantize_report *report, struct err *e) {
     const struct backend *b = job->backend;
     struct quantize_report unread;

@@ -9,7 +9,7 @@
 
 /* out [N, K] = w [N, K] as it reads back from the candidate's storage. Not for METHOD_NONE, which keeps w as it is.
  * `report` may be NULL. */
-enum rc quantize_weights(const struct job *job, struct matf w, const struct candidate *candidate, struct matf out,
+enum rc quantize_weights(const struct job *job, struct mat w, const struct candidate *candidate, struct mat out,
                          struct quantize_report *report, struct err *e);
 
 /* Bytes of the packed buffers. */

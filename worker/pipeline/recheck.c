@@ -91,7 +91,7 @@ static enum rc send_row(const struct recheck *r, const struct pair *p, struct er
     return rc;
 }
 
-static enum rc recompute(void *ctx, int64_t index, struct matf w, struct matd h, struct err *e) {
+static enum rc recompute(void *ctx, int64_t index, struct mat w, struct mat h, struct err *e) {
     struct recheck *r = ctx;
     const struct candidate *candidates = r->args->table->candidates;
     for (size_t i = 0; i < r->count; i++) {

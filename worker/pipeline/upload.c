@@ -1,7 +1,10 @@
 #include "worker/pipeline/upload.h"
 
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "kernels/formats.h"
 
 enum rc device_floats(const struct job *job, int64_t count, float **out, struct err *e) {
     void *memory = NULL;
@@ -13,17 +16,44 @@ enum rc device_floats(const struct job *job, int64_t count, float **out, struct 
     return RC_OK;
 }
 
-enum rc upload_into(const struct job *job, const struct st_tensor *tensor, float *out, struct err *e) {
-    if (job->backend->upload(job->device, tensor->data, tensor->type, tensor->count, out, e) == RC_OK) return RC_OK;
+static enum rc failed(const struct st_tensor *tensor, struct err *e) {
     return err_context(e, "loading %s from %s", tensor->name, tensor->file);
 }
 
 enum rc upload_new(const struct job *job, const struct st_tensor *tensor, float **out, struct err *e) {
     *out = NULL;
     if (!tensor) return RC_OK;
-    if (device_floats(job, tensor->count, out, e) != RC_OK)
-        return err_context(e, "loading %s from %s", tensor->name, tensor->file);
-    return upload_into(job, tensor, *out, e);
+    if (device_floats(job, tensor->count, out, e) != RC_OK) return failed(tensor, e);
+    if (job->backend->upload(job->device, tensor->data, tensor->type, tensor->count, *out, e) == RC_OK) return RC_OK;
+    return failed(tensor, e);
+}
+
+enum rc upload_weights(const struct job *job, const struct st_tensor *tensor, struct mat *out, struct err *e) {
+    const struct backend *b = job->backend;
+    enum dtype type = b->weights_as_stored ? tensor->type : DTYPE_F32;
+    *out = (struct mat){NULL, tensor->shape[0], tensor->shape[1], tensor->shape[1], type};
+    if (b->alloc(job->device, (size_t)tensor->count * dtype_size(type), &out->data, e) != RC_OK)
+        return failed(tensor, e);
+    struct load_item item = {tensor->data, tensor->type, tensor->count, out->data, type};
+    if (b->load(job->device, &item, 1, e) != RC_OK || b->loaded(job->device, e) != RC_OK) return failed(tensor, e);
+    return RC_OK;
+}
+
+/* In place, from the end, so that nothing is overwritten before it is read. */
+static void widen(enum dtype type, int64_t count, float *values) {
+    for (int64_t i = count - 1; type != DTYPE_F32 && i >= 0; i--) {
+        uint16_t half;
+        memcpy(&half, (const char *)values + (size_t)i * sizeof half, sizeof half);
+        values[i] = type == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
+    }
+}
+
+enum rc download_floats(const struct job *job, struct mat m, float *out, struct err *e) {
+    int64_t count = m.rows * m.cols;
+    if (m.stride != m.cols) return err_set(e, RC_INTERNAL, "only dense matrices are downloaded");
+    TRY(job->backend->download(job->device, m.data, (size_t)count * dtype_size(m.type), out, e));
+    widen(m.type, count, out);
+    return RC_OK;
 }
 
 void prefetch_tensor(const struct st_tensor *tensor) {

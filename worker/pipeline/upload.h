@@ -11,10 +11,12 @@
 
 /* Device memory for `count` floats; job->backend->free releases it. */
 enum rc device_floats(const struct job *job, int64_t count, float **out, struct err *e);
-/* Into memory that holds the tensor's count of floats. */
-enum rc upload_into(const struct job *job, const struct st_tensor *tensor, float *out, struct err *e);
 /* Allocates and uploads; *out is NULL when there is no such tensor (NULL). */
 enum rc upload_new(const struct job *job, const struct st_tensor *tensor, float **out, struct err *e);
+/* A Linear's weights in memory of their own, of the type that the backend computes with. */
+enum rc upload_weights(const struct job *job, const struct st_tensor *tensor, struct mat *out, struct err *e);
+/* Device values of any float type → host fp32 [rows, cols]. */
+enum rc download_floats(const struct job *job, struct mat m, float *out, struct err *e);
 /* Asks the kernel to read the tensor's pages soon. */
 void prefetch_tensor(const struct st_tensor *tensor);
 

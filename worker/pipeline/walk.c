@@ -7,16 +7,29 @@
 #include "worker/pipeline/hidden.h"
 #include "worker/pipeline/upload.h"
 
+/* Device memory that hidden states leave to operations' workspaces and hooks. */
+static const int64_t device_reserve = (int64_t)768 << 20;
+
 struct walker {
     const struct walk *walk;
+    int64_t windows, chunks; /* windows of a chunk, chunks of a stream */
     struct forward forward;
-    struct hidden *hidden;          /* slot = stream · count + (window − first) */
-    struct block_weights reference; /* buffers as wide as the widest block needs */
-    struct block_params params;
-    struct matf *finals; /* [streams] of [T, D] */
-    float *final_norm;   /* [D] */
+    struct hidden *hidden;  /* slot = stream · chunks + chunk */
+    struct block blocks[2]; /* the second only where the device loads ahead */
+    struct mat *finals;     /* [streams] of [T, D] */
+    float *final_norm;      /* [D] */
+    int32_t *ids;           /* [T] of one chunk */
     int64_t steps, steps_total;
 };
+
+int64_t walk_chunk(const struct job *job, const struct windows *windows) {
+    int64_t whole = job->backend->chunk_tokens / windows->length;
+    return whole > 0 ? whole : 1;
+}
+
+int64_t walk_aligned(const struct job *job, const struct windows *windows, int64_t window) {
+    return window - window % walk_chunk(job, windows);
+}
 
 static int last_block(const struct walk *w) {
     return w->last_block < 0 ? w->model->arch.blocks - 1 : w->last_block;
@@ -26,53 +39,59 @@ static bool whole_model(const struct walk *w) {
     return w->last_block < 0;
 }
 
-static const struct linear *block_linear(const struct walk *w, int block, int position) {
-    int index = position < BLOCK_LINEARS ? w->model->blocks[block].linears[position] : -1;
-    return index < 0 ? NULL : &w->model->linears[index];
+static int64_t chunk_tokens(const struct walker *k) {
+    return k->windows * k->walk->windows->length;
 }
 
-static enum rc allocate_weights(struct walker *k, struct err *e) {
-    const struct walk *w = k->walk;
-    for (int position = 0; position < BLOCK_LINEARS; position++) {
-        int64_t most = 0;
-        for (int block = 0; block <= last_block(w); block++) {
-            const struct linear *linear = block_linear(w, block, position);
-            if (linear && linear->rows * linear->cols > most) most = linear->rows * linear->cols;
-        }
-        if (most) TRY(device_floats(w->job, most, &k->reference.linear[position].data, e));
-    }
-    return RC_OK;
+static struct block *block_buffer(struct walker *k, int block) {
+    return &k->blocks[k->walk->job->backend->loads_ahead ? block % 2 : 0];
 }
 
 static enum rc allocate_finals(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
+    const struct backend *b = w->job->backend;
+    int64_t rows = chunk_tokens(k), cols = w->model->arch.hidden;
     k->finals = xcalloc((size_t)w->streams, sizeof *k->finals);
     if (!whole_model(w)) return RC_OK;
     TRY(upload_new(w->job, w->model->final_norm, &k->final_norm, e));
     for (int stream = 0; stream < w->streams; stream++) {
-        k->finals[stream] = matf(NULL, w->windows->length, w->model->arch.hidden);
-        TRY(device_floats(w->job, w->windows->length * w->model->arch.hidden, &k->finals[stream].data, e));
+        struct mat *x = &k->finals[stream];
+        *x = (struct mat){NULL, rows, cols, cols, b->activation};
+        TRY(b->alloc(w->job->device, (size_t)(rows * cols) * dtype_size(x->type), &x->data, e));
     }
     return RC_OK;
 }
 
+static int64_t positive(int64_t bytes) {
+    return bytes > 0 ? bytes : 0;
+}
+
+/* After everything else that the walk holds: hidden states get what is left. */
 static enum rc open_hidden(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
-    int64_t limit = w->job->ram_limit <= 0 ? -1 : w->reserved < w->job->ram_limit ? w->job->ram_limit - w->reserved : 0;
-    return hidden_open(w->streams * w->count, w->windows->length * w->model->arch.hidden, limit, w->job->scratch,
-                       &k->hidden, e);
+    const struct job *job = w->job;
+    struct hidden_args a = {.job = job,
+                            .slots = w->streams * k->chunks,
+                            .slot_floats = chunk_tokens(k) * w->model->arch.hidden,
+                            .ram_limit = job->ram_limit <= 0 ? -1 : positive(job->ram_limit - w->reserved)};
+    if (job->backend->own_memory) a.device_limit = positive(job->backend->room(job->device) - device_reserve);
+    return hidden_open(&a, &k->hidden, e);
 }
 
 static enum rc walker_open(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
-    k->steps_total = (int64_t)(last_block(w) + 1) * w->streams * w->count;
-    TRY(forward_open(&k->forward, w, e));
-    TRY(allocate_weights(k, e));
+    k->windows = walk_chunk(w->job, w->windows);
+    k->chunks = (w->count + k->windows - 1) / k->windows;
+    k->steps_total = (int64_t)(last_block(w) + 1) * w->streams * k->chunks;
+    k->ids = xcalloc((size_t)chunk_tokens(k), sizeof *k->ids);
+    TRY(forward_open(&k->forward, w, k->windows, e));
+    for (int i = 0; i < (w->job->backend->loads_ahead ? 2 : 1); i++)
+        TRY(block_open(w->job, w->model, last_block(w), &k->blocks[i], e));
     TRY(allocate_finals(k, e));
     return open_hidden(k, e);
 }
 
-static void device_free(const struct job *job, float *memory) {
+static void device_free(const struct job *job, void *memory) {
     if (memory) job->backend->free(job->device, memory);
 }
 
@@ -82,69 +101,73 @@ static void walker_release(struct walker *k) {
     for (int stream = 0; k->finals && stream < k->walk->streams; stream++)
         device_free(job, k->finals[stream].data);
     free(k->finals);
+    free(k->ids);
     device_free(job, k->final_norm);
-    block_params_release(&k->params, job);
-    for (int position = 0; position < BLOCK_LINEARS; position++)
-        device_free(job, k->reference.linear[position].data);
+    block_close(&k->blocks[0]);
+    block_close(&k->blocks[1]);
     forward_release(&k->forward);
 }
 
-static int64_t slot(const struct walk *w, int stream, int64_t i) {
-    return stream * w->count + i;
+static int64_t slot(const struct walker *k, int stream, int64_t chunk) {
+    return stream * k->chunks + chunk;
+}
+
+static struct site site_at(const struct walker *k, int stream, int block, int64_t chunk) {
+    const struct walk *w = k->walk;
+    int64_t done = chunk * k->windows, left = w->count - done;
+    return (struct site){stream, block, w->first + done, left < k->windows ? left : k->windows};
+}
+
+static struct mat hidden_matrix(struct walker *k, int64_t at) {
+    return matf(hidden_at(k->hidden, at), chunk_tokens(k), k->walk->model->arch.hidden);
 }
 
 static enum rc check_cancel(const struct walk *w, struct err *e) {
     return job_cancelled(w->job) ? err_set(e, RC_CANCELLED, "cancelled") : RC_OK;
 }
 
-/* forward.x → slot */
-static enum rc keep(struct walker *k, int64_t at, struct err *e) {
-    const struct job *job = k->walk->job;
-    const struct matf *x = &k->forward.x;
-    TRY(job->backend->download(job->device, x->data, (size_t)(x->rows * x->cols) * sizeof *x->data,
-                               hidden_buffer(k->hidden, at), e));
-    return hidden_put(k->hidden, at, e);
+/* The padding of a last chunk repeats its last window. */
+static void gather_ids(struct walker *k, const struct site *site) {
+    const struct windows *windows = k->walk->windows;
+    for (int64_t i = 0; i < k->windows; i++) {
+        int64_t window = site->window + (i < site->windows ? i : site->windows - 1);
+        for (int64_t t = 0; t < windows->length; t++)
+            k->ids[i * windows->length + t] = windows->ids[window * windows->length + t];
+    }
 }
 
-/* slot → forward.x */
-static enum rc recall(struct walker *k, int64_t at, struct err *e) {
-    const struct job *job = k->walk->job;
-    const struct matf *x = &k->forward.x;
-    float *values;
-    TRY(hidden_get(k->hidden, at, &values, e));
-    return job->backend->upload(job->device, values, DTYPE_F32, x->rows * x->cols, x->data, e);
-}
-
-static enum rc embed_windows(struct walker *k, struct err *e) {
+static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
     const struct walk *w = k->walk;
-    const struct job *job = w->job;
-    for (int64_t i = 0; i < w->count; i++) {
-        TRY(check_cancel(w, e));
-        struct embed_args a = {.table = w->model->embedding->data,
-                               .type = w->model->embedding->type,
-                               .vocab = w->model->embedding->shape[0],
-                               .ids = w->windows->ids + (w->first + i) * w->windows->length,
-                               .multiplier = (float)w->model->arch.embedding_multiplier,
-                               .out = k->forward.x};
-        TRY(job->backend->embed(job->device, &a, e));
-        for (int stream = 0; stream < w->streams; stream++)
-            TRY(keep(k, slot(w, stream, i), e));
+    struct site site = site_at(k, 0, 0, chunk);
+    struct embed_args a = {.table = w->model->embedding->data,
+                           .type = w->model->embedding->type,
+                           .vocab = w->model->embedding->shape[0],
+                           .ids = k->ids,
+                           .multiplier = (float)w->model->arch.embedding_multiplier};
+    TRY(check_cancel(w, e));
+    gather_ids(k, &site);
+    for (int stream = 0; stream < w->streams; stream++) {
+        a.out = hidden_matrix(k, slot(k, stream, chunk));
+        TRY(w->job->backend->embed(w->job->device, &a, e));
+        TRY(hidden_keep(k->hidden, slot(k, stream, chunk), e));
     }
     return RC_OK;
 }
 
-static enum rc load_block(struct walker *k, int block, struct err *e) {
+static void prefetch(const struct walk *w, int block) {
+    const struct linear *linear;
+    for (int position = 0; block <= last_block(w) && (linear = block_linear(w->model, block, position)); position++)
+        prefetch_tensor(linear->weight);
+}
+
+/* The block becomes ready to compute with, and the next one starts on its way. */
+static enum rc ready_block(struct walker *k, int block, struct err *e) {
     const struct walk *w = k->walk;
-    block_params_release(&k->params, w->job);
-    TRY(block_params_load(&k->params, w, block, e));
-    for (int position = 0; position < BLOCK_LINEARS; position++) {
-        const struct linear *linear = block_linear(w, block, position);
-        struct matf *out = &k->reference.linear[position];
-        *out = matf(out->data, linear ? linear->rows : 0, linear ? linear->cols : 0);
-        if (linear) TRY(upload_into(w->job, linear->weight, out->data, e));
-    }
-    for (int position = 0; block < last_block(w) && block_linear(w, block + 1, position); position++)
-        prefetch_tensor(block_linear(w, block + 1, position)->weight);
+    const struct backend *b = w->job->backend;
+    if (!b->loads_ahead || block == 0) TRY(block_load(block_buffer(k, block), block, e));
+    TRY(b->loaded(w->job->device, e));
+    if (b->loads_ahead && block < last_block(w)) TRY(block_load(block_buffer(k, block + 1), block + 1, e));
+    prefetch(w, block + (b->loads_ahead ? 2 : 1));
     return RC_OK;
 }
 
@@ -155,51 +178,80 @@ static enum rc report(struct walker *k, struct err *e) {
     return emit_progress(w->job, w->phase, w->tokens_before + done, w->tokens_total, "tokens", e);
 }
 
+static enum rc walk_chunk_through(struct walker *k, const struct site *site, int64_t at,
+                                  const struct block_weights *weights, struct err *e) {
+    const struct job *job = k->walk->job;
+    struct forward_args a = {
+        .x = hidden_matrix(k, at), .params = &block_buffer(k, site->block)->params, .weights = weights, .site = site};
+    TRY(hidden_recall(k->hidden, at, e));
+    TRY(forward_block(&k->forward, &a, e));
+    TRY(hidden_keep(k->hidden, at, e));
+    TRY(job->backend->keep_pace(job->device, e));
+    k->steps++;
+    return report(k, e);
+}
+
 static enum rc walk_stream(struct walker *k, int stream, int block, struct err *e) {
     const struct walk *w = k->walk;
-    struct block_weights seen = k->reference;
+    struct block_weights seen = block_buffer(k, block)->weights;
     if (w->hooks->weights) TRY(w->hooks->weights(w->hooks->ctx, stream, block, &seen, e));
-    for (int64_t i = 0; i < w->count; i++) {
-        struct site site = {stream, block, w->first + i};
-        TRY(recall(k, slot(w, stream, i), e));
-        TRY(forward_block(&k->forward, &k->params, &seen, &site, e));
-        TRY(keep(k, slot(w, stream, i), e));
-        k->steps++;
-        TRY(report(k, e));
+    for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
+        struct site site = site_at(k, stream, block, chunk);
+        TRY(walk_chunk_through(k, &site, slot(k, stream, chunk), &seen, e));
     }
     return RC_OK;
 }
 
 static enum rc walk_block(struct walker *k, int block, struct err *e) {
     const struct walk *w = k->walk;
-    TRY(load_block(k, block, e));
+    TRY(ready_block(k, block, e));
     for (int stream = 0; stream < w->streams; stream++)
         TRY(walk_stream(k, stream, block, e));
-    return w->hooks->block_end ? w->hooks->block_end(w->hooks->ctx, block, &k->reference, e) : RC_OK;
+    if (!w->hooks->block_end) return RC_OK;
+    return w->hooks->block_end(w->hooks->ctx, block, &block_buffer(k, block)->weights, e);
 }
 
-static enum rc finish_window(struct walker *k, int64_t i, struct err *e) {
+static enum rc norm_chunk(struct walker *k, int64_t chunk, struct err *e) {
     const struct walk *w = k->walk;
     for (int stream = 0; stream < w->streams; stream++) {
-        TRY(recall(k, slot(w, stream, i), e));
-        struct rmsnorm_args a = {.x = k->forward.x,
+        int64_t at = slot(k, stream, chunk);
+        TRY(hidden_recall(k->hidden, at, e));
+        struct rmsnorm_args a = {.x = hidden_matrix(k, at),
                                  .weight = k->final_norm,
                                  .eps = (float)w->model->arch.norm_eps,
                                  .out = k->finals[stream]};
         TRY(w->job->backend->rmsnorm(w->job->device, &a, e));
     }
-    return w->hooks->final(w->hooks->ctx, w->first + i, k->finals, e);
+    return RC_OK;
+}
+
+/* Window i of the chunk, as every stream has it. */
+static enum rc finish_window(struct walker *k, const struct site *site, int64_t i, struct mat *x, struct err *e) {
+    const struct walk *w = k->walk;
+    TRY(check_cancel(w, e));
+    for (int stream = 0; stream < w->streams; stream++)
+        x[stream] = mat_rows(k->finals[stream], i * w->windows->length, w->windows->length);
+    return w->hooks->final(w->hooks->ctx, site->window + i, x, e);
+}
+
+static enum rc finish_chunk(struct walker *k, int64_t chunk, struct err *e) {
+    struct site site = site_at(k, 0, last_block(k->walk), chunk);
+    struct mat *x = xcalloc((size_t)k->walk->streams, sizeof *x);
+    enum rc rc = norm_chunk(k, chunk, e);
+    for (int64_t i = 0; rc == RC_OK && i < site.windows; i++)
+        rc = finish_window(k, &site, i, x, e);
+    free(x);
+    return rc;
 }
 
 static enum rc walk_all(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
-    TRY(embed_windows(k, e));
+    for (int64_t chunk = 0; chunk < k->chunks; chunk++)
+        TRY(embed_chunk(k, chunk, e));
     for (int block = 0; block <= last_block(w); block++)
         TRY(walk_block(k, block, e));
-    for (int64_t i = 0; whole_model(w) && w->hooks->final && i < w->count; i++) {
-        TRY(check_cancel(w, e));
-        TRY(finish_window(k, i, e));
-    }
+    for (int64_t chunk = 0; whole_model(w) && w->hooks->final && chunk < k->chunks; chunk++)
+        TRY(finish_chunk(k, chunk, e));
     return RC_OK;
 }
 

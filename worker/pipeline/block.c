@@ -1,0 +1,75 @@
+#include "worker/pipeline/block.h"
+
+#include "worker/pipeline/carve.h"
+#include "worker/pipeline/upload.h"
+
+enum { ITEMS_MAX = 4 + 2 * BLOCK_LINEARS_MAX };
+
+const struct linear *block_linear(const struct model *model, int block, int position) {
+    int index = position < BLOCK_LINEARS_MAX ? model->blocks[block].linears[position] : -1;
+    return index < 0 ? NULL : &model->linears[index];
+}
+
+static enum dtype weight_type(const struct job *job, const struct linear *linear) {
+    return job->backend->weights_as_stored ? linear->weight->type : DTYPE_F32;
+}
+
+/* What goes where when a block is loaded. */
+struct plan {
+    struct load_item items[ITEMS_MAX];
+    size_t count;
+    struct carve carve;
+};
+
+static void *plan_tensor(struct plan *p, const struct st_tensor *tensor, enum dtype type) {
+    if (!tensor) return NULL;
+    void *out = carve(&p->carve, (size_t)tensor->count * dtype_size(type));
+    p->items[p->count++] = (struct load_item){tensor->data, tensor->type, tensor->count, out, type};
+    return out;
+}
+
+static void plan_linear(struct plan *p, struct block *b, const struct linear *linear) {
+    struct block_params *params = &b->params;
+    int position = params->count++;
+    if (params->n[linear->input]++ == 0) params->at[linear->input] = position;
+    enum dtype type = weight_type(b->job, linear);
+    b->weights.linear[position] =
+        (struct mat){plan_tensor(p, linear->weight, type), linear->rows, linear->cols, linear->cols, type};
+    params->bias[position] = plan_tensor(p, linear->bias, DTYPE_F32);
+}
+
+static void plan_block(struct plan *p, struct block *b, int block) {
+    const struct block_tensors *tensors = &b->model->blocks[block];
+    const struct linear *linear;
+    b->weights = (struct block_weights){0};
+    b->params = (struct block_params){0};
+    b->params.input_norm = plan_tensor(p, tensors->input_norm, DTYPE_F32);
+    b->params.post_norm = plan_tensor(p, tensors->post_norm, DTYPE_F32);
+    b->params.q_norm = plan_tensor(p, tensors->q_norm, DTYPE_F32);
+    b->params.k_norm = plan_tensor(p, tensors->k_norm, DTYPE_F32);
+    for (int position = 0; (linear = block_linear(b->model, block, position)); position++)
+        plan_linear(p, b, linear);
+}
+
+enum rc block_open(const struct job *job, const struct model *model, int last, struct block *b, struct err *e) {
+    size_t most = 0;
+    *b = (struct block){.job = job, .model = model};
+    for (int block = 0; block <= last; block++) {
+        struct plan p = {0};
+        plan_block(&p, b, block);
+        if (p.carve.used > most) most = p.carve.used;
+    }
+    return job->backend->alloc(job->device, most, &b->memory, e);
+}
+
+void block_close(struct block *b) {
+    if (b->memory) b->job->backend->free(b->job->device, b->memory);
+    b->memory = NULL;
+}
+
+enum rc block_load(struct block *b, int block, struct err *e) {
+    struct plan p = {.carve = {.base = b->memory}};
+    plan_block(&p, b, block);
+    if (b->job->backend->load(b->job->device, p.items, p.count, e) == RC_OK) return RC_OK;
+    return err_context(e, "loading block %d of %s", block, b->model->name);
+}

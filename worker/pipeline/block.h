@@ -1,0 +1,42 @@
+/* The tensors of one block in device memory, loaded in one go, so that a device which can loads the next block while it
+ * computes this one. Memory is taken once, as wide as the widest block needs. GPU thread only. */
+#ifndef HSAQ_WORKER_PIPELINE_BLOCK_H
+#define HSAQ_WORKER_PIPELINE_BLOCK_H
+
+#include "kernels/tensor.h"
+#include "worker/model/model.h"
+#include "worker/pipeline/job.h"
+
+/* Linear weights by position in block_tensors.linears; entries beyond the block's are {0}. */
+struct block_weights {
+    struct mat linear[BLOCK_LINEARS_MAX]; /* [N, K] fp32, or as stored where the backend computes on that */
+};
+
+/* The small tensors, fp32; NULL where the block has none. */
+struct block_params {
+    float *input_norm, *post_norm;       /* [D] */
+    float *q_norm, *k_norm;              /* [head_dim] */
+    float *bias[BLOCK_LINEARS_MAX];      /* [N] by position */
+    int count;                           /* Linears in the block */
+    int at[INPUT_COUNT], n[INPUT_COUNT]; /* first position, and how many, of the Linears with this input */
+};
+
+struct block {
+    const struct job *job;
+    const struct model *model;
+    struct block_weights weights;
+    struct block_params params;
+    void *memory;
+};
+
+/* For the blocks 0 … last of the model. */
+enum rc block_open(const struct job *job, const struct model *model, int last, struct block *b, struct err *e);
+void block_close(struct block *b);
+
+/* Begins to load; the backend's `loaded` ends it. */
+enum rc block_load(struct block *b, int block, struct err *e);
+
+/* The Linear at a position of a block; NULL: there is none. */
+const struct linear *block_linear(const struct model *model, int block, int position);
+
+#endif
