@@ -39,7 +39,7 @@ static void print_head(const struct bench_report *r, FILE *out) {
     fprintf(out, "%s: %d blocks, hidden %d, intermediate %d, %d heads over %d, vocab %d, %.4g %c parameters\n",
             a->family, a->blocks, a->hidden, a->intermediate, a->heads, a->kv_heads, a->vocab,
             count >= 1e9 ? count * 1e-9 : count * 1e-6, count >= 1e9 ? 'G' : 'M');
-    fprintf(out, "%s (%s), %s, %" PRId64 " windows of %" PRId64 " tokens, weights generated in %.1f s\n\n", r->device,
+    fprintf(out, "%s (%s), %s, %" PRId64 " windows of %" PRId64 " tokens, weights generated in %.1f s\n", r->device,
             r->hardware, r->arithmetic, r->windows, r->length, r->generate_seconds);
 }
 
@@ -78,7 +78,7 @@ static void print_summary(const struct bench_report *r, FILE *out) {
 void bench_report_print(const struct bench_report *r, FILE *out) {
     print_head(r, out);
     if (r->phase_count)
-        fprintf(out, "%-22s %9s %10s %9s %8s %10s %9s %10s %7s\n", "phase", "tokens", "seconds", "other s", "load s",
+        fprintf(out, "\n%-22s %9s %10s %9s %8s %10s %9s %10s %7s\n", "phase", "tokens", "seconds", "other s", "load s",
                 "tokens/s", "TFLOP/s", "floor s", "ratio");
     for (int i = 0; i < r->phase_count; i++)
         print_phase(&r->phases[i], out);
