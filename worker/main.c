@@ -8,6 +8,7 @@
 #include "base/sizes.h"
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/waiting.h"
+#include "worker/bench/bench.h"
 #include "worker/control.h"
 #include "worker/oneshot.h"
 #include "worker/run.h"
@@ -15,6 +16,7 @@
 static const char usage[] =
     "usage: hsaq-worker serve --fd N [DEVICE OPTIONS]   speak the daemon's protocol on an inherited socket\n"
     "       hsaq-worker run JOB.json [OPTIONS]          run one job by hand; prints its messages as NDJSON\n"
+    "       hsaq-worker bench --config FILE [OPTIONS]   time the jobs on an architecture's shapes\n"
     "       hsaq-worker inspect <request.json           describe a model folder\n"
     "       hsaq-worker tokenize <request.json          text to token ids\n"
     "       hsaq-worker --version | --help\n"
@@ -33,6 +35,16 @@ static const char usage[] =
     "  --input NAME=FILE  output of an earlier run, for the spec's member NAME (profile, allocation, compare)\n"
     "  --resume FILE      output of an earlier, unfinished run of this job: its rows are kept\n"
     "\n"
+    "bench: a config.json of Hugging Face says which shapes\n"
+    "  --config FILE      the config.json\n"
+    "  --synthetic        generate the weights; nothing is downloaded\n"
+    "  --windows N        windows to walk (16)\n"
+    "  --length T         tokens of a window (2048)\n"
+    "  --blocks N         blocks of the model (all)\n"
+    "  --candidates LIST  of the profile (hqq2g64,hqq3g64,hqq4g64)\n"
+    "  --phases LIST      of gemm,eval,paired,profile,quantize (all)\n"
+    "  --json FILE        write the table as JSON too\n"
+    "\n"
     "inspect and tokenize read one JSON object: {\"model\": {\"name\", \"path\"}}, and for tokenize also \"text\"\n"
     "and \"special_tokens\"; they write {\"ok\": …} or {\"error\": {\"rc\", \"message\", \"pointer\"}}.\n";
 
@@ -47,7 +59,15 @@ enum option_id {
     OPT_MODELS,
     OPT_DATASETS,
     OPT_INPUT,
-    OPT_RESUME
+    OPT_RESUME,
+    OPT_CONFIG,
+    OPT_SYNTHETIC,
+    OPT_WINDOWS,
+    OPT_LENGTH,
+    OPT_BLOCKS,
+    OPT_CANDIDATES,
+    OPT_PHASES,
+    OPT_JSON
 };
 enum { INPUTS_MAX = 8 };
 
@@ -63,12 +83,21 @@ static const struct option long_options[] = {
     {"datasets", required_argument, NULL, OPT_DATASETS},
     {"input", required_argument, NULL, OPT_INPUT},
     {"resume", required_argument, NULL, OPT_RESUME},
+    {"config", required_argument, NULL, OPT_CONFIG},
+    {"synthetic", no_argument, NULL, OPT_SYNTHETIC},
+    {"windows", required_argument, NULL, OPT_WINDOWS},
+    {"length", required_argument, NULL, OPT_LENGTH},
+    {"blocks", required_argument, NULL, OPT_BLOCKS},
+    {"candidates", required_argument, NULL, OPT_CANDIDATES},
+    {"phases", required_argument, NULL, OPT_PHASES},
+    {"json", required_argument, NULL, OPT_JSON},
     {0},
 };
 
 struct arguments {
     struct worker_options worker;
     struct run_options run;
+    struct bench_options bench;
     const char *inputs[INPUTS_MAX];
     int fd;
 };
@@ -88,6 +117,20 @@ static enum rc parse_precision(const char *text, bool *precise, struct err *e) {
     return err_set(e, RC_INVALID, "--precision is bf16 or fp32, not \"%s\"", text);
 }
 
+static enum rc parse_bench_option(int id, struct bench_options *b, struct err *e) {
+    switch (id) {
+    case OPT_CONFIG: b->config = optarg; return RC_OK;
+    case OPT_SYNTHETIC: b->synthetic = true; return RC_OK;
+    case OPT_WINDOWS: return parse_int(optarg, "windows", 1 << 20, &b->windows, e);
+    case OPT_LENGTH: return parse_int(optarg, "length", 1 << 20, &b->length, e);
+    case OPT_BLOCKS: return parse_int(optarg, "blocks", 1 << 20, &b->blocks, e);
+    case OPT_CANDIDATES: b->candidates = optarg; return RC_OK;
+    case OPT_PHASES: b->phases = optarg; return RC_OK;
+    case OPT_JSON: b->json = optarg; return RC_OK;
+    default: return err_set(e, RC_INVALID, "see hsaq-worker --help"); /* getopt has said what is wrong */
+    }
+}
+
 static enum rc parse_option(int id, struct arguments *a, struct err *e) {
     switch (id) {
     case OPT_FD: return parse_int(optarg, "fd", 1 << 20, &a->fd, e);
@@ -104,7 +147,7 @@ static enum rc parse_option(int id, struct arguments *a, struct err *e) {
         if (a->run.input_count == INPUTS_MAX) return err_set(e, RC_INVALID, "more than %d --input", INPUTS_MAX);
         a->inputs[a->run.input_count++] = optarg;
         return RC_OK;
-    default: return err_set(e, RC_INVALID, "see hsaq-worker --help"); /* getopt has said what is wrong */
+    default: return parse_bench_option(id, &a->bench, e);
     }
 }
 
@@ -123,6 +166,10 @@ static enum rc serve(const struct arguments *a, const struct worker *worker, str
 
 static enum rc run(const struct arguments *a, const struct worker *worker, struct err *e) {
     return run_by_hand(worker, &a->run, e);
+}
+
+static enum rc bench(const struct arguments *a, const struct worker *worker, struct err *e) {
+    return bench_run(worker, &a->bench, stdout, e);
 }
 
 static enum rc with_worker(const struct arguments *a,
@@ -152,6 +199,8 @@ static enum rc dispatch(int argc, char **argv, struct err *e) {
         a.run.spec = argv[1 + optind];
         return with_worker(&a, run, e);
     }
+    a.bench.memory_limit = a.worker.vram_limit;
+    if (!strcmp(command, "bench")) return with_worker(&a, bench, e);
     return err_set(e, RC_INVALID, "no command \"%s\"; see hsaq-worker --help", command);
 }
 

@@ -4,8 +4,8 @@
  * KEYS at a time, and keeps the running maximum, sum and output of every row in registers: the scores of a tile exist
  * in registers only. While the products with one half of the tile run, the other half is on its way (cp.async).
  *
- * Fragments are those of mma.m16n8k16: lane l of a warp holds the rows l / 4 and l / 4 + 8 of a 16-row tile, and of each
- * 8 columns the pair 2·(l mod 4). */
+ * Fragments are those of mma.m16n8k16: lane l of a warp holds the rows l / 4 and l / 4 + 8 of a 16-row tile, and of
+ * each 8 columns the pair 2·(l mod 4). */
 #include "kernels/cuda/device.cuh"
 
 static const int WARPS = 4, KEYS = 64;
@@ -233,8 +233,8 @@ static __device__ inline void store_rows(const struct rows<DIM, TILES> &r, const
 }
 
 /* Grid: [row tiles, the longest first; heads; windows]. */
-template <int DIM, int TILES, bool ALIGNED> static __global__ void __launch_bounds__(THREADS)
-attend(struct attention_args a) {
+template <int DIM, int TILES, bool ALIGNED>
+static __global__ void __launch_bounds__(THREADS) attend(struct attention_args a) {
     typedef struct tiling<DIM, TILES> L;
     extern __shared__ __align__(16) bf16 memory[];
     bf16 *q_tile = memory + L::Q, *k_tile = memory + L::K, *v_tile = memory + L::V;
@@ -287,8 +287,8 @@ template <int DIM, int TILES, bool ALIGNED>
 static enum rc launch(struct backend_state *state, const struct attention_args *a, struct err *e) {
     typedef struct tiling<DIM, TILES> L;
     dim3 blocks(blocks_for(a->length, L::ROWS), (unsigned)a->heads, (unsigned)(a->q.rows / a->length));
-    CUDA_TRY(cudaFuncSetAttribute(attend<DIM, TILES, ALIGNED>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)L::BYTES));
+    CUDA_TRY(
+        cudaFuncSetAttribute(attend<DIM, TILES, ALIGNED>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)L::BYTES));
     attend<DIM, TILES, ALIGNED><<<blocks, THREADS, L::BYTES, state->stream>>>(*a);
     LAUNCHED();
     return RC_OK;

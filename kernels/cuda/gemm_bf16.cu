@@ -84,11 +84,14 @@ static enum rc choose_algorithm(struct backend_state *state, struct gemm_plan *p
                                                     sizeof workspace));
     CUBLAS_TRY(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &w, sizeof w));
     CUBLAS_TRY(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &x, sizeof x));
-    CUBLAS_TRY(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &out, sizeof out));
-    CUBLAS_TRY(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &out, sizeof out));
+    CUBLAS_TRY(
+        cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &out, sizeof out));
+    CUBLAS_TRY(
+        cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &out, sizeof out));
     cublasLtMatmulHeuristicResult_t best;
     int found = 0;
-    CUBLAS_TRY(cublasLtMatmulAlgoGetHeuristic(state->lt, p->product, p->w, p->x, p->out, p->out, wish, 1, &best, &found));
+    CUBLAS_TRY(
+        cublasLtMatmulAlgoGetHeuristic(state->lt, p->product, p->w, p->x, p->out, p->out, wish, 1, &best, &found));
     if (found == 0)
         return err_set(e, RC_UNSUPPORTED, "cuBLAS has no product of [%lld, %lld] and [%lld, %lld] in bf16",
                        (long long)s->rows, (long long)s->inner, (long long)s->cols, (long long)s->inner);
@@ -172,8 +175,8 @@ static enum rc multiply_bf16(struct backend_state *state, const struct gemm_args
     struct gemm_plan *p = NULL;
     TRY(find_plan(state, a, &p, e));
     if (a->bias) TRY(give_bias(state, a, p, e));
-    CUBLAS_TRY(cublasLtMatmul(state->lt, p->product, &a->alpha, a->w.data, p->w, a->x.data, p->x, &a->beta,
-                              a->out.data, p->out, a->out.data, p->out, &p->algorithm, state->blas_workspace,
+    CUBLAS_TRY(cublasLtMatmul(state->lt, p->product, &a->alpha, a->w.data, p->w, a->x.data, p->x, &a->beta, a->out.data,
+                              p->out, a->out.data, p->out, &p->algorithm, state->blas_workspace,
                               cuda_blas_workspace_bytes, state->stream));
     return RC_OK;
 }

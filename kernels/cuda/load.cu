@@ -9,8 +9,8 @@ static const int SLOTS = 4;
 static const size_t SLOT_BYTES = 16 << 20;
 
 struct slot {
-    void *host;        /* pinned */
-    void *device;      /* what is converted on the device passes here; NULL until needed */
+    void *host;       /* pinned */
+    void *device;     /* what is converted on the device passes here; NULL until needed */
     cudaEvent_t free; /* the device no longer reads it */
 };
 
@@ -43,8 +43,8 @@ static enum rc load_part(struct loader *l, const struct load_item *item, int64_t
     char *out = (char *)item->out + (size_t)at * dtype_size(item->out_type);
     CUDA_TRY(cudaEventSynchronize(slot->free));
     memcpy(slot->host, (const char *)item->host + (size_t)at * size, bytes);
-    CUDA_TRY(cudaMemcpyAsync(converts ? slot->device : (void *)out, slot->host, bytes, cudaMemcpyHostToDevice,
-                             l->stream));
+    CUDA_TRY(
+        cudaMemcpyAsync(converts ? slot->device : (void *)out, slot->host, bytes, cudaMemcpyHostToDevice, l->stream));
     if (converts) {
         widen<<<blocks_for(count, BLOCK), BLOCK, 0, l->stream>>>(slot->device, item->type, count, (float *)out);
         LAUNCHED();

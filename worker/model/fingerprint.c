@@ -34,6 +34,15 @@ static struct entry *find(const struct fingerprints *f, const struct st_tensor *
     return bsearch(&key, f->entries, (size_t)f->count, sizeof key, by_address);
 }
 
+/* Sorts; a tensor that several places share stays once. */
+static void sort_entries(struct fingerprints *f) {
+    int64_t kept = 0;
+    qsort(f->entries, (size_t)f->count, sizeof *f->entries, by_address);
+    for (int64_t i = 0; i < f->count; i++)
+        if (kept == 0 || f->entries[i].tensor != f->entries[kept - 1].tensor) f->entries[kept++] = f->entries[i];
+    f->count = kept;
+}
+
 static void collect(struct fingerprints *f) {
     const struct model *m = f->model;
     add(f, m->embedding);
@@ -45,10 +54,10 @@ static void collect(struct fingerprints *f) {
         add(f, m->blocks[i].k_norm);
     }
     for (int64_t i = 0; i < m->linear_count; i++) {
-        if (m->linears[i].weight != m->embedding) add(f, m->linears[i].weight);
+        add(f, m->linears[i].weight);
         add(f, m->linears[i].bias);
     }
-    qsort(f->entries, (size_t)f->count, sizeof *f->entries, by_address);
+    sort_entries(f);
 }
 
 struct fingerprints *fingerprints_new(const struct model *model) {
@@ -72,7 +81,7 @@ void fingerprints_free(struct fingerprints *f) {
 }
 
 const char *fingerprints_key(const struct fingerprints *f, char key[HASH_TEXT_SIZE]) {
-    char *identity = safetensors_identity(f->model->tensors);
+    char *identity = model_identity(f->model);
     struct strbuf text = STRBUF_INIT;
     strbuf_printf(&text, "%s\n%s", f->model->path, identity);
     struct hash128 hash = hash_bytes(text.data, text.len);

@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "worker/model/folder.h"
+#include "worker/model/synthetic.h"
 
 enum { CONFIG_MAX_BYTES = 4 * 1024 * 1024 };
 
@@ -92,10 +93,21 @@ static enum rc check_shape(const struct arch *a, const struct st_tensor *t, enum
                    dim_sources[cols]);
 }
 
+static const struct st_tensor *find(const struct model *m, const char *name) {
+    return m->synthetic ? synthetic_find(m->synthetic, name) : safetensors_find(m->tensors, name);
+}
+
+static enum rc generate(const struct model *m, const char *name, enum dim rows, enum dim cols,
+                        const struct st_tensor **out, struct err *e) {
+    int64_t shape[2] = {dim_size(&m->arch, rows), dim_size(&m->arch, cols)};
+    return synthetic_make(m->synthetic, name, shape, cols == DIM_NONE ? 1 : 2, out, e);
+}
+
 /* cols DIM_NONE: a vector. */
 static enum rc need(const struct model *m, const char *name, enum dim rows, enum dim cols, const struct st_tensor **out,
                     struct err *e) {
-    const struct st_tensor *t = safetensors_find(m->tensors, name);
+    const struct st_tensor *t = find(m, name);
+    if (t == NULL && m->synthetic) TRY(generate(m, name, rows, cols, &t, e));
     if (t == NULL) return err_set(e, RC_INVALID, "tensor '%s' is missing from the model's files", name);
     if (!t->readable || (t->type != DTYPE_F32 && t->type != DTYPE_F16 && t->type != DTYPE_BF16))
         return err_set(e, RC_UNSUPPORTED, "%s: tensor '%s' is stored as %s; weights must be F32, F16 or BF16", t->file,
@@ -117,7 +129,7 @@ static enum rc find_bias(const struct model *m, const char *linear, bool wanted,
     char name[128];
     snprintf(name, sizeof name, "%s.bias", linear);
     if (wanted) return need(m, name, rows, DIM_NONE, out, e);
-    const struct st_tensor *t = safetensors_find(m->tensors, name);
+    const struct st_tensor *t = find(m, name);
     if (t == NULL) return RC_OK;
     return err_set(e, RC_INVALID,
                    "%s: tensor '%s' is there, but config.json (model_type %s, attention_bias, mlp_bias) gives this "
@@ -164,8 +176,8 @@ static bool same_bytes(const struct st_tensor *a, const struct st_tensor *b) {
  * equal. */
 static enum rc add_embeddings(struct model *m, struct err *e) {
     static const char embed_name[] = "model.embed_tokens.weight", head_name[] = "lm_head.weight";
-    bool has_embed = safetensors_find(m->tensors, embed_name) != NULL;
-    bool has_head = safetensors_find(m->tensors, head_name) != NULL;
+    bool has_embed = find(m, embed_name) != NULL;
+    bool has_head = find(m, head_name) != NULL;
     const char *embed = !has_embed && has_head && m->arch.tied ? head_name : embed_name;
     const char *head = !has_head && m->arch.tied ? embed : head_name;
     TRY(need(m, embed, DIM_VOCAB, DIM_HIDDEN, &m->embedding, e));
@@ -199,10 +211,8 @@ static enum rc read_config(struct model *m, struct err *e) {
     return rc;
 }
 
-static enum rc open_all(struct model *m, struct err *e) {
-    TRY(folder_open(m->path, &m->dir_fd, e));
-    TRY(read_config(m, e));
-    TRY(safetensors_open(m->dir_fd, &m->tensors, e));
+/* Every tensor that the architecture asks for, in its place. */
+static enum rc match_tensors(struct model *m, struct err *e) {
     m->blocks = xcalloc((size_t)m->arch.blocks, sizeof *m->blocks);
     m->linears = xcalloc((size_t)m->arch.blocks * BLOCK_LINEARS_MAX + 1, sizeof *m->linears);
     for (int i = 0; i < m->arch.blocks; i++)
@@ -211,11 +221,23 @@ static enum rc open_all(struct model *m, struct err *e) {
     return add_embeddings(m, e);
 }
 
-enum rc model_open(const char *name, const char *path, struct model **model, struct err *e) {
+static enum rc open_all(struct model *m, struct err *e) {
+    TRY(folder_open(m->path, &m->dir_fd, e));
+    TRY(read_config(m, e));
+    TRY(safetensors_open(m->dir_fd, &m->tensors, e));
+    return match_tensors(m, e);
+}
+
+static struct model *model_new(const char *name, const char *path) {
     struct model *m = xcalloc(1, sizeof *m);
     m->name = xstrdup(name);
     m->path = xstrdup(path);
     m->dir_fd = -1;
+    return m;
+}
+
+enum rc model_open(const char *name, const char *path, struct model **model, struct err *e) {
+    struct model *m = model_new(name, path);
     enum rc rc = open_all(m, e);
     if (rc != RC_OK) {
         model_close(m);
@@ -226,6 +248,31 @@ enum rc model_open(const char *name, const char *path, struct model **model, str
     return rc;
 }
 
+static enum rc cut_blocks(struct arch *arch, int blocks, struct err *e) {
+    if (blocks > arch->blocks)
+        return err_set(e, RC_INVALID, "%d blocks were asked for, but config.json has %d", blocks, arch->blocks);
+    if (blocks > 0) arch->blocks = blocks;
+    return RC_OK;
+}
+
+enum rc model_generate(const json_t *config, int blocks, uint64_t seed, struct model **model, struct err *e) {
+    struct model *m = model_new("synthetic", "synthetic");
+    m->synthetic = synthetic_new(seed);
+    enum rc rc = arch_from_config(config, &m->arch, e);
+    if (rc == RC_OK) rc = cut_blocks(&m->arch, blocks, e);
+    if (rc == RC_OK) rc = match_tensors(m, e);
+    if (rc != RC_OK) {
+        model_close(m);
+        m = NULL;
+    }
+    *model = m;
+    return rc;
+}
+
+char *model_identity(const struct model *model) {
+    return model->synthetic ? synthetic_identity(model->synthetic) : safetensors_identity(model->tensors);
+}
+
 void model_close(struct model *model) {
     if (model == NULL) return;
     for (int64_t i = 0; i < model->linear_count; i++)
@@ -233,6 +280,7 @@ void model_close(struct model *model) {
     free(model->linears);
     free(model->blocks);
     safetensors_close(model->tensors);
+    synthetic_free(model->synthetic);
     if (model->dir_fd >= 0) close(model->dir_fd);
     free(model->name);
     free(model->path);

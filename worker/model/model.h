@@ -1,5 +1,6 @@
-/* A model on disk: its architecture, its Linears and where every tensor lies. Opening reads headers only (and, when a
- * model that ties its embeddings stores both, the two of them, to see whether they are the same).
+/* A model: its architecture, its Linears and where every tensor lies. On disk, as a folder with config.json and
+ * safetensors: opening reads headers only (and, when a model that ties its embeddings stores both, the two of them, to
+ * see whether they are the same). Or generated in memory from config.json alone (synthetic.h), to measure with.
  *
  * Linears are listed in the order the forward pass meets them. A fused qkv_proj or gate_up_proj is one Linear, as
  * stored. lm_head is listed last and flagged; whether it counts for bits is the job's choice.
@@ -8,6 +9,7 @@
 #ifndef HSAQ_WORKER_MODEL_MODEL_H
 #define HSAQ_WORKER_MODEL_MODEL_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -36,9 +38,10 @@ struct block_tensors {
 
 struct model {
     char *name, *path;
-    int dir_fd;
-    struct arch arch; /* arch.tied: the head really is the embedding */
-    struct safetensors *tensors;
+    int dir_fd;                  /* −1 when generated */
+    struct arch arch;            /* arch.tied: the head really is the embedding */
+    struct safetensors *tensors; /* of a model on disk, */
+    struct synthetic *synthetic; /* or of a generated one; the other is NULL */
     struct linear *linears;
     int64_t linear_count;                                              /* lm_head included as the last */
     struct block_tensors *blocks;                                      /* [arch.blocks] */
@@ -47,6 +50,11 @@ struct model {
 
 /* RC_INVALID or RC_UNSUPPORTED say which file, field or tensor does not fit; RC_NOT_FOUND which file is missing. */
 enum rc model_open(const char *name, const char *path, struct model **model, struct err *e);
+/* `config`: what config.json holds. `blocks`: so many of its blocks alone; 0: all. Equal arguments, equal weights. */
+enum rc model_generate(const json_t *config, int blocks, uint64_t seed, struct model **model, struct err *e);
 void model_close(struct model *model);
+
+/* What names the weights without reading them: the files' identity (safetensors.h), or the seed. The caller frees. */
+char *model_identity(const struct model *model);
 
 #endif

@@ -35,11 +35,14 @@ struct job_state {
 void job_state_init(struct job_state *state, const json_t *rows); /* rows of msg_start, or NULL */
 void job_state_release(struct job_state *state);
 
+struct source; /* source.h */
+
 struct job {
     const char *id;
     const struct job_kind *kind;
     const union spec *spec;
     const json_t *model, *dataset, *inputs, *rows; /* of msg_start; may be NULL */
+    const struct source *source; /* borrowed, used in place of model and dataset; NULL: these are opened */
     const struct backend *backend;
     struct backend_state *device;
     int64_t ram_limit;   /* bytes for hidden states and Grams before they spill to `scratch`; 0: no limit */

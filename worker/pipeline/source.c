@@ -10,6 +10,11 @@ static enum rc member(const json_t *object, const char *key, const char *what, c
 
 enum rc source_open(const struct job *job, struct source *s, struct err *e) {
     *s = (struct source){0};
+    if (job->source) {
+        *s = *job->source;
+        s->borrowed = true;
+        return RC_OK;
+    }
     const char *name, *path, *text;
     TRY(member(job->model, "name", "model", &name, e));
     TRY(member(job->model, "path", "model folder", &path, e));
@@ -19,9 +24,13 @@ enum rc source_open(const struct job *job, struct source *s, struct err *e) {
     return tokens_read(s->tokenizer, text, s->model->arch.vocab, &s->tokens, e);
 }
 
-void source_release(struct source *s) {
+static void close_source(struct source *s) {
     tokens_release(&s->tokens);
     if (s->tokenizer) tokenizer_free(s->tokenizer);
     if (s->model) model_close(s->model);
+}
+
+void source_release(struct source *s) {
+    if (!s->borrowed) close_source(s);
     *s = (struct source){0};
 }

@@ -2,6 +2,8 @@
 #ifndef HSAQ_WORKER_PIPELINE_SOURCE_H
 #define HSAQ_WORKER_PIPELINE_SOURCE_H
 
+#include <stdbool.h>
+
 #include "worker/model/model.h"
 #include "worker/model/tokenizer.h"
 #include "worker/model/windows.h"
@@ -11,9 +13,10 @@ struct source {
     struct model *model;
     struct tokenizer *tokenizer;
     struct tokens tokens;
+    bool borrowed; /* what it points to belongs to somebody else */
 };
 
-/* From job->model and job->dataset. Release also after a failure. */
+/* From job->model and job->dataset, or job->source's. Release also after a failure. */
 enum rc source_open(const struct job *job, struct source *s, struct err *e);
 void source_release(struct source *s);
 

@@ -1,0 +1,55 @@
+#include "worker/bench/work.h"
+
+static double product(int64_t m, int64_t n, int64_t k) {
+    return 2 * (double)m * (double)n * (double)k;
+}
+
+/* Pairs of a token and a key that it sees, in one window. */
+static double seen_pairs(int64_t length, int64_t window) {
+    double T = (double)length, w = window > 0 && window < length ? (double)window : T;
+    return w * (w + 1) / 2 + (T - w) * w;
+}
+
+double work_forward(const struct model *model, int64_t count, int64_t length) {
+    const struct arch *a = &model->arch;
+    double sum = 0;
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const struct linear *l = &model->linears[i];
+        if (l->block >= 0) sum += product(count * length, l->rows, l->cols);
+    }
+    for (int block = 0; block < a->blocks; block++) /* q·kᵀ and p·v */
+        sum += 2 * product(count, a->heads, a->head_dim) * seen_pairs(length, a->window[block]);
+    return sum;
+}
+
+double work_head(const struct model *model, int64_t count, int64_t length) {
+    return product(count * (length - 1), model->arch.vocab, model->arch.hidden);
+}
+
+double work_gram(const struct model *model, int64_t tokens) {
+    double sum = 0;
+    const struct linear *before = NULL; /* Linears with the same input stand together */
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const struct linear *l = &model->linears[i];
+        bool shared = before && before->block == l->block && before->input == l->input;
+        if (l->block >= 0 && !shared) sum += product(tokens, l->cols, l->cols);
+        before = l;
+    }
+    return sum;
+}
+
+static int products_with_h(const struct candidate *c) {
+    return c->method == METHOD_NONE ? 0 : c->method == METHOD_HQQ ? 2 : 1;
+}
+
+double work_drift(const struct model *model, const struct candidate *candidates, size_t count) {
+    double sum = 0;
+    int times = 1;
+    for (size_t c = 0; c < count; c++)
+        times += products_with_h(&candidates[c]);
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const struct linear *l = &model->linears[i];
+        if (l->block >= 0) sum += times * product(l->rows, l->cols, l->cols);
+    }
+    return sum;
+}

@@ -1,0 +1,23 @@
+/* The floating-point operations that a job cannot do without, counted from a model's shapes: the floors of the bench.
+ *
+ * A product of [m, k] and [k, n] is 2·m·n·k. Counted are the Linears, attention over the keys that a token sees, the
+ * head over the scored tokens, H = XᵀX of each distinct input in full (a triangle would do: a backend that computes one
+ * only may beat this floor) and D·H. Norms, rope, softmax, quantizing and loading are not: they are what a ratio above
+ * 1 is made of. Pure functions. */
+#ifndef HSAQ_WORKER_BENCH_WORK_H
+#define HSAQ_WORKER_BENCH_WORK_H
+
+#include "base/candidate.h"
+#include "worker/model/model.h"
+
+/* `count` windows of `length` tokens through every block. */
+double work_forward(const struct model *model, int64_t count, int64_t length);
+/* All of a window's tokens but the first are scored. */
+double work_head(const struct model *model, int64_t count, int64_t length);
+/* Every distinct Linear input of every block, over `tokens` tokens. */
+double work_gram(const struct model *model, int64_t tokens);
+/* Every block Linear's output error: once for its denominator, once a candidate, and once more for HQQ's twin in RTN.
+ */
+double work_drift(const struct model *model, const struct candidate *candidates, size_t count);
+
+#endif
