@@ -19,12 +19,16 @@
 enum { T = 3, K = 8, N = 4 };
 
 static struct mat zeros(int64_t rows, int64_t cols) {
+    return put_activation(host_zeros(rows * cols), rows, cols, 0);
+}
+
+static struct mat fp32_zeros(int64_t rows, int64_t cols) {
     return put_matrix(host_zeros(rows * cols), rows, cols, 0);
 }
 
 static struct embed_args embed_arguments(void) {
     static const int32_t ids[T] = {0, 5, 2};
-    return (struct embed_args){host_zeros(6 * K), DTYPE_F32, 6, ids, 1, zeros(T, K)};
+    return (struct embed_args){host_zeros(6 * K), DTYPE_F32, 6, ids, 1, fp32_zeros(T, K)};
 }
 
 static void embed_refuses_ids_outside_the_vocabulary(void **state) {
@@ -173,7 +177,7 @@ static struct quantized *quantized(void) {
 }
 
 static struct quantize_args quantize_arguments(void) {
-    return (struct quantize_args){zeros(N, K), four_bits, quantized(), host_bytes(sizeof(struct quantize_report))};
+    return (struct quantize_args){fp32_zeros(N, K), four_bits, quantized(), host_bytes(sizeof(struct quantize_report))};
 }
 
 static void quantize_refuses_buffers_of_another_candidate(void **state) {
@@ -197,7 +201,7 @@ static void candidates_that_nobody_can_make_are_refused(void **state) {
 }
 
 static struct dequantize_args dequantize_arguments(void) {
-    return (struct dequantize_args){quantized(), zeros(N, K)};
+    return (struct dequantize_args){quantized(), fp32_zeros(N, K)};
 }
 
 static void dequantize_refuses_another_shape(void **state) {
@@ -209,7 +213,7 @@ static void dequantize_refuses_another_shape(void **state) {
 }
 
 static struct error_args error_arguments(void) {
-    return (struct error_args){zeros(N, K), zeros(N, K), device_gram(K), NULL};
+    return (struct error_args){fp32_zeros(N, K), fp32_zeros(N, K), device_gram(K), NULL};
 }
 
 static void error_refuses_shapes_that_do_not_fit(void **state) {

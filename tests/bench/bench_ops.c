@@ -1,0 +1,264 @@
+/* Every operation at the shapes of an 8B model, one chunk of windows at a time: seconds, TFLOP/s and GB/s.
+ *
+ *   bench_ops [cpu|fp32|bf16]     the last two on the first GPU; bf16 is the default
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/random.h"
+#include "kernels/backend.h"
+
+enum { HIDDEN = 4096, INTERMEDIATE = 12800, HEADS = 32, KV_HEADS = 8, HEAD_DIM = 128, LENGTH = 2048, VOCAB = 49155 };
+
+static const struct backend *b;
+static struct backend_state *state;
+static struct err err;
+static int64_t tokens = 8192;
+
+static void must(enum rc rc) {
+    if (rc == RC_OK) return;
+    fprintf(stderr, "%s: %s\n", rc_name(rc), err.message);
+    exit(1);
+}
+
+static void *take(int64_t bytes) {
+    void *memory;
+    must(b->alloc(state, (size_t)bytes, &memory, &err));
+    return memory;
+}
+
+/* Values of a normal network's size: a card's clock depends on what it multiplies. */
+static struct mat filled(int64_t rows, int64_t cols, enum dtype type) {
+    static float pattern[1 << 20];
+    struct mat m = {take(rows * cols * (int64_t)dtype_size(type)), rows, cols, cols, type};
+    uint64_t seed = 1;
+    const int64_t size = sizeof pattern / sizeof *pattern;
+    uint16_t *halves = (uint16_t *)pattern;
+    for (int64_t i = 0; i < size; i++) {
+        float value = (float)((double)(splitmix64(&seed) >> 11) * 0x1p-53 - 0.5) * 0.1f;
+        uint32_t bits;
+        memcpy(&bits, &value, sizeof bits);
+        if (type == DTYPE_BF16)
+            halves[i] = (uint16_t)(bits >> 16);
+        else
+            pattern[i] = value;
+    }
+    for (int64_t at = 0; at < rows * cols; at += size) {
+        int64_t count = rows * cols - at < size ? rows * cols - at : size;
+        struct load_item item = {pattern, type, count, (char *)m.data + (size_t)at * dtype_size(type), type};
+        must(b->load(state, &item, 1, &err));
+        must(b->loaded(state, &err));
+    }
+    return m;
+}
+
+static struct mat activations(int64_t cols) {
+    return filled(tokens, cols, b->activation);
+}
+
+static struct mat weights(int64_t rows, int64_t cols) {
+    return filled(rows, cols, b->weights_as_stored ? DTYPE_BF16 : DTYPE_F32);
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static void wait_for_device(const void *memory) {
+    float value;
+    must(b->download(state, memory, sizeof value, &value, &err));
+}
+
+/* `call` as often as takes a fifth of a second, after once to warm up. */
+#define TIME(name, flops, bytes, memory, call)                                                                         \
+    do {                                                                                                               \
+        must(call);                                                                                                    \
+        wait_for_device(memory);                                                                                       \
+        int times = 0;                                                                                                 \
+        double begin = seconds(), took;                                                                                \
+        do {                                                                                                           \
+            for (int i_ = 0; i_ < 4; i_++, times++)                                                                    \
+                must(call);                                                                                            \
+            wait_for_device(memory);                                                                                   \
+            took = seconds() - begin;                                                                                  \
+        } while (took < 0.2);                                                                                          \
+        took /= times;                                                                                                 \
+        printf("%-28s %10.1f %10.1f %10.1f\n", name, took * 1e6, (flops) / took * 1e-12, (bytes) / took * 1e-9);     \
+        fflush(stdout);                                                                                                \
+    } while (0)
+
+static void release(struct mat m) {
+    b->free(state, m.data);
+}
+
+static void time_gemm(const char *name, int64_t rows, int64_t cols, bool residual) {
+    struct gemm_args a = {.x = activations(cols), .w = weights(rows, cols), .alpha = 1, .beta = residual ? 1 : 0};
+    a.out = residual ? filled(tokens, rows, DTYPE_F32) : activations(rows);
+    double bytes = (double)(tokens * cols + rows * cols) * (double)dtype_size(a.x.type) +
+                   (double)(tokens * rows) * (double)dtype_size(a.out.type) * (residual ? 2 : 1);
+    TIME(name, 2.0 * (double)tokens * (double)rows * (double)cols, bytes, a.out.data, b->gemm(state, &a, &err));
+    release(a.x);
+    release(a.w);
+    release(a.out);
+}
+
+static void time_attention(const char *name, int heads, int kv_heads, int dim, int window) {
+    struct attention_args a = {.q = activations(heads * dim),
+                               .k = activations(kv_heads * dim),
+                               .v = activations(kv_heads * dim),
+                               .length = LENGTH,
+                               .heads = heads,
+                               .kv_heads = kv_heads,
+                               .head_dim = dim,
+                               .window = window,
+                               .scale = 0.1f,
+                               .out = activations(heads * dim)};
+    double seen = 0;
+    for (int t = 0; t < LENGTH; t++)
+        seen += window && t + 1 > window ? window : t + 1;
+    double flops = 4.0 * seen * dim * heads * (double)tokens / LENGTH;
+    TIME(name, flops, 0.0, a.out.data, b->attention(state, &a, &err));
+    release(a.q);
+    release(a.k);
+    release(a.v);
+    release(a.out);
+}
+
+static void time_rows(void) {
+    double size = (double)dtype_size(b->activation), T = (double)tokens;
+    struct mat x = filled(tokens, HIDDEN, DTYPE_F32), out = activations(HIDDEN), weight = filled(1, HIDDEN, DTYPE_F32);
+    struct rmsnorm_args norm = {x, weight.data, 1e-5f, out};
+    TIME("rmsnorm", 0.0, T * HIDDEN * (4 + size), out.data, b->rmsnorm(state, &norm, &err));
+    struct mat angles = filled(LENGTH, HEAD_DIM / 2, DTYPE_F32);
+    struct rope_args rope = {out, LENGTH, HEADS, HEAD_DIM, HEAD_DIM, angles.data, angles.data};
+    TIME("rope", 0.0, 2 * T * HIDDEN * size, out.data, b->rope(state, &rope, &err));
+    struct silu_mul_args silu = {activations(INTERMEDIATE), activations(INTERMEDIATE), activations(INTERMEDIATE)};
+    TIME("silu_mul", 0.0, 3 * T * INTERMEDIATE * size, silu.out.data, b->silu_mul(state, &silu, &err));
+    release(x);
+    release(out);
+    release(weight);
+    release(angles);
+    release(silu.gate);
+    release(silu.up);
+    release(silu.out);
+}
+
+static void time_gram(int64_t channels) {
+    char name[32];
+    snprintf(name, sizeof name, "gram %lld", (long long)channels);
+    struct mat x = activations(channels);
+    struct mat h = {take(channels * channels * (int64_t)dtype_size(b->gram_type)), channels, channels, channels,
+                    b->gram_type};
+    must(b->clear(state, h.data, (size_t)(channels * channels) * dtype_size(h.type), &err));
+    struct gram_args a = {.x = x, .h = h};
+    TIME(name, 2.0 * (double)tokens * (double)channels * (double)channels, 0.0, h.data, b->gram(state, &a, &err));
+    TIME("gram_finish", 0.0, (double)(channels * channels) * (double)dtype_size(h.type), h.data,
+         b->gram_finish(state, h, &err));
+    release(x);
+    release(h);
+}
+
+static void time_error(int64_t rows, int64_t cols) {
+    char name[48];
+    snprintf(name, sizeof name, "error %lldx%lld", (long long)rows, (long long)cols);
+    struct mat w = weights(rows, cols), w_hat = filled(rows, cols, DTYPE_F32), h = filled(cols, cols, DTYPE_F32);
+    if (b->gram_type != DTYPE_F32) {
+        release(h);
+        h = (struct mat){take(cols * cols * 8), cols, cols, cols, DTYPE_F64};
+        must(b->clear(state, h.data, (size_t)(cols * cols) * 8, &err));
+    }
+    double known = 1;
+    struct error_report report;
+    struct error_args a = {.w = w, .w_hat = w_hat, .h = h, .drift_den = &known};
+    TIME(name, 2.0 * (double)rows * (double)cols * (double)cols, 0.0, w.data, b->error(state, &a, &report, &err));
+    release(w);
+    release(w_hat);
+    release(h);
+}
+
+static void time_quantize(const char *id) {
+    struct candidate c;
+    struct quantized q;
+    struct quantize_report report;
+    must(candidate_from_id(id, &c, &err));
+    must(quantized_alloc(b, state, HIDDEN, INTERMEDIATE, &c, &q, &err));
+    struct mat w = weights(HIDDEN, INTERMEDIATE), w_hat = filled(HIDDEN, INTERMEDIATE, b->activation);
+    struct quantize_args a = {w, c, &q, &report};
+    const double count = (double)HIDDEN * INTERMEDIATE;
+    char name[64];
+    snprintf(name, sizeof name, "quantize %s (G weights)", id);
+    TIME(name, 0.0, count, w.data, b->quantize(state, &a, &err));
+    struct dequantize_args d = {&q, w_hat};
+    TIME("dequantize", 0.0, count * (1 + (double)dtype_size(w_hat.type)), w_hat.data, b->dequantize(state, &d, &err));
+    quantized_release(b, state, &q);
+    release(w);
+    release(w_hat);
+}
+
+static void time_score(bool pair) {
+    int64_t whole = tokens;
+    tokens = LENGTH; /* window by window */
+    struct mat x = activations(HIDDEN), x_q = activations(HIDDEN), head = weights(VOCAB, HIDDEN);
+    int32_t *labels = calloc(LENGTH, sizeof *labels);
+    double *out = calloc(3 * LENGTH, sizeof *out);
+    uint8_t *agree = calloc(LENGTH, 1);
+    struct score_args a = {.x = x,
+                           .head = head,
+                           .logit_scale = 1,
+                           .labels = labels,
+                           .nll = out,
+                           .nll_q = out + LENGTH,
+                           .kl = out + 2 * LENGTH,
+                           .top1_agree = agree};
+    if (pair) a.x_q = x_q;
+    TIME(pair ? "score, pair" : "score", (pair ? 4.0 : 2.0) * LENGTH * VOCAB * HIDDEN, 0.0, x.data,
+         b->score(state, &a, &err));
+    free(labels);
+    free(out);
+    free(agree);
+    release(x);
+    release(x_q);
+    release(head);
+    tokens = whole;
+}
+
+static void time_all(void) {
+    printf("%-28s %10s %10s %10s\n", "", "us", "TFLOP/s", "GB/s");
+    time_gemm("gemm q", HIDDEN, HIDDEN, false);
+    time_gemm("gemm k", KV_HEADS * HEAD_DIM, HIDDEN, false);
+    time_gemm("gemm o, residual", HIDDEN, HIDDEN, true);
+    time_gemm("gemm gate", INTERMEDIATE, HIDDEN, false);
+    time_gemm("gemm down, residual", HIDDEN, INTERMEDIATE, true);
+    time_attention("attention d128", HEADS, KV_HEADS, HEAD_DIM, 0);
+    time_attention("attention d128, window 1024", HEADS, KV_HEADS, HEAD_DIM, 1024);
+    time_attention("attention d64", HEADS, KV_HEADS, 64, 0);
+    time_attention("attention d96", HEADS, HEADS, 96, 0);
+    time_attention("attention d256", HEADS / 2, KV_HEADS, 256, 0);
+    time_rows();
+    time_gram(HIDDEN);
+    time_gram(INTERMEDIATE);
+    time_error(HIDDEN, HIDDEN);
+    time_error(HIDDEN, INTERMEDIATE);
+    time_quantize("rtn4g64");
+    time_quantize("hqq2g64");
+    time_quantize("hqq3g64");
+    time_quantize("hqq4g64");
+    time_score(false);
+    time_score(true);
+}
+
+int main(int argc, char **argv) {
+    const char *choice = argc > 1 ? argv[1] : "bf16";
+    b = &backend_cpu;
+    if (strcmp(choice, "cpu")) must(backend_cuda_load(strcmp(choice, "fp32") ? DTYPE_BF16 : DTYPE_F32, &b, &err));
+    if (b == &backend_cpu) tokens = LENGTH;
+    must(b->open(&(struct backend_options){0}, &state, &err));
+    printf("%s, %s, %lld tokens\n\n", b->hardware(state), b->arithmetic, (long long)tokens);
+    time_all();
+    b->close(state);
+    return 0;
+}
