@@ -132,6 +132,59 @@ static void noise_floor_is_measured(void **state) {
     run_release(&r);
 }
 
+/* The cpu as if it were a device that takes four windows at a time, holds hidden states and loads ahead. */
+static struct backend device_like(void) {
+    struct backend b = backend_cpu;
+    b.chunk_tokens = 4 * 128;
+    b.own_memory = b.loads_ahead = true;
+    return b;
+}
+
+static void windows_come_out_the_same_in_chunks(void **state) {
+    (void)state;
+    struct backend device = device_like();
+    struct run single, chunked;
+    run_init(&single);
+    run_init(&chunked);
+    chunked.backend = &device;
+    must_run(&single, HELDOUT, rtn3, NULL);
+    must_run(&chunked, HELDOUT, rtn3, NULL);
+    static const char *const members[] = {"nll_reference", "nll_quantized", "kl"};
+    assert_int_equal(json_array_size(single.rows), json_array_size(chunked.rows));
+    for (size_t i = 0; i < json_array_size(single.rows); i++)
+        for (size_t m = 0; m < sizeof members / sizeof *members; m++) {
+            double one = row_number(json_array_get(single.rows, i), members[m]);
+            assert_true(fabs(row_number(json_array_get(chunked.rows, i), members[m]) - one) <= 1e-5 * fabs(one));
+        }
+    run_release(&single);
+    run_release(&chunked);
+}
+
+/* Whatever rows are there already, a window is computed in its place of its chunk. */
+static void chunks_resume_bit_for_bit(void **state) {
+    (void)state;
+    struct backend device = device_like();
+    struct run whole;
+    run_init(&whole);
+    whole.backend = &device;
+    must_run(&whole, HELDOUT, rtn3, NULL);
+    without_time(whole.result);
+    for (int64_t stop = 1; stop < 13; stop += 2) {
+        struct run cut, rest;
+        run_init(&cut);
+        run_init(&rest);
+        cut.backend = rest.backend = &device;
+        cut.stop_after = stop;
+        assert_int_equal(run_job(&cut, FIXTURE "tiny", HELDOUT, rtn3, NULL, NULL), RC_UNAVAILABLE);
+        must_run(&rest, HELDOUT, rtn3, cut.rows);
+        without_time(rest.result);
+        assert_true(json_equal(whole.result, rest.result));
+        run_release(&cut);
+        run_release(&rest);
+    }
+    run_release(&whole);
+}
+
 /* Rows of an older version, or of another eval, are not read as zeros. */
 static void earlier_rows_must_be_complete(void **state) {
     (void)state;
@@ -198,6 +251,8 @@ int main(void) {
         cmocka_unit_test(interrupted_eval_gives_the_same_result),
         cmocka_unit_test(rms_dp_is_of_the_true_tokens_probability),
         cmocka_unit_test(noise_floor_is_measured),
+        cmocka_unit_test(windows_come_out_the_same_in_chunks),
+        cmocka_unit_test(chunks_resume_bit_for_bit),
         cmocka_unit_test(earlier_rows_must_be_complete),
         cmocka_unit_test(allocation_is_applied_by_name),
         cmocka_unit_test(compare_pairs_with_an_earlier_eval),

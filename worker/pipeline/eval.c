@@ -224,7 +224,7 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
     struct walk_hooks hooks = {.ctx = v, .weights = replace_weights, .final = score_window};
     int64_t chunk = walk_chunk(v->job, &v->windows);
     int64_t batch = v->job->backend->batch_tokens / (v->windows.length * chunk) * chunk;
-    int64_t first = walk_aligned(v->job, &v->windows, first_unknown(&v->table, 0)), skipped = first;
+    int64_t unknown = first_unknown(&v->table, 0), skipped = walk_aligned(v->job, &v->windows, unknown);
     if (batch == 0) batch = chunk;
     struct walk walk = {.job = v->job,
                         .model = v->source.model,
@@ -234,10 +234,10 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
                         .hooks = &hooks,
                         .phase = "windows",
                         .tokens_total = v->windows.count * v->windows.length};
-    for (; first < v->table.count; first = walk_aligned(v->job, &v->windows, first_unknown(&v->table, first))) {
-        walk.first = first;
-        walk.count = v->table.count - first < batch ? v->table.count - first : batch;
-        walk.tokens_before = first * v->windows.length;
+    for (; unknown < v->table.count; unknown = first_unknown(&v->table, unknown)) {
+        walk.first = walk_aligned(v->job, &v->windows, unknown);
+        walk.count = v->table.count - walk.first < batch ? v->table.count - walk.first : batch;
+        walk.tokens_before = walk.first * v->windows.length;
         TRY(walk_run(&walk, e));
     }
     v->tokens_walked = (v->table.count - skipped) * v->windows.length;
