@@ -25,6 +25,12 @@ struct backend_options {
     int64_t memory_limit; /* bytes the arena may hold; 0: no limit but the machine's */
 };
 
+/* A device, seen without opening it. */
+struct device_description {
+    char hardware[160]; /* for people */
+    int64_t memory;     /* bytes */
+};
+
 /* out[t] = table[ids[t]] · multiplier */
 struct embed_args {
     const void *table; /* [V, D] host memory, as stored */
@@ -140,6 +146,10 @@ struct error_report {
 struct backend {
     const char *name;       /* "cpu", "cuda" */
     const char *arithmetic; /* "cpu/fp32": what else a result depends on; part of every cache key */
+    /* How many devices there are, and what each is, by its ordinal. Cheap: takes no memory of theirs.
+     * RC_NOT_FOUND, saying why, where there is none; RC_UNSUPPORTED for a device that cannot be computed on. */
+    enum rc (*count)(int *count, struct err *e);
+    enum rc (*describe)(int device, struct device_description *out, struct err *e);
     enum rc (*open)(const struct backend_options *options, struct backend_state **state, struct err *e);
     void (*close)(struct backend_state *state);
     const char *(*hardware)(struct backend_state *state); /* for people */
