@@ -172,13 +172,12 @@ static enum rc keep_named(struct devices *d, const json_t *answer, const char *l
 }
 
 static enum rc choose(struct devices *d, const json_t *answer, const char *wanted, struct err *e) {
-    bool any = !strcmp(wanted, "auto");
+    bool any = !strcmp(wanted, "auto"), every_card = d->count && !strcmp(wanted, "cuda");
 
-    TRY(read_devices(d, answer, e));
     describe(d);
-    if (any) log_unusable(answer);
-    if (any || (d->count && !strcmp(wanted, "cuda"))) return RC_OK;
-    return keep_named(d, answer, wanted, e);
+    if (!any && !every_card) return keep_named(d, answer, wanted, e);
+    log_unusable(answer);
+    return RC_OK;
 }
 
 static enum rc use_survey(struct devices *d, const struct devices_search *search, struct err *e) {
@@ -186,10 +185,10 @@ static enum rc use_survey(struct devices *d, const struct devices_search *search
     enum rc rc;
 
     ask(search, &survey);
-    if (!survey.answer)
-        rc = err_set(e, survey.err.rc, "%s; run \"%s devices\" to see why", survey.err.message, search->worker);
-    else
+    if (survey.answer && read_devices(d, survey.answer, &survey.err) == RC_OK)
         rc = choose(d, survey.answer, search->wanted, e);
+    else
+        rc = err_set(e, survey.err.rc, "%s; run \"%s devices\" to see why", survey.err.message, search->worker);
     json_decref(survey.answer);
     return rc;
 }

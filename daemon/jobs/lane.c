@@ -42,6 +42,12 @@ static uint64_t backoff(const struct lane *lane) {
     return ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS;
 }
 
+/* Whatever it was to run may run elsewhere meanwhile. */
+static void rest_after_failure(struct lane *lane) {
+    if (lane->failures && !lane->worker && !lane->drains) retry_later(lane, backoff(lane));
+    scheduler_kick(lane->app->scheduler);
+}
+
 static void start_worker(struct lane *lane) {
     const struct config *config = &lane->app->config;
     struct worker_options options = {.path = config->worker,
@@ -89,8 +95,7 @@ static void left(struct lane *lane) {
         w->left(w->ctx);
         free(w);
     }
-    if (lane->failures && !lane->worker && !lane->drains) retry_later(lane, backoff(lane));
-    scheduler_kick(lane->app->scheduler);
+    rest_after_failure(lane);
 }
 
 static void on_settle_retry(uv_timer_t *timer) {
@@ -262,10 +267,8 @@ static void on_end(void *ctx, const struct worker_end *end) {
         settle_stop(lane);
     else if (lane->phase == LANE_RUNNING)
         settle_loss(lane, end);
-    else if (lane->phase == LANE_IDLE && lane->failures && !lane->drains)
-        retry_later(lane, backoff(lane));
     else if (lane->phase == LANE_IDLE)
-        scheduler_kick(lane->app->scheduler);
+        rest_after_failure(lane);
 }
 
 static const struct worker_events worker_events = {on_hello, on_message, on_end};
@@ -311,8 +314,9 @@ void lane_claimed(struct lane *lane, const struct err *e) {
 enum lane_readiness lane_readiness(const struct lane *lane) {
     if (lane->phase != LANE_IDLE || lane->drains || lane->leaving) return LANE_TAKEN;
     if (uv_is_active((const uv_handle_t *)&lane->retry)) return LANE_TAKEN;
-    if (!lane->worker) return LANE_WITHOUT_WORKER;
-    return lane->ready ? LANE_READY : LANE_WORKER_STARTS;
+    if (lane->ready) return LANE_READY;
+    if (lane->failures) return LANE_DOUBTFUL;
+    return lane->worker ? LANE_WORKER_STARTS : LANE_WITHOUT_WORKER;
 }
 
 void lane_offer(struct lane *lane, const char *job) {

@@ -64,8 +64,9 @@ void lane_init(struct lane *lane, struct app *app, const char *name, const struc
 void lane_close(struct lane *lane);   /* when idle and without a worker; the loop must run once more */
 void lane_release(struct lane *lane); /* after that */
 
-/* How soon the lane could run another job. The scheduler gives jobs to the soonest. */
-enum lane_readiness { LANE_TAKEN, LANE_WITHOUT_WORKER, LANE_WORKER_STARTS, LANE_READY };
+/* How soon the lane could run another job. The scheduler gives jobs to the soonest; a lane whose last worker failed is
+ * tried when there is no other. */
+enum lane_readiness { LANE_TAKEN, LANE_DOUBTFUL, LANE_WITHOUT_WORKER, LANE_WORKER_STARTS, LANE_READY };
 enum { LANE_READINESS = LANE_READY + 1 };
 enum lane_readiness lane_readiness(const struct lane *lane);
 /* A lane that is ready claims the job; another starts its worker, and the scheduler is asked again when that is ready:
