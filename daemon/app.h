@@ -10,6 +10,7 @@
 #include <uv.h>
 
 #include "daemon/config.h"
+#include "daemon/jobs/devices.h"
 #include "daemon/models.h"
 
 struct store;     /* store/store.h */
@@ -21,6 +22,7 @@ struct probes;    /* jobs/probe.h */
 struct app {
     struct config config;
     uv_loop_t loop;
+    struct devices devices;
     struct models models;
     struct store *store;
     struct hub *hub;

@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/sizes.h"
+#include "base/strbuf.h"
 
 enum { CONFIG_FILE_MAX = 1 << 20, DEFAULT_PORT = 8080 };
 
@@ -18,9 +19,11 @@ static const char help[] =
     "  --listen HOST:PORT   where to serve HTTP; a loopback address, port 0 for any free one (127.0.0.1:8080)\n"
     "  --data DIR           database and datasets; made when missing (./hsaqd-data)\n"
     "  --models DIR         where models lie, in folders of their own; may be given several times\n"
-    "  --device DEVICE      what to compute on: auto, cpu (auto)\n"
+    "  --device DEVICES     what to compute on: auto, cpu, cuda (every GPU), or some, such as cuda:0,cuda:1\n"
+    "                       (auto: every GPU, or the cpu where there is none)\n"
     "  --ram-limit SIZE     memory for a worker's hidden states, such as 12GiB (no limit)\n"
-    "  --vram-limit SIZE    GPU memory for a worker (no limit)\n"
+    "  --vram-limit SIZE    memory that a worker takes of its GPU (no limit)\n"
+    "  --precision P        of GPUs: bf16, or fp32, slower, to check a result with (bf16)\n"
     "  --worker PATH        the hsaq-worker program (beside hsaqd, else ../libexec/hsaq-worker)\n"
     "  --worker-idle SEC    a worker without work leaves after this many seconds (60)\n"
     "  --max-body SIZE      largest JSON body accepted (1MiB)\n"
@@ -76,15 +79,55 @@ static enum rc apply_models(struct config *c, const char *value, struct err *e) 
     return RC_OK;
 }
 
+/* "cuda:0" to "cuda:999", written one way only, so that names can be compared. */
+static bool is_card(const char *name, size_t len) {
+    size_t digits = len - strlen("cuda:");
+
+    if (len <= strlen("cuda:") || digits > 3 || strncmp(name, "cuda:", strlen("cuda:")) != 0) return false;
+    name += strlen("cuda:");
+    return strspn(name, "0123456789") >= digits && (digits == 1 || name[0] != '0');
+}
+
+static bool is_named_before(const char *list, const char *name, size_t len) {
+    for (const char *at = list; at < name; at += strcspn(at, ",") + 1)
+        if (strcspn(at, ",") == len && !strncmp(at, name, len)) return true;
+    return false;
+}
+
+static enum rc check_card_list(const char *list, struct err *e) {
+    for (const char *name = list;; name++) {
+        size_t len = strcspn(name, ",");
+        if (!is_card(name, len))
+            return err_set(e, RC_INVALID,
+                           "\"%.*s\" is no device: say auto, cpu, cuda, or GPUs separated by commas, such as "
+                           "cuda:0,cuda:1",
+                           (int)len, name);
+        if (is_named_before(list, name, len)) return err_set(e, RC_INVALID, "%.*s is named twice", (int)len, name);
+        name += len;
+        if (!*name) return RC_OK;
+    }
+}
+
+/* Whether the GPUs are there is found out by asking a worker, at start. */
 static enum rc apply_device(struct config *c, const char *value, struct err *e) {
-    if (strcmp(value, "auto") != 0 && strcmp(value, "cpu") != 0)
-        return err_set(e, RC_UNSUPPORTED, "there is no device \"%s\"; this hsaqd has auto and cpu", value);
-    c->device = arena_strdup(&c->arena, "cpu");
+    static const char *const words[] = {"auto", "cpu", "cuda", NULL};
+    bool word = false;
+
+    for (size_t i = 0; words[i]; i++)
+        word = word || !strcmp(words[i], value);
+    if (!word) TRY(check_card_list(value, e));
+    c->device = arena_strdup(&c->arena, value);
     return RC_OK;
 }
 
 static enum rc apply_ram_limit(struct config *c, const char *value, struct err *e) {
     return size_parse(value, &c->ram_limit, e);
+}
+
+static enum rc apply_precision(struct config *c, const char *value, struct err *e) {
+    c->precise = !strcmp(value, "fp32");
+    if (c->precise || !strcmp(value, "bf16")) return RC_OK;
+    return err_set(e, RC_INVALID, "takes bf16 or fp32, not \"%s\"", value);
 }
 
 static enum rc apply_vram_limit(struct config *c, const char *value, struct err *e) {
@@ -118,21 +161,26 @@ static enum rc apply_log_level(struct config *c, const char *value, struct err *
     return RC_OK;
 }
 
+/* What an array in the file is: refused, one value after another, or one value with commas. */
+enum array_use { ARRAY_REFUSED, ARRAY_EACH, ARRAY_JOINED };
+
 static const struct option {
     const char *name;
     apply_fn apply;
+    enum array_use array;
 } options[] = {
-    {"listen", apply_listen},
-    {"data", apply_data},
-    {"models", apply_models},
-    {"device", apply_device},
-    {"ram-limit", apply_ram_limit},
-    {"vram-limit", apply_vram_limit},
-    {"worker", apply_worker},
-    {"worker-idle", apply_worker_idle},
-    {"max-body", apply_max_body},
-    {"log-level", apply_log_level},
-    {NULL, NULL},
+    {"listen", apply_listen, ARRAY_REFUSED},
+    {"data", apply_data, ARRAY_REFUSED},
+    {"models", apply_models, ARRAY_EACH},
+    {"device", apply_device, ARRAY_JOINED},
+    {"ram-limit", apply_ram_limit, ARRAY_REFUSED},
+    {"vram-limit", apply_vram_limit, ARRAY_REFUSED},
+    {"precision", apply_precision, ARRAY_REFUSED},
+    {"worker", apply_worker, ARRAY_REFUSED},
+    {"worker-idle", apply_worker_idle, ARRAY_REFUSED},
+    {"max-body", apply_max_body, ARRAY_REFUSED},
+    {"log-level", apply_log_level, ARRAY_REFUSED},
+    {0},
 };
 
 static const struct option *find_option(const char *name) {
@@ -151,16 +199,38 @@ static enum rc apply(struct config *c, const struct option *o, const char *value
 static enum rc apply_json(struct config *c, const struct option *o, const json_t *value, const char *source,
                           struct err *e) {
     char number[32];
-    const json_t *item;
-    size_t i;
 
     if (json_is_string(value)) return apply(c, o, json_string_value(value), source, e);
     if (json_is_integer(value)) {
         snprintf(number, sizeof number, "%lld", (long long)json_integer_value(value));
         return apply(c, o, number, source, e);
     }
-    if (!json_is_array(value) || o->apply != apply_models)
-        return err_set(e, RC_INVALID, "%s%s: takes a string or a whole number", source, o->name);
+    return err_set(e, RC_INVALID, "%s%s: takes a string or a whole number", source, o->name);
+}
+
+/* ["cuda:0", "cuda:1"] as "cuda:0,cuda:1". */
+static enum rc apply_joined(struct config *c, const struct option *o, const json_t *array, const char *source,
+                            struct err *e) {
+    struct strbuf list = STRBUF_INIT;
+    const json_t *item;
+    size_t i;
+
+    json_array_foreach(array, i, item) {
+        const char *text = json_string_value(item);
+        strbuf_printf(&list, "%s%s", i ? "," : "", text ? text : json_type_name(item));
+    }
+    enum rc rc = apply(c, o, list.data ? list.data : "", source, e);
+    strbuf_release(&list);
+    return rc;
+}
+
+static enum rc apply_member(struct config *c, const struct option *o, const json_t *value, const char *source,
+                            struct err *e) {
+    const json_t *item;
+    size_t i;
+
+    if (!json_is_array(value) || o->array == ARRAY_REFUSED) return apply_json(c, o, value, source, e);
+    if (o->array == ARRAY_JOINED) return apply_joined(c, o, value, source, e);
     json_array_foreach(value, i, item) TRY(apply_json(c, o, item, source, e));
     return RC_OK;
 }
@@ -173,7 +243,7 @@ static enum rc apply_members(struct config *c, json_t *file, const char *source,
     json_object_foreach(file, key, value) {
         const struct option *o = find_option(key);
         if (!o) return err_set(e, RC_INVALID, "%sthere is no option \"%s\"", source, key);
-        TRY(apply_json(c, o, value, source, e));
+        TRY(apply_member(c, o, value, source, e));
     }
     return RC_OK;
 }
@@ -253,7 +323,7 @@ enum rc config_load(struct config *c, int argc, char **argv, struct err *e) {
     *c = (struct config){.port = DEFAULT_PORT, .worker_idle = 60, .max_body = 1 << 20, .log_level = LOG_INFO};
     c->host = arena_strdup(&c->arena, "127.0.0.1");
     c->data = arena_strdup(&c->arena, "hsaqd-data");
-    c->device = arena_strdup(&c->arena, "cpu");
+    c->device = arena_strdup(&c->arena, "auto");
     TRY(walk_arguments(c, argc, argv, true, e));
     TRY(walk_arguments(c, argc, argv, false, e));
     if (c->show_help || c->show_version || c->show_routes) return RC_OK;

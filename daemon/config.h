@@ -16,9 +16,10 @@ struct config {
     char *data;
     char **models; /* absolute roots */
     size_t n_models;
-    char *device;        /* "cpu" ("auto" is resolved) */
+    char *device;        /* "auto", "cpu", "cuda", or "cuda:0,cuda:1"; what it comes to: jobs/devices.h */
     int64_t ram_limit;   /* bytes; 0: none */
-    int64_t vram_limit;  /* bytes; 0: none */
+    int64_t vram_limit;  /* bytes of each GPU; 0: none */
+    bool precise;        /* GPUs compute in fp32 */
     char *worker;        /* path of hsaq-worker */
     int64_t worker_idle; /* seconds */
     int64_t max_body;    /* bytes of a JSON body; datasets are not bounded by it */

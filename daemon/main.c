@@ -72,7 +72,6 @@ static void listen_to_signals(struct process *p) {
     p->terminate.data = p->interrupt.data = p->deadline.data = p;
     uv_signal_start(&p->terminate, on_signal, SIGTERM);
     uv_signal_start(&p->interrupt, on_signal, SIGINT);
-    signal(SIGPIPE, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
 }
 
@@ -103,15 +102,26 @@ static enum rc publish_address(const struct app *app, struct err *e) {
     return rc;
 }
 
+static enum rc find_devices(struct app *app, struct err *e) {
+    struct devices_search search = {.loop = &app->loop,
+                                    .probes = app->probes,
+                                    .worker = app->config.worker,
+                                    .wanted = app->config.device,
+                                    .timeout_ms = DEVICES_TIMEOUT_MS};
+
+    return devices_find(&app->devices, &search, e);
+}
+
 /* Each step needs those before it; `close_app` undoes those that were done. */
 static enum rc open_app(struct app *app, struct err *e) {
     app->started_ms = time_now_ms();
     app->models = (struct models){app->config.models, app->config.n_models};
     app->hub = hub_new();
+    app->probes = probes_new(&app->loop, app->config.worker);
+    TRY(find_devices(app, e));
     TRY(store_open(app->config.data, &app->loop, hub_publish, app->hub, &app->store, e));
     TRY(hub_set_store(app->hub, app->store, e));
     TRY(scheduler_new(app, &app->scheduler, e));
-    app->probes = probes_new(&app->loop, app->config.worker);
     TRY(open_server(app, e));
     return publish_address(app, e);
 }
@@ -124,9 +134,11 @@ static void close_app(struct app *app) {
     if (app->scheduler) scheduler_free(app->scheduler);
     uv_run(&app->loop, UV_RUN_DEFAULT);
     hub_free(app->hub);
+    devices_release(&app->devices);
 }
 
 static enum rc serve(struct process *p, struct err *e) {
+    signal(SIGPIPE, SIG_IGN); /* before the first pipe */
     uv_loop_init(&p->app.loop);
     enum rc rc = open_app(&p->app, e);
     if (rc == RC_OK) {

@@ -26,6 +26,12 @@ struct backend_options {
     int64_t memory_limit; /* bytes the arena may hold; 0: no limit but the machine's */
 };
 
+/* A device, seen without opening it. */
+struct device_description {
+    char hardware[160]; /* for people */
+    int64_t memory;     /* bytes */
+};
+
 /* out[t] = table[ids[t]] · multiplier */
 struct embed_args {
     const void *table; /* [V, D] host memory, as stored */
@@ -162,6 +168,10 @@ struct backend {
     bool loads_ahead;       /* load goes on beside the operations that follow it */
     int64_t chunk_tokens;   /* a forward pass takes as many whole windows as have about so many tokens, at least one */
     int64_t batch_tokens;   /* what a job may lose with a lost worker */
+    /* How many devices there are, and what each is, by its ordinal. Cheap: takes no memory of theirs.
+     * RC_NOT_FOUND, saying why, where there is none; RC_UNSUPPORTED for a device that cannot be computed on. */
+    enum rc (*count)(int *count, struct err *e);
+    enum rc (*describe)(int device, struct device_description *out, struct err *e);
     enum rc (*open)(const struct backend_options *options, struct backend_state **state, struct err *e);
     void (*close)(struct backend_state *state);
     const char *(*hardware)(struct backend_state *state); /* for people */

@@ -9,6 +9,7 @@
 
 #define LIBRARY "libhsaq_cuda.so"
 #define LIBRARY_VARIABLE "HSAQ_CUDA_LIBRARY" /* a path: instead of the places below */
+#define ORDER_VARIABLE "CUDA_DEVICE_ORDER"   /* CUDA's own */
 
 /* Where the build and `make install` put it, seen from the program's folder. */
 static const char *const places[] = {"", "../lib/hsaqd/"};
@@ -32,6 +33,8 @@ enum rc backend_cuda_load(enum dtype activation, const struct backend **backend,
     char path[PATH_MAX];
     if (!find_library(path))
         return err_set(e, RC_NOT_FOUND, "this is a build without CUDA: there is no " LIBRARY " beside the program");
+    /* CUDA counts the fastest card first unless told otherwise: cuda:1 shall be the card that nvidia-smi calls 1. */
+    setenv(ORDER_VARIABLE, "PCI_BUS_ID", 0);
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL)
         return err_set(e, RC_NOT_FOUND, "the CUDA backend cannot be loaded, install the CUDA runtime and cuBLAS: %s",

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
 
@@ -212,20 +213,34 @@ static enum rc send_hello(struct control *c, const char *device, struct err *e) 
     return link_send(c, &m, e);
 }
 
-/* Exactly one result or error ends a job. Busy ends before that message goes out, since a new start may answer it. */
-static enum rc run_job(struct control *c, struct err *e) {
-    struct job_link link = {.send = link_send, .lookup = link_lookup, .ctx = c};
-    struct message start = c->start, end;
-    struct err failure = {0};
-    json_t *result = NULL;
-    if (worker_execute(c->worker, &start.start, &link, &c->cancelled, &result, &failure) == RC_OK)
-        end = (struct message){.type = MSG_RESULT, .result = {.job = start.start.job, .result = result}};
-    else
-        end = (struct message){.type = MSG_ERROR, .error = {.job = start.start.job, .err = failure}};
+/* Busy ends before the message goes out, since a new start may answer it. */
+static enum rc end_job(struct control *c, const struct message *end, struct err *e) {
     pthread_mutex_lock(&c->lock);
     c->busy = false;
     pthread_mutex_unlock(&c->lock);
-    enum rc rc = link_send(c, &end, e);
+    return link_send(c, end, e);
+}
+
+/* The device has failed (or the daemon is gone): no job of this process could use it again, and to close it might take
+ * for ever. On stderr too: the daemon keeps what a lost worker wrote there. */
+static _Noreturn void leave_without_device(struct control *c, const struct err *e) {
+    log_error("%s", e->message);
+    leave_with(c, e);
+}
+
+/* Exactly one result or error ends a job, but for a device that has failed: then the process ends, and the daemon gives
+ * the job to another. */
+static enum rc run_job(struct control *c, struct err *e) {
+    struct job_link link = {.send = link_send, .lookup = link_lookup, .ctx = c};
+    struct message start = c->start;
+    json_t *result = NULL;
+    enum rc rc = worker_execute(c->worker, &start.start, &link, &c->cancelled, &result, e);
+    if (rc == RC_OK)
+        rc = end_job(c, &(struct message){.type = MSG_RESULT, .result = {.job = start.start.job, .result = result}}, e);
+    else if (rc == RC_UNAVAILABLE)
+        leave_without_device(c, e);
+    else
+        rc = end_job(c, &(struct message){.type = MSG_ERROR, .error = {.job = start.start.job, .err = *e}}, e);
     json_decref(result);
     message_release(&start);
     return rc;

@@ -6,7 +6,8 @@
  *
  * The process ends inside this function when the link does: at once and with status 0 at its end (the daemon is gone)
  * and on `shutdown` (rows are durable where they were sent; nothing here is worth waiting for), with status 1 after a
- * line that is not the protocol. */
+ * line that is not the protocol or when the device has failed (RC_UNAVAILABLE), whose job thus ends without an error.
+ */
 #ifndef HSAQ_WORKER_CONTROL_H
 #define HSAQ_WORKER_CONTROL_H
 

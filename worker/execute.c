@@ -33,7 +33,7 @@ enum rc worker_open(const struct worker_options *options, struct worker *worker,
     if (strcmp(options->device, "auto"))
         return err_set(e, RC_UNSUPPORTED, "there is no device \"%s\": say auto, cpu, cuda or cuda:N", options->device);
     enum rc rc = open_cuda(options, 0, worker, e);
-    return rc == RC_NOT_FOUND ? open_cpu(options, worker, e) : rc;
+    return rc == RC_NOT_FOUND || rc == RC_UNSUPPORTED ? open_cpu(options, worker, e) : rc;
 }
 
 void worker_release(struct worker *worker) {

@@ -19,6 +19,7 @@ static const char usage[] =
     "       hsaq-worker bench --config FILE [OPTIONS]   time the jobs on an architecture's shapes\n"
     "       hsaq-worker inspect <request.json           describe a model folder\n"
     "       hsaq-worker tokenize <request.json          text to token ids\n"
+    "       hsaq-worker devices                         what --device can name here\n"
     "       hsaq-worker --version | --help\n"
     "\n"
     "device options\n"
@@ -46,7 +47,9 @@ static const char usage[] =
     "  --json FILE        write the table as JSON too\n"
     "\n"
     "inspect and tokenize read one JSON object: {\"model\": {\"name\", \"path\"}}, and for tokenize also \"text\"\n"
-    "and \"special_tokens\"; they write {\"ok\": …} or {\"error\": {\"rc\", \"message\", \"pointer\"}}.\n";
+    "and \"special_tokens\"; they write {\"ok\": …} or {\"error\": {\"rc\", \"message\", \"pointer\"}}. devices "
+    "writes\n"
+    "{\"ok\": {\"devices\": [{\"name\", \"hardware\", \"memory\"}], \"unusable\": [{\"name\", \"reason\"}]}}.\n";
 
 enum option_id {
     OPT_FD = 1,
@@ -189,6 +192,7 @@ static enum rc dispatch(int argc, char **argv, struct err *e) {
     if (!strcmp(command, "tokenize")) return oneshot(ONESHOT_TOKENIZE, stdin, stdout, e);
     insist_on_sleeping_waits(argv);
     blas_insist_on_fast_core(argv);
+    if (!strcmp(command, "devices")) return oneshot(ONESHOT_DEVICES, NULL, stdout, e);
     TRY(parse_arguments(argc - 1, argv + 1, &a, e));
     if (!strcmp(command, "serve")) {
         if (a.fd < 0) return err_set(e, RC_INVALID, "serve needs --fd: it is started by hsaqd");

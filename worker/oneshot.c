@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "base/strbuf.h"
+#include "worker/devices.h"
 #include "worker/model/describe.h"
 #include "worker/model/tokenizer.h"
 
@@ -63,17 +64,27 @@ static enum rc answer(enum oneshot_command command, const json_t *request, json_
     return rc;
 }
 
+static enum rc read_and_answer(enum oneshot_command command, FILE *in, json_t **reply, struct err *e) {
+    json_t *request = NULL;
+    enum rc rc = read_request(in, &request, e);
+    if (rc == RC_OK) rc = answer(command, request, reply, e);
+    json_decref(request);
+    return rc;
+}
+
 enum rc oneshot(enum oneshot_command command, FILE *in, FILE *out, struct err *e) {
-    json_t *request = NULL, *reply = NULL;
+    json_t *reply = NULL;
     struct err fault = {0};
-    enum rc rc = read_request(in, &request, &fault);
-    if (rc == RC_OK) rc = answer(command, request, &reply, &fault);
+    enum rc rc = RC_OK;
+    if (command == ONESHOT_DEVICES)
+        reply = devices_describe();
+    else
+        rc = read_and_answer(command, in, &reply, &fault);
     json_t *envelope = rc == RC_OK ? json_pack("{so}", "ok", reply)
                                    : json_pack("{s{ss ss ss}}", "error", "rc", rc_name(rc), "message", fault.message,
                                                "pointer", fault.pointer);
     char *line = json_line(envelope);
     json_decref(envelope);
-    json_decref(request);
     bool written = line && fprintf(out, "%s\n", line) > 0 && fflush(out) == 0;
     free(line);
     return written ? RC_OK : err_errno(e, "cannot write the reply");

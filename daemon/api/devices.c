@@ -10,9 +10,10 @@ static json_t *known(int64_t value) {
 }
 
 static json_t *device_json(const struct device_status *d) {
-    return json_pack("{s:s, s:s, s:s, s:s?, s:o, s:o, s:s?, s:I, s:s?}", "name", d->name, "lane", d->lane, "worker",
-                     d->worker, "hardware", d->hardware, "memory", known(d->memory), "pid", known(d->pid), "job",
-                     d->job, "workers_lost", (json_int_t)d->workers_lost, "last_error", d->last_error);
+    return json_pack("{s:s, s:s, s:s, s:s, s:s?, s:o, s:o, s:s?, s:I, s:s?}", "name", d->name, "lane", d->lane, "state",
+                     d->state, "worker", d->worker, "hardware", d->hardware, "memory", known(d->memory), "pid",
+                     known(d->pid), "job", d->job, "workers_lost", (json_int_t)d->workers_lost, "last_error",
+                     d->last_error);
 }
 
 static enum rc list_devices(struct request *r, struct err *e) {

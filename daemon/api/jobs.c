@@ -211,7 +211,7 @@ static enum rc delete_job(struct request *r, struct err *e) {
 
 struct patch {
     int64_t priority;
-    const char *label;
+    const char *label, *device;
     bool has_priority, has_label;
 };
 static const struct field patch_fields[] = {
@@ -226,9 +226,20 @@ static const struct field patch_fields[] = {
      .offset = offsetof(struct patch, label),
      .max = 200, /* as in a spec */
      .presence = offsetof(struct patch, has_label) + 1},
+    {.name = "device", .type = FIELD_STRING, .offset = offsetof(struct patch, device), .min = 1, .max = 32},
     {0},
 };
 static const struct schema patch_schema = {.name = "job_patch", .fields = patch_fields, .size = sizeof(struct patch)};
+
+static enum rc check_device(struct request *r, const char *device, struct err *e) {
+    const struct job_kind *kind;
+    struct job_record job;
+
+    TRY(read_job(r, &job, e));
+    kind = job_kind_find(job.kind);
+    if (!kind) return err_set(e, RC_UNSUPPORTED, "this hsaqd has no job kind \"%s\"", job.kind);
+    return devices_check(&request_app(r)->devices, kind->lane, device, e);
+}
 
 /* A label that is null takes the label away; the table takes null for absent, so it is looked at here. */
 static enum rc patch_job(struct request *r, struct err *e) {
@@ -236,10 +247,14 @@ static enum rc patch_job(struct request *r, struct err *e) {
     struct job_patch patch;
 
     TRY(request_decode_body(r, &body, e));
+    if (body.device) TRY(check_device(r, body.device, e));
     patch = (struct job_patch){.priority = body.has_priority ? &body.priority : NULL,
                                .set_label = json_object_get(request_json(r), "label") != NULL,
-                               .label = body.label};
-    if (!patch.priority && !patch.set_label) return err_set(e, RC_INVALID, "nothing to change: give priority or label");
+                               .set_device = body.device != NULL,
+                               .label = body.label,
+                               .device = devices_pin(body.device)};
+    if (!patch.priority && !patch.set_label && !patch.set_device)
+        return err_set(e, RC_INVALID, "nothing to change: give priority, label or device");
     command_patch(request_app(r), request_param(r, "id"), &patch, on_command, ticket_new(r, 200));
     return RC_OK;
 }

@@ -119,20 +119,44 @@ static enum rc write_jobs(struct app *app, struct strbuf *out, struct err *e) {
     return RC_OK;
 }
 
-static void write_devices(struct app *app, struct strbuf *out) {
-    strbuf_puts(out, "# HELP hsaqd_worker_up Whether the lane's worker is ready.\n# TYPE hsaqd_worker_up gauge\n");
+static int64_t is_up(const struct device_status *d) {
+    return strcmp(d->worker, "ready") == 0;
+}
+
+static int64_t is_busy(const struct device_status *d) {
+    return strcmp(d->state, "busy") == 0;
+}
+
+static int64_t is_down(const struct device_status *d) {
+    return strcmp(d->state, "down") == 0;
+}
+
+static int64_t memory_of(const struct device_status *d) {
+    return d->memory;
+}
+
+static int64_t workers_lost(const struct device_status *d) {
+    return d->workers_lost;
+}
+
+static const struct device_metric {
+    const char *name, *type, *help;
+    int64_t (*value)(const struct device_status *d);
+} device_metrics[] = {
+    {"hsaqd_worker_up", "gauge", "Whether the lane's worker is ready.", is_up},
+    {"hsaqd_device_busy", "gauge", "Whether the device runs a job.", is_busy},
+    {"hsaqd_device_down", "gauge", "Whether the device's last worker failed, and no other is up yet.", is_down},
+    {"hsaqd_device_memory_bytes", "gauge", "Memory of the device; 0 while it is not known.", memory_of},
+    {"hsaqd_workers_lost_total", "counter", "Workers that ended unasked.", workers_lost},
+    {0},
+};
+
+static void write_device_metric(struct app *app, const struct device_metric *m, struct strbuf *out) {
     struct device_status d;
+    strbuf_printf(out, "# HELP %s %s\n# TYPE %s %s\n", m->name, m->help, m->name, m->type);
     for (size_t i = 0; i < scheduler_devices(app->scheduler); i++) {
         scheduler_device(app->scheduler, i, &d);
-        strbuf_printf(out, "hsaqd_worker_up{device=\"%s\",lane=\"%s\"} %d\n", d.name, d.lane,
-                      strcmp(d.worker, "ready") == 0);
-    }
-    strbuf_puts(out, "# HELP hsaqd_workers_lost_total Workers that ended unasked.\n"
-                     "# TYPE hsaqd_workers_lost_total counter\n");
-    for (size_t i = 0; i < scheduler_devices(app->scheduler); i++) {
-        scheduler_device(app->scheduler, i, &d);
-        strbuf_printf(out, "hsaqd_workers_lost_total{device=\"%s\",lane=\"%s\"} %" PRId64 "\n", d.name, d.lane,
-                      d.workers_lost);
+        strbuf_printf(out, "%s{device=\"%s\",lane=\"%s\"} %" PRId64 "\n", m->name, d.name, d.lane, m->value(&d));
     }
 }
 
@@ -144,7 +168,8 @@ static enum rc get_metrics(struct request *r, struct err *e) {
         strbuf_release(&out);
         return rc;
     }
-    write_devices(app, &out);
+    for (const struct device_metric *m = device_metrics; m->name; m++)
+        write_device_metric(app, m, &out);
     metric(&out, "hsaqd_event_subscribers", "gauge", "Event streams.", (int64_t)hub_subscribers(app->hub));
     metric(&out, "hsaqd_database_bytes", "gauge", "Size of the database and its WAL.", store_bytes(app->store));
     metric(&out, "hsaqd_start_time_seconds", "gauge", "When the daemon started, Unix time.", app->started_ms / 1000);

@@ -16,7 +16,7 @@ struct command {
     enum job_action action;
     struct job_patch patch;
     int64_t priority;
-    char *label;
+    char *label, *device;
     command_done done;
     void *ctx;
 };
@@ -36,6 +36,7 @@ static void command_end(struct command *c, const struct err *e) {
 
     c->done(c->ctx, c->job, NULL, e);
     free(c->label);
+    free(c->device);
     free(c);
     if (e->rc == RC_OK) scheduler_kick(app->scheduler);
 }
@@ -100,6 +101,7 @@ void command_patch(struct app *app, const char *job, const struct job_patch *pat
         c->patch.priority = &c->priority;
     }
     if (patch->label) c->patch.label = c->label = xstrdup(patch->label);
+    if (patch->device) c->patch.device = c->device = xstrdup(patch->device);
     submit(c, patch_run);
 }
 

@@ -1,7 +1,9 @@
 #include "daemon/jobs/explain.h"
 
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "daemon/jobs/scheduler.h"
 #include "daemon/store/store.h"
 
@@ -18,38 +20,76 @@ static void add_dependency(void *ctx, const char *needs, const char *kind, enum 
         json_sprintf("waits for job %s (%s), which is %s", needs, kind, job_state_names[state]));
 }
 
-static void add_lane(const struct device_status *lane, const char *job, json_t *reasons) {
+/* Whether the lane cannot take the job now; then `reasons` says why. */
+static bool add_lane(const struct device_status *lane, const char *job, json_t *reasons) {
     if (lane->job && strcmp(lane->job, job) != 0)
         add(reasons, "busy", lane->job, json_sprintf("device %s runs job %s", lane->name, lane->job));
     else if (!strcmp(lane->worker, "starting"))
         add(reasons, "worker_starting", NULL, json_sprintf("the worker of device %s is starting", lane->name));
-    else if (lane->last_error && strcmp(lane->worker, "ready") != 0)
+    else if (!strcmp(lane->state, "down"))
         add(reasons, "worker_failing", NULL,
-            json_sprintf("the worker of device %s is started again soon; it said: %s", lane->name, lane->last_error));
+            json_sprintf("the worker of device %s is started again soon; it said: %s", lane->name,
+                         lane->last_error ? lane->last_error : ""));
+    else
+        return false;
+    return true;
+}
+
+static bool suits(const struct device_status *lane, const struct job_record *job) {
+    return !strcmp(lane->lane, job->lane) && (!job->device || !strcmp(job->device, lane->name));
+}
+
+/* What holds up one lane does not matter while another could take the job. */
+static void add_lanes(struct app *app, const struct job_record *job, json_t *reasons) {
+    json_t *held_up = json_array();
+    struct device_status lane;
+    bool all = true;
+
+    for (size_t i = 0; i < scheduler_devices(app->scheduler); i++) {
+        scheduler_device(app->scheduler, i, &lane);
+        if (suits(&lane, job)) all = add_lane(&lane, job->id, held_up) && all;
+    }
+    if (all) json_array_extend(reasons, held_up);
+    json_decref(held_up);
+}
+
+/* A job that asks for a device is in line with those that may take it before. */
+static enum rc count_ahead(struct app *app, const struct job_record *job, int64_t *ahead, struct err *e) {
+    char *pin = job->device ? xasprintf("[\"%s\"]", job->device) : NULL;
+    enum rc rc = job_position(store_reader(app->store), job, pin ? pin : app->devices.json, ahead, e);
+
+    free(pin);
+    return rc;
 }
 
 static enum rc add_queue(struct app *app, const struct job_record *job, json_t *out, json_t *reasons, struct err *e) {
-    struct device_status lane;
     int64_t ahead;
 
-    TRY(job_position(store_reader(app->store), job, &ahead, e));
+    TRY(count_ahead(app, job, &ahead, e));
     json_object_set_new(out, "position", json_integer(ahead + 1));
     if (ahead)
         add(reasons, "queue", NULL,
             json_sprintf("%lld job(s) of higher priority, or submitted earlier, run before it", (long long)ahead));
-    for (size_t i = 0; i < scheduler_devices(app->scheduler); i++) {
-        scheduler_device(app->scheduler, i, &lane);
-        if (!strcmp(lane.lane, job->lane)) add_lane(&lane, job->id, reasons);
-    }
+    add_lanes(app, job, reasons);
     if (!json_array_size(reasons)) add(reasons, "starting", NULL, json_string("it is about to start"));
     return RC_OK;
+}
+
+/* The daemon was started again with fewer devices. */
+static void add_missing(struct app *app, const struct job_record *job, json_t *reasons) {
+    add(reasons, "device_missing", NULL,
+        json_sprintf("it asks for device %s, and there is %s: start hsaqd with that device, give the job another one "
+                     "(PATCH its \"device\", \"auto\" for any), or cancel it",
+                     job->device, app->devices.names));
 }
 
 static enum rc add_reasons(struct app *app, const struct job_record *job, json_t *out, json_t *reasons, struct err *e) {
     if (job->state == JOB_PAUSED) add(reasons, "paused", NULL, json_string("it is paused: resume it"));
     if (job->state != JOB_QUEUED) return RC_OK;
     if (app->draining) add(reasons, "draining", NULL, json_string("the daemon is stopping: it runs after the restart"));
-    if (!job->blocked) return add_queue(app, job, out, reasons, e);
+    bool missing = job->device && !devices_have(&app->devices, job->device);
+    if (missing) add_missing(app, job, reasons);
+    if (!missing && !job->blocked) return add_queue(app, job, out, reasons, e);
     return job_needs(store_reader(app->store), job->id, add_dependency, reasons, e);
 }
 

@@ -24,7 +24,9 @@ static void remember_error(struct lane *lane, const char *text) {
 }
 
 static void on_retry(uv_timer_t *timer) {
-    lane_kick(timer->data);
+    struct lane *lane = timer->data;
+
+    scheduler_kick(lane->app->scheduler);
 }
 
 static void retry_later(struct lane *lane, uint64_t ms) {
@@ -40,11 +42,19 @@ static uint64_t backoff(const struct lane *lane) {
     return ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS;
 }
 
+/* Whatever it was to run may run elsewhere meanwhile. */
+static void rest_after_failure(struct lane *lane) {
+    if (lane->failures && !lane->worker && !lane->drains) retry_later(lane, backoff(lane));
+    scheduler_kick(lane->app->scheduler);
+}
+
 static void start_worker(struct lane *lane) {
     const struct config *config = &lane->app->config;
     struct worker_options options = {.path = config->worker,
                                      .device = lane->device,
                                      .ram_limit = config->ram_limit,
+                                     .vram_limit = lane->gpu ? config->vram_limit : 0,
+                                     .precise = lane->gpu && config->precise,
                                      .scratch = store_folder(lane->app->store),
                                      .events = &worker_events,
                                      .ctx = lane};
@@ -58,13 +68,15 @@ static void start_worker(struct lane *lane) {
     retry_later(lane, backoff(lane));
 }
 
-static void on_idle(uv_timer_t *timer) {
-    struct lane *lane = timer->data;
+static void let_worker_leave(struct lane *lane) {
+    if (!lane->worker || lane->phase != LANE_IDLE) return;
+    lane->ready = false;
+    lane->leaving = true;
+    worker_shutdown(lane->worker);
+}
 
-    if (lane->worker && lane->phase == LANE_IDLE) {
-        lane->ready = false;
-        worker_shutdown(lane->worker);
-    }
+static void on_idle(uv_timer_t *timer) {
+    let_worker_leave(timer->data);
 }
 
 /* ---- the end of a job in this lane ---- */
@@ -84,8 +96,7 @@ static void left(struct lane *lane) {
         w->left(w->ctx);
         free(w);
     }
-    if (lane->failures && !lane->worker && !lane->drains) retry_later(lane, backoff(lane));
-    scheduler_kick(lane->app->scheduler);
+    rest_after_failure(lane);
 }
 
 static void on_settle_retry(uv_timer_t *timer) {
@@ -224,7 +235,7 @@ static void on_hello(void *ctx, const struct msg_hello *hello) {
     lane->hardware = xstrdup(hello->hardware);
     lane->memory = hello->memory;
     log_info("worker ready lane=%s device=%s pid=%lld", lane->name, hello->device, (long long)hello->pid);
-    lane_kick(lane);
+    scheduler_kick(lane->app->scheduler);
 }
 
 static void settle_loss(struct lane *lane, const struct worker_end *end) {
@@ -240,27 +251,25 @@ static void settle_loss(struct lane *lane, const struct worker_end *end) {
 static void note_loss(struct lane *lane, const struct worker_end *end) {
     lane->lost++;
     lane->failures++;
-    log_warn("worker lost lane=%s cause=\"%s\"", lane->name, end->cause);
+    log_warn("worker lost lane=%s device=%s cause=\"%s\"", lane->name, lane->device, end->cause);
     remember_error(lane, end->cause);
 }
 
 /* The worker is gone: asked to (an idle one, a stopped job), or lost. */
 static void on_end(void *ctx, const struct worker_end *end) {
     struct lane *lane = ctx;
-    bool asked = lane->phase == LANE_IDLE && !lane->ready && end->exit_status == 0 && !end->signal;
+    bool asked = lane->leaving && end->exit_status == 0 && !end->signal;
 
     lane->worker = NULL;
-    lane->ready = false;
+    lane->ready = lane->leaving = false;
     if (!asked && !lane->stopping) note_loss(lane, end);
     if (lane->phase == LANE_RUNNING && lane->result) return; /* its rows are on their way, then it has succeeded */
     if (lane->phase == LANE_RUNNING && lane->stopping)
         settle_stop(lane);
     else if (lane->phase == LANE_RUNNING)
         settle_loss(lane, end);
-    else if (lane->phase == LANE_IDLE && lane->failures && !lane->drains)
-        retry_later(lane, backoff(lane));
     else if (lane->phase == LANE_IDLE)
-        scheduler_kick(lane->app->scheduler);
+        rest_after_failure(lane);
 }
 
 static const struct worker_events worker_events = {on_hello, on_message, on_end};
@@ -303,31 +312,31 @@ void lane_claimed(struct lane *lane, const struct err *e) {
         settle_failure(lane, &error);
 }
 
-static bool waits(const struct lane *lane) {
-    return lane->phase != LANE_IDLE || lane->drains || uv_is_active((const uv_handle_t *)&lane->retry);
+enum lane_readiness lane_readiness(const struct lane *lane) {
+    if (lane->phase != LANE_IDLE || lane->drains || lane->leaving) return LANE_TAKEN;
+    if (uv_is_active((const uv_handle_t *)&lane->retry)) return LANE_TAKEN;
+    if (lane->ready) return LANE_READY;
+    if (lane->failures) return LANE_DOUBTFUL;
+    return lane->worker ? LANE_WORKER_STARTS : LANE_WITHOUT_WORKER;
 }
 
-void lane_kick(struct lane *lane) {
-    struct err e;
-    char id[ID_SIZE];
-
-    if (waits(lane)) return;
-    if (job_next(store_reader(lane->app->store), lane->name, lane->device, id, &e) != RC_OK) {
-        remember_error(lane, e.message);
-        retry_later(lane, RETRY_MS);
-        return;
-    }
-    if (!id[0]) {
-        if (lane->ready && !uv_is_active((uv_handle_t *)&lane->idle))
-            uv_timer_start(&lane->idle, on_idle, (uint64_t)lane->app->config.worker_idle * 1000, 0);
-        return;
-    }
+void lane_offer(struct lane *lane, const char *job) {
     uv_timer_stop(&lane->idle);
     if (!lane->worker) start_worker(lane);
     if (!lane->ready) return;
     lane->phase = LANE_CLAIMING;
-    memcpy(lane->job, id, sizeof lane->job);
+    snprintf(lane->job, sizeof lane->job, "%s", job);
     lane_ops_claim(lane);
+}
+
+void lane_rest(struct lane *lane) {
+    if (lane->ready && !uv_is_active((uv_handle_t *)&lane->idle))
+        uv_timer_start(&lane->idle, on_idle, (uint64_t)lane->app->config.worker_idle * 1000, 0);
+}
+
+void lane_queue_failed(struct lane *lane, const struct err *e) {
+    remember_error(lane, e->message);
+    retry_later(lane, RETRY_MS);
 }
 
 /* ---- stopping ---- */
@@ -362,9 +371,8 @@ void lane_drain(struct lane *lane) {
         lane->stop = ACTION_REQUEUE;
         lane->stopping = true;
         ask_to_stop(lane);
-    } else if (lane->phase == LANE_IDLE && lane->worker) {
-        lane->ready = false;
-        worker_shutdown(lane->worker);
+    } else {
+        let_worker_leave(lane);
     }
 }
 
@@ -374,8 +382,13 @@ bool lane_drained(const struct lane *lane) {
 
 /* ---- life ---- */
 
-void lane_init(struct lane *lane, struct app *app, const char *name, const char *device) {
-    *lane = (struct lane){.app = app, .name = name, .device = device};
+void lane_init(struct lane *lane, struct app *app, const char *name, const struct device *device) {
+    *lane = (struct lane){.app = app,
+                          .name = name,
+                          .device = device->name,
+                          .gpu = strcmp(device->name, "cpu") != 0,
+                          .hardware = device->hardware ? xstrdup(device->hardware) : NULL,
+                          .memory = device->memory};
     uv_timer_init(&app->loop, &lane->kill);
     uv_timer_init(&app->loop, &lane->retry);
     uv_timer_init(&app->loop, &lane->idle);

@@ -34,10 +34,12 @@ struct lane {
     struct app *app;
     const char *name;   /* "device" or "cpu", the job table's */
     const char *device; /* "cpu", "cuda:0" */
+    bool gpu;
     bool drains;
 
     struct worker *worker;
-    bool ready; /* it has said hello */
+    bool ready;   /* it has said hello, */
+    bool leaving; /* and later was asked to end */
     char *hardware;
     int64_t memory;
     unsigned generation; /* of the worker: what an earlier one asked is not answered to this one */
@@ -57,12 +59,21 @@ struct lane {
     uv_timer_t kill, retry, idle; /* kill: the worker did not stop; retry: backoff; idle: the worker leaves */
 };
 
-void lane_init(struct lane *lane, struct app *app, const char *name, const char *device);
+/* `device` as it is known before its worker says what it is. */
+void lane_init(struct lane *lane, struct app *app, const char *name, const struct device *device);
 void lane_close(struct lane *lane);   /* when idle and without a worker; the loop must run once more */
 void lane_release(struct lane *lane); /* after that */
 
-/* Something may have become runnable. */
-void lane_kick(struct lane *lane);
+/* How soon the lane could run another job. The scheduler gives jobs to the soonest; a lane whose last worker failed is
+ * tried when there is no other. */
+enum lane_readiness { LANE_TAKEN, LANE_DOUBTFUL, LANE_WITHOUT_WORKER, LANE_WORKER_STARTS, LANE_READY };
+enum { LANE_READINESS = LANE_READY + 1 };
+enum lane_readiness lane_readiness(const struct lane *lane);
+/* A lane that is ready claims the job; another starts its worker, and the scheduler is asked again when that is ready:
+ * by then the job may run elsewhere. */
+void lane_offer(struct lane *lane, const char *job);
+void lane_rest(struct lane *lane);                              /* there is none for it: its worker leaves some day */
+void lane_queue_failed(struct lane *lane, const struct err *e); /* nobody knows whether there is one */
 /* The lane's job shall leave it; `waiter` is called when it has (by then the job may also have ended otherwise). */
 void lane_stop(struct lane *lane, enum job_action how, void (*notify)(void *ctx), void *ctx);
 /* No job is taken any more; the running one is queued again; the worker leaves. */

@@ -20,11 +20,29 @@ struct claim {
     bool stamped;
 };
 
+/* The cpu and a GPU do not agree to the last bit: what one has computed, the other does not go on with. */
+static enum rc drop_rows_of_other_arithmetic(struct db *db, const struct claim *claim, struct err *e) {
+    return db_run(db, e,
+                  "DELETE FROM row WHERE job = ?1 AND (SELECT (ran_on = 'cpu') <> (?2 = 'cpu') FROM job WHERE id = ?1)",
+                  "tt", claim->job, claim->lane->device);
+}
+
+/* Between the choice of the job and now it may have been given another device. */
+static enum rc check_pin(struct db *db, const struct claim *claim, struct err *e) {
+    int64_t elsewhere;
+
+    TRY(db_query_int(db, &elsewhere, e, "SELECT count(*) FROM job WHERE id = ? AND device <> ?", "tt", claim->job,
+                     claim->lane->device));
+    return elsewhere ? err_set(e, RC_CONFLICT, "job %s asks for another device", claim->job) : RC_OK;
+}
+
 static enum rc claim_run(struct db *db, struct write_op *op, struct err *e) {
     struct claim *claim = (struct claim *)op;
     struct job_change change = {.job = claim->job, .action = ACTION_START, .device = claim->lane->device};
     enum job_state state;
 
+    TRY(check_pin(db, claim, e));
+    TRY(drop_rows_of_other_arithmetic(db, claim, e));
     if (claim->stamped) {
         change.model_stamp = claim->stamp;
         TRY(db_run(db, e,

@@ -25,6 +25,7 @@ struct probes {
 struct probe {
     struct probes *probes;
     struct probe *prev, *next;
+    const char *command;
     uv_process_t process;
     uv_pipe_t in, out;
     uv_timer_t timer;
@@ -99,9 +100,9 @@ static enum rc read_error(const json_t *error, struct err *e) {
 }
 
 static enum rc read_reply(const struct probe *probe, json_t **root, const json_t **answer, struct err *e) {
-    if (probe->killed != NULL) return err_set(e, RC_UNAVAILABLE, "the worker asked about the model %s", probe->killed);
+    if (probe->killed != NULL) return err_set(e, RC_UNAVAILABLE, "hsaq-worker %s %s", probe->command, probe->killed);
     if (probe->term_signal != 0 || probe->exit_status != 0)
-        return err_set(e, RC_INTERNAL, "the worker asked about the model ended with status %lld, signal %d",
+        return err_set(e, RC_INTERNAL, "hsaq-worker %s ended with status %lld, signal %d", probe->command,
                        (long long)probe->exit_status, probe->term_signal);
     TRY(json_parse(probe->output.data == NULL ? "" : probe->output.data, probe->output.len, root, e));
     const json_t *error = json_object_get(*root, "error");
@@ -193,9 +194,9 @@ static void init_handles(struct probe *probe, uv_loop_t *loop) {
     probe->open_handles = 4;
 }
 
-static int spawn(struct probe *probe, const char *command) {
+static int spawn(struct probe *probe) {
     struct probes *p = probe->probes;
-    char *args[] = {(char *)p->worker, (char *)command, NULL};
+    char *args[] = {(char *)p->worker, (char *)probe->command, NULL};
     uv_stdio_container_t stdio[] = {
         {.flags = UV_CREATE_PIPE | UV_READABLE_PIPE, .data.stream = (uv_stream_t *)&probe->in},
         {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE, .data.stream = (uv_stream_t *)&probe->out},
@@ -212,16 +213,17 @@ enum rc probe_start(struct probes *p, const char *command, json_t *question, pro
     json_decref(question);
     if (p->count >= PROBES_MAX || input == NULL) {
         free(input);
-        return err_set(e, RC_UNAVAILABLE, "%d models are being asked about already; repeat this in a moment",
+        return err_set(e, RC_UNAVAILABLE, "%d questions are being asked of workers already; repeat this in a moment",
                        PROBES_MAX);
     }
     struct probe *probe = xcalloc(1, sizeof *probe);
-    *probe = (struct probe){.probes = p, .next = p->running, .input = input, .done = done, .ctx = ctx};
+    *probe =
+        (struct probe){.probes = p, .next = p->running, .command = command, .input = input, .done = done, .ctx = ctx};
     if (probe->next != NULL) probe->next->prev = probe;
     p->running = probe;
     p->count++;
     init_handles(probe, p->loop);
-    int failure = spawn(probe, command);
+    int failure = spawn(probe);
     if (failure != 0) {
         probe->exited = probe->output_ended = true;
         probe->done = NULL;

@@ -1,6 +1,7 @@
-/* Questions about a model that only the worker's code can answer (its Linears, the tokens of a text): each is asked of
- * a short-lived subprocess, `hsaq-worker inspect` or `tokenize`, with one JSON object on stdin and one on stdout. A
- * hostile model folder can at worst end that process; a slow or talkative one is killed. Loop thread only. */
+/* Questions that only the worker's code can answer (a model's Linears, the tokens of a text, the machine's GPUs): each
+ * is asked of a short-lived subprocess, `hsaq-worker inspect`, `tokenize` or `devices`, with one JSON object on stdin
+ * and one on stdout. A hostile model folder or a broken driver can at worst end that process; a slow or talkative one
+ * is killed. Loop thread only. */
 #ifndef HSAQ_DAEMON_JOBS_PROBE_H
 #define HSAQ_DAEMON_JOBS_PROBE_H
 
@@ -21,7 +22,7 @@ void probes_free(struct probes *p);
 /* `answer` is the reply's "ok" member (borrowed), or NULL with e. */
 typedef void (*probe_done)(void *ctx, const json_t *answer, const struct err *e);
 
-/* Takes the reference of `question`. RC_UNAVAILABLE when PROBES_MAX run already. */
+/* Takes the reference of `question`; `command` is a literal. RC_UNAVAILABLE when PROBES_MAX run already. */
 enum rc probe_start(struct probes *p, const char *command, json_t *question, probe_done done, void *ctx,
                     struct probe **out, struct err *e);
 void probe_cancel(struct probe *probe); /* `done` will not be called */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/strbuf.h"
 #include "daemon/jobs/lane.h"
 #include "daemon/store/jobs.h"
 #include "daemon/store/store.h"
@@ -12,7 +13,7 @@ enum { RETRY_MS = 1000 };
 
 struct scheduler {
     struct app *app;
-    struct lane lanes[2]; /* the device's and the one for arithmetic */
+    struct lane *lanes; /* one per device, then the one for arithmetic */
     size_t count;
     bool recovering, recovered;
     uv_timer_t retry; /* of the recovery that the disk refused */
@@ -77,6 +78,13 @@ static void recover(struct scheduler *s) {
     store_submit(s->app->store, &recovery->op);
 }
 
+static void open_lanes(struct scheduler *s, const struct devices *devices) {
+    s->lanes = xcalloc(devices->count + 1, sizeof *s->lanes);
+    for (size_t i = 0; i < devices->count; i++)
+        lane_init(&s->lanes[s->count++], s->app, "device", &devices->items[i]);
+    lane_init(&s->lanes[s->count++], s->app, "cpu", &devices->cpu);
+}
+
 enum rc scheduler_new(struct app *app, struct scheduler **out, struct err *e) {
     struct scheduler *s = xcalloc(1, sizeof *s);
     char last[ID_SIZE];
@@ -90,8 +98,7 @@ enum rc scheduler_new(struct app *app, struct scheduler **out, struct err *e) {
     s->app = app;
     uv_timer_init(&app->loop, &s->retry);
     s->retry.data = s;
-    lane_init(&s->lanes[s->count++], app, "device", app->config.device);
-    lane_init(&s->lanes[s->count++], app, "cpu", "cpu");
+    open_lanes(s, &app->devices);
     recover(s);
     *out = s;
     return RC_OK;
@@ -109,6 +116,54 @@ static void tell_if_drained(struct scheduler *s) {
     drained(s->app);
 }
 
+static void add_taken(struct strbuf *taken, const char *job) {
+    strbuf_printf(taken, "%s\"%s\"", taken->len > 1 ? "," : "", job);
+}
+
+/* What lanes have claimed may still be queued in the database. */
+static struct strbuf jobs_in_lanes(const struct scheduler *s) {
+    struct strbuf taken = STRBUF_INIT;
+
+    strbuf_puts(&taken, "[");
+    for (size_t i = 0; i < s->count; i++)
+        if (s->lanes[i].job[0]) add_taken(&taken, s->lanes[i].job);
+    return taken;
+}
+
+static enum rc find_job(struct scheduler *s, const struct lane *lane, const struct strbuf *taken, char id[ID_SIZE],
+                        struct err *e) {
+    char *array = xasprintf("%s]", taken->data);
+    struct job_query query = {.lane = lane->name, .device = lane->device, .taken = array};
+    enum rc rc = job_next(store_reader(s->app->store), &query, id, e);
+
+    free(array);
+    return rc;
+}
+
+static void find_work(struct scheduler *s, struct lane *lane, struct strbuf *taken) {
+    char id[ID_SIZE];
+    struct err e;
+
+    if (find_job(s, lane, taken, id, &e) != RC_OK) {
+        lane_queue_failed(lane, &e);
+    } else if (!id[0]) {
+        lane_rest(lane);
+    } else {
+        add_taken(taken, id);
+        lane_offer(lane, id);
+    }
+}
+
+/* The soonest lanes first, so that a worker is started only for a job that is left over. */
+static void find_all_work(struct scheduler *s) {
+    struct strbuf taken = jobs_in_lanes(s);
+
+    for (int readiness = LANE_READY; readiness > LANE_TAKEN; readiness--)
+        for (size_t i = 0; i < s->count; i++)
+            if (lane_readiness(&s->lanes[i]) == (enum lane_readiness)readiness) find_work(s, &s->lanes[i], &taken);
+    strbuf_release(&taken);
+}
+
 void scheduler_kick(struct scheduler *s) {
     if (s->drained) {
         for (size_t i = 0; i < s->count; i++)
@@ -118,9 +173,7 @@ void scheduler_kick(struct scheduler *s) {
     }
     if (s->app->draining) return;
     if (!s->recovered && !s->recovering) recover(s);
-    if (!s->recovered) return;
-    for (size_t i = 0; i < s->count; i++)
-        lane_kick(&s->lanes[i]);
+    if (s->recovered) find_all_work(s);
 }
 
 struct lane *scheduler_lane_of(const struct scheduler *s, const char *job) {
@@ -141,6 +194,7 @@ void scheduler_free(struct scheduler *s) {
     uv_run(&s->app->loop, UV_RUN_NOWAIT); /* the timers close */
     for (size_t i = 0; i < s->count; i++)
         lane_release(&s->lanes[i]);
+    free(s->lanes);
     free(s);
 }
 
@@ -153,7 +207,12 @@ size_t scheduler_devices(const struct scheduler *s) {
 static const char *worker_state(const struct lane *lane) {
     if (!lane->worker) return "none";
     if (lane->ready) return "ready";
-    return lane->hardware && lane->phase == LANE_IDLE ? "stopping" : "starting";
+    return lane->leaving ? "stopping" : "starting";
+}
+
+static const char *lane_state(const struct lane *lane) {
+    if (lane->job[0]) return "busy";
+    return lane->failures && !lane->ready ? "down" : "idle";
 }
 
 void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out) {
@@ -161,6 +220,7 @@ void scheduler_device(const struct scheduler *s, size_t index, struct device_sta
 
     *out = (struct device_status){.name = lane->device,
                                   .lane = lane->name,
+                                  .state = lane_state(lane),
                                   .worker = worker_state(lane),
                                   .hardware = lane->hardware,
                                   .memory = lane->memory,

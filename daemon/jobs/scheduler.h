@@ -2,7 +2,8 @@
  *
  * A lane runs one job at a time on a worker of its own: one lane per device for numeric kinds, one `cpu` lane for pure
  * arithmetic. The database is the queue (highest priority first, then oldest id, of those whose dependencies have
- * succeeded); the scheduler keeps in memory only what runs. Loop thread only. */
+ * succeeded); the scheduler keeps in memory only what runs. A job runs in whichever lane can first take it, of its
+ * device if it asks for one; a worker is started only for a job that no worker there can take. Loop thread only. */
 #ifndef HSAQ_DAEMON_JOBS_SCHEDULER_H
 #define HSAQ_DAEMON_JOBS_SCHEDULER_H
 
@@ -33,8 +34,9 @@ struct lane *scheduler_lane_of(const struct scheduler *s, const char *job);
 struct device_status {
     const char *name;       /* "cpu", "cuda:0" */
     const char *lane;       /* "device" or "cpu" (arithmetic) */
+    const char *state;      /* "idle", "busy", "down": its last worker was lost, or did not start */
     const char *worker;     /* "none", "starting", "ready", "stopping" */
-    const char *hardware;   /* as its worker said, or NULL before one ran */
+    const char *hardware;   /* or NULL: not known before a worker ran */
     int64_t memory;         /* bytes; 0: unknown */
     int64_t pid;            /* 0: none */
     const char *job;        /* running, or NULL */

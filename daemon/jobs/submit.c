@@ -119,7 +119,7 @@ static enum rc insert(struct db *db, struct request *r, const struct dataset *da
                 .spec = r->text,
                 .owner = "local",
                 .lane = r->kind->lane == LANE_CPU ? "cpu" : "device",
-                .device = r->kind->lane == LANE_CPU ? NULL : common->device,
+                .device = r->kind->lane == LANE_CPU ? NULL : devices_pin(common->device),
                 .model = spec_model(r->kind, &r->spec),
                 .dataset = dataset->name[0] ? dataset->name : NULL,
                 .dataset_sha256 = dataset->name[0] ? dataset->sha256 : NULL,
@@ -162,14 +162,6 @@ static void submit_done(struct write_op *op, const struct err *e) {
 
 /* ---- before it ---- */
 
-static enum rc check_device(const struct app *app, const struct request *r, struct err *e) {
-    const char *device = r->spec.common.device;
-
-    if (!device || !strcmp(device, app->config.device)) return RC_OK;
-    return err_at(e, "/device", RC_INVALID, "there is no device \"%.64s\" here; there is %s", device,
-                  app->config.device);
-}
-
 static enum rc check_model(const struct app *app, const struct request *r, struct err *e) {
     const char *name = spec_model(r->kind, &r->spec);
     struct err found;
@@ -184,7 +176,7 @@ static enum rc check_model(const struct app *app, const struct request *r, struc
 
 static enum rc validate(struct app *app, const struct submission *s, struct request *r, struct err *e) {
     TRY(spec_decode(s->spec, &r->spec, &r->kind, &r->arena, s->problems, e));
-    TRY(check_device(app, r, e));
+    TRY(devices_check(&app->devices, r->kind->lane, r->spec.common.device, e));
     TRY(check_model(app, r, e));
     return id_new(r->id, e);
 }

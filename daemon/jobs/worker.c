@@ -8,7 +8,7 @@
 #include "base/mem.h"
 #include "base/strbuf.h"
 
-enum { TICK_MS = 500, TAIL_MAX = 2048, ARGS_MAX = 12, DRAIN_TICKS = 2 };
+enum { TICK_MS = 500, TAIL_MAX = 2048, ARGS_MAX = 16, DRAIN_TICKS = 2 };
 
 struct worker {
     uv_process_t process;
@@ -244,26 +244,32 @@ int64_t worker_pid(const struct worker *w) {
 
 struct arguments {
     char *items[ARGS_MAX];
-    char ram_limit[32];
+    char ram_limit[32], vram_limit[32];
+    int count;
 };
 
-static void fill_arguments(struct arguments *a, const struct worker_options *o) {
-    int n = 0;
+static void add_argument(struct arguments *a, const char *text) {
+    a->items[a->count++] = (char *)text;
+}
 
-    a->items[n++] = (char *)o->path;
-    a->items[n++] = (char *)"serve";
-    a->items[n++] = (char *)"--fd";
-    a->items[n++] = (char *)"3";
-    a->items[n++] = (char *)"--device";
-    a->items[n++] = (char *)o->device;
-    a->items[n++] = (char *)"--scratch";
-    a->items[n++] = (char *)o->scratch;
-    if (o->ram_limit) {
-        snprintf(a->ram_limit, sizeof a->ram_limit, "%lld", (long long)o->ram_limit);
-        a->items[n++] = (char *)"--ram-limit";
-        a->items[n++] = a->ram_limit;
-    }
-    a->items[n] = NULL;
+static void add_limit(struct arguments *a, const char *option, char text[32], int64_t bytes) {
+    if (!bytes) return;
+    snprintf(text, 32, "%lld", (long long)bytes);
+    add_argument(a, option);
+    add_argument(a, text);
+}
+
+static void fill_arguments(struct arguments *a, const struct worker_options *o) {
+    const char *const fixed[] = {o->path, "serve", "--fd", "3", "--device", o->device, "--scratch", o->scratch, NULL};
+
+    *a = (struct arguments){0};
+    for (size_t i = 0; fixed[i]; i++)
+        add_argument(a, fixed[i]);
+    add_limit(a, "--ram-limit", a->ram_limit, o->ram_limit);
+    add_limit(a, "--vram-limit", a->vram_limit, o->vram_limit);
+    if (!o->precise) return;
+    add_argument(a, "--precision");
+    add_argument(a, "fp32");
 }
 
 static int spawn(uv_loop_t *loop, struct worker *w, const struct worker_options *o) {

@@ -34,8 +34,10 @@ struct worker_events {
 
 struct worker_options {
     const char *path;    /* of the program */
-    const char *device;  /* "cpu" */
+    const char *device;  /* "cpu", "cuda:0" */
     int64_t ram_limit;   /* bytes; 0: none */
+    int64_t vram_limit;  /* the same; for a GPU */
+    bool precise;        /* a GPU in fp32 */
     const char *scratch; /* folder for its spill files */
     const struct worker_events *events;
     void *ctx;

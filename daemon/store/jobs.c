@@ -106,13 +106,13 @@ static enum rc query_id(struct db *db, sqlite3_stmt *stmt, char id[ID_SIZE], str
     return RC_OK;
 }
 
-enum rc job_next(struct db *db, const char *lane, const char *device, char id[ID_SIZE], struct err *e) {
+enum rc job_next(struct db *db, const struct job_query *q, char id[ID_SIZE], struct err *e) {
     sqlite3_stmt *stmt;
 
     TRY(db_query(db, &stmt, e,
                  "SELECT id FROM job WHERE state = 'queued' AND blocked = 0 AND lane = ? AND (device IS NULL OR device "
-                 "= ?) ORDER BY priority DESC, id LIMIT 1",
-                 "tt", lane, device));
+                 "= ?) AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY priority DESC, id LIMIT 1",
+                 "ttt", q->lane, q->device, q->taken));
     return query_id(db, stmt, id, e);
 }
 
@@ -123,11 +123,12 @@ enum rc job_last_id(struct db *db, char id[ID_SIZE], struct err *e) {
     return query_id(db, stmt, id, e);
 }
 
-enum rc job_position(struct db *db, const struct job_record *job, int64_t *ahead, struct err *e) {
+enum rc job_position(struct db *db, const struct job_record *job, const char *devices, int64_t *ahead, struct err *e) {
     return db_query_int(db, ahead, e,
                         "SELECT count(*) FROM job WHERE state = 'queued' AND blocked = 0 AND lane = ?1 AND "
-                        "(priority > ?2 OR (priority = ?2 AND id < ?3))",
-                        "tit", job->lane, job->priority, job->id);
+                        "(priority > ?2 OR (priority = ?2 AND id < ?3)) AND "
+                        "(device IS NULL OR device IN (SELECT value FROM json_each(?4)))",
+                        "titt", job->lane, job->priority, job->id, devices);
 }
 
 enum rc job_needs(struct db *db, const char *id,
@@ -171,6 +172,17 @@ enum rc job_insert(struct db *db, struct event_list *events, const struct job_in
                         e);
 }
 
+static enum rc job_update(struct db *db, const char *id, const struct job_patch *patch, struct err *e) {
+    if (patch->priority)
+        TRY(db_run(db, e, "UPDATE job SET priority = ?, version = version + 1 WHERE id = ?", "it", *patch->priority,
+                   id));
+    if (patch->set_label)
+        TRY(db_run(db, e, "UPDATE job SET label = ?, version = version + 1 WHERE id = ?", "tt", patch->label, id));
+    if (patch->set_device)
+        TRY(db_run(db, e, "UPDATE job SET device = ?, version = version + 1 WHERE id = ?", "tt", patch->device, id));
+    return RC_OK;
+}
+
 enum rc job_patch(struct db *db, struct event_list *events, const char *id, const struct job_patch *patch,
                   struct err *e) {
     enum job_state state;
@@ -178,16 +190,16 @@ enum rc job_patch(struct db *db, struct event_list *events, const char *id, cons
     json_t *data;
 
     TRY(job_brief(db, id, &state, &version, e));
+    if (patch->set_device && state != JOB_QUEUED && state != JOB_PAUSED)
+        return err_set(e, RC_CONFLICT, "job %s is %s: only a job that waits can be given another device", id,
+                       job_state_names[state]);
     data = json_pack("{s:s}", "job", id);
     if (patch->priority) json_object_set_new(data, "priority", json_integer(*patch->priority));
     if (patch->set_label) json_object_set_new(data, "label", patch->label ? json_string(patch->label) : json_null());
+    if (patch->set_device)
+        json_object_set_new(data, "device", patch->device ? json_string(patch->device) : json_null());
     TRY(event_append(db, events, id, "update", data, e));
-    if (patch->priority)
-        TRY(db_run(db, e, "UPDATE job SET priority = ?, version = version + 1 WHERE id = ?", "it", *patch->priority,
-                   id));
-    if (patch->set_label)
-        TRY(db_run(db, e, "UPDATE job SET label = ?, version = version + 1 WHERE id = ?", "tt", patch->label, id));
-    return RC_OK;
+    return job_update(db, id, patch, e);
 }
 
 enum rc job_delete(struct db *db, const char *id, struct err *e) {

@@ -42,10 +42,14 @@ enum rc job_list(struct db *db, const struct job_filter *f, void (*visit)(void *
 /* How many jobs are in each state. */
 enum rc job_counts(struct db *db, int64_t counts[JOB_STATES], struct err *e);
 
-/* The id of the next job that a lane can run: the highest priority, then the oldest. "" when there is none. */
-enum rc job_next(struct db *db, const char *lane, const char *device, char id[ID_SIZE], struct err *e);
-/* How many jobs that could run now would run before it. */
-enum rc job_position(struct db *db, const struct job_record *job, int64_t *ahead, struct err *e);
+/* The id of the next job that a lane can run, none of `taken` (a JSON array of ids): the highest priority, then the
+ * oldest. "" when there is none. */
+struct job_query {
+    const char *lane, *device, *taken;
+};
+enum rc job_next(struct db *db, const struct job_query *q, char id[ID_SIZE], struct err *e);
+/* How many jobs that could run now would run before it, on any of `devices` (a JSON array of names). */
+enum rc job_position(struct db *db, const struct job_record *job, const char *devices, int64_t *ahead, struct err *e);
 /* The jobs it needs (by job_dependency), in order of id. */
 enum rc job_needs(struct db *db, const char *id,
                   void (*visit)(void *ctx, const char *needs, const char *kind, enum job_state state), void *ctx,
@@ -81,9 +85,11 @@ enum rc job_change(struct db *db, struct event_list *events, const struct job_ch
 /* NULL members stay as they are. */
 struct job_patch {
     const int64_t *priority;
-    bool set_label;
+    bool set_label, set_device;
     const char *label;
+    const char *device; /* NULL: any */
 };
+/* RC_CONFLICT when the device of a job is to change that does not wait. */
 enum rc job_patch(struct db *db, struct event_list *events, const char *id, const struct job_patch *patch,
                   struct err *e);
 

@@ -23,11 +23,45 @@ static void processor_name(char name[49]) {
 #endif
 }
 
-static int available_cores(void) {
+#ifdef _OPENMP
+static int default_threads(void) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
     int cores = CPU_COUNT(&set);
     return cores > 0 ? cores : 1;
+}
+#else
+static int default_threads(void) {
+    return 1;
+}
+#endif
+
+static void describe_hardware(int threads, char *text, size_t capacity) {
+    char name[49];
+    processor_name(name);
+    snprintf(text, capacity, "%s, %d thread%s, OpenBLAS for %s", name, threads, threads == 1 ? "" : "s",
+             openblas_get_corename());
+}
+
+static int64_t machine_memory(void) {
+    return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
+
+static enum rc cpu_count(int *count, struct err *e) {
+    (void)e;
+    *count = 1;
+    return RC_OK;
+}
+
+static enum rc no_such_device(int device, struct err *e) {
+    return err_set(e, RC_NOT_FOUND, "cpu:%d: there is one cpu device, cpu", device);
+}
+
+static enum rc cpu_describe(int device, struct device_description *out, struct err *e) {
+    if (device != 0) return no_such_device(device, e);
+    describe_hardware(default_threads(), out->hardware, sizeof out->hardware);
+    out->memory = machine_memory();
+    return RC_OK;
 }
 
 static void cpu_close(struct backend_state *state) {
@@ -38,22 +72,19 @@ static void cpu_close(struct backend_state *state) {
 
 static enum rc cpu_open(const struct backend_options *options, struct backend_state **out, struct err *e) {
     *out = NULL;
-    if (options->device != 0) return err_set(e, RC_NOT_FOUND, "cpu:%d: there is one cpu device, cpu", options->device);
+    if (options->device != 0) return no_such_device(options->device, e);
     if (options->threads < 0 || options->threads > THREADS_MAX || options->memory_limit < 0)
         return err_set(e, RC_INVALID, "%d threads and a limit of %lld bytes make no sense: threads lie in 0…%d",
                        options->threads, (long long)options->memory_limit, THREADS_MAX);
     struct backend_state *state = calloc(1, sizeof *state);
     if (state == NULL) return err_set(e, RC_NO_MEMORY, "no memory to open the cpu backend");
-    state->threads = options->threads > 0 ? options->threads : available_cores();
+    state->threads = options->threads > 0 ? options->threads : default_threads();
 #ifndef _OPENMP
     state->threads = 1;
 #endif
     state->limit = options->memory_limit;
     openblas_set_num_threads(1);
-    char name[49];
-    processor_name(name);
-    snprintf(state->hardware, sizeof state->hardware, "%s, %d thread%s, OpenBLAS for %s", name, state->threads,
-             state->threads == 1 ? "" : "s", openblas_get_corename());
+    describe_hardware(state->threads, state->hardware, sizeof state->hardware);
     *out = state;
     return RC_OK;
 }
@@ -64,7 +95,7 @@ static const char *cpu_hardware(struct backend_state *state) {
 
 static int64_t cpu_memory(struct backend_state *state) {
     (void)state;
-    return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    return machine_memory();
 }
 
 static int64_t cpu_memory_peak(struct backend_state *state) {
@@ -89,6 +120,8 @@ const struct backend backend_cpu = {
     .gram_type = DTYPE_F64,
     .chunk_tokens = 1,
     .batch_tokens = 32768,
+    .count = cpu_count,
+    .describe = cpu_describe,
     .open = cpu_open,
     .close = cpu_close,
     .hardware = cpu_hardware,

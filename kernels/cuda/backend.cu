@@ -12,17 +12,47 @@ static enum rc keep_freed_memory(const struct backend_state *state, struct err *
     return RC_OK;
 }
 
-static enum rc find_device(const struct backend_options *options, struct cudaDeviceProp *card, struct err *e) {
-    int count = 0;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess)
-        return err_set(e, RC_NOT_FOUND, "no GPU can be used: %s (%s); check nvidia-smi, or choose --device cpu",
-                       cudaGetErrorString(error), cudaGetErrorName(error));
-    if (options->device < 0 || options->device >= count)
-        return err_set(e, RC_NOT_FOUND, "there is no cuda:%d: this machine has %d GPU%s", options->device, count,
+static enum rc cuda_count(int *count, struct err *e) {
+    *count = 0;
+    cudaError_t error = cudaGetDeviceCount(count);
+    if (error == cudaSuccess) return RC_OK;
+    return err_set(e, RC_NOT_FOUND, "no GPU can be used: %s (%s); check nvidia-smi, or choose --device cpu",
+                   cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+/* The code for one compute capability runs on later ones, but on none before it. */
+static enum rc check_capability(int device, const struct cudaDeviceProp *card, struct err *e) {
+    static const int built_for[] = {__CUDA_ARCH_LIST__}; /* 800: 8.0 */
+    int oldest = built_for[0], capability = 100 * card->major + 10 * card->minor;
+    for (size_t i = 0; i < sizeof built_for / sizeof *built_for; i++)
+        if (built_for[i] < oldest) oldest = built_for[i];
+    if (capability >= oldest) return RC_OK;
+    return err_set(e, RC_UNSUPPORTED,
+                   "cuda:%d, %.100s, has compute capability %d.%d, and this build needs %d.%d or later: build with "
+                   "CUDA_ARCHS=%d%d",
+                   device, card->name, card->major, card->minor, oldest / 100, oldest / 10 % 10, card->major,
+                   card->minor);
+}
+
+static enum rc find_card(int device, struct cudaDeviceProp *card, struct err *e) {
+    int count;
+    TRY(cuda_count(&count, e));
+    if (device < 0 || device >= count)
+        return err_set(e, RC_NOT_FOUND, "there is no cuda:%d: this machine has %d GPU%s", device, count,
                        count == 1 ? "" : "s");
-    CUDA_TRY(cudaSetDevice(options->device));
-    CUDA_TRY(cudaGetDeviceProperties(card, options->device));
+    CUDA_TRY(cudaGetDeviceProperties(card, device));
+    return check_capability(device, card, e);
+}
+
+static void describe_card(const struct cudaDeviceProp *card, char *text, size_t capacity) {
+    snprintf(text, capacity, "%.100s, compute capability %d.%d", card->name, card->major, card->minor);
+}
+
+static enum rc cuda_describe(int device, struct device_description *out, struct err *e) {
+    struct cudaDeviceProp card;
+    TRY(find_card(device, &card, e));
+    describe_card(&card, out->hardware, sizeof out->hardware);
+    out->memory = (int64_t)card.totalGlobalMem;
     return RC_OK;
 }
 
@@ -30,9 +60,9 @@ static enum rc set_up(struct backend_state *state, const struct backend_options 
     struct cudaDeviceProp card;
     state->device = options->device;
     state->limit = options->memory_limit;
-    TRY(find_device(options, &card, e));
-    snprintf(state->hardware, sizeof state->hardware, "%.100s, compute capability %d.%d, %s", card.name, card.major,
-             card.minor, state->activation == DTYPE_BF16 ? "bf16" : "fp32");
+    TRY(find_card(options->device, &card, e));
+    CUDA_TRY(cudaSetDevice(options->device));
+    describe_card(&card, state->hardware, sizeof state->hardware);
     TRY(keep_freed_memory(state, e));
     CUDA_TRY(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
     for (int i = 0; i < 2; i++)
@@ -102,13 +132,13 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
 }
 
 /* What does not depend on the precision. */
-#define OPERATIONS                                                                                                     \
-    .close = cuda_close, .hardware = cuda_hardware, .memory = cuda_memory, .memory_peak = cuda_memory_peak,            \
-    .room = cuda_room, .alloc = cuda_alloc, .free = cuda_free, .clear = cuda_clear, .upload = cuda_upload,             \
-    .load = cuda_load, .loaded = cuda_loaded, .download = cuda_download, .keep_pace = cuda_keep_pace,                  \
-    .embed = cuda_embed, .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention,   \
-    .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram, .gram_finish = cuda_gram_finish,                \
-    .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
+#define OPERATIONS(open_)                                                                                              \
+    .count = cuda_count, .describe = cuda_describe, .open = open_, .close = cuda_close, .hardware = cuda_hardware,     \
+    .memory = cuda_memory, .memory_peak = cuda_memory_peak, .room = cuda_room, .alloc = cuda_alloc, .free = cuda_free, \
+    .clear = cuda_clear, .upload = cuda_upload, .load = cuda_load, .loaded = cuda_loaded, .download = cuda_download,   \
+    .keep_pace = cuda_keep_pace, .embed = cuda_embed, .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope,   \
+    .attention = cuda_attention, .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram,                    \
+    .gram_finish = cuda_gram_finish, .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
 
 extern "C" {
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */
@@ -122,8 +152,7 @@ const struct backend backend_cuda_fp32 = {
     .loads_ahead = true,
     .chunk_tokens = 8192,
     .batch_tokens = 131072,
-    .open = open_fp32,
-    OPERATIONS,
+    OPERATIONS(open_fp32),
 };
 const struct backend backend_cuda_bf16 = {
     .name = "cuda",
@@ -135,7 +164,6 @@ const struct backend backend_cuda_bf16 = {
     .loads_ahead = true,
     .chunk_tokens = 8192,
     .batch_tokens = 131072,
-    .open = open_bf16,
-    OPERATIONS,
+    OPERATIONS(open_bf16),
 };
 }

@@ -26,12 +26,13 @@ class Answer:
 
 
 class Daemon:
-    def __init__(self, folder, worker=FAKE_WORKER, options=()):
+    def __init__(self, folder, worker=FAKE_WORKER, options=(), cards=0, environment=None):
         self.folder, self.data = folder, folder / "data"
         self.models, self.fault = folder / "models", folder / "fault"
         (self.models / "org/m").mkdir(parents=True, exist_ok=True)
         (self.models / "org/m/config.json").write_text("{}")
         self.worker, self.options = worker, options
+        self.cards, self.environment = cards, environment or {}
         self.process = None
         self.start()
 
@@ -39,12 +40,15 @@ class Daemon:
         return [BUILD / "hsaqd", "--listen", "127.0.0.1:0", "--data", self.data, "--models", self.models,
                 "--worker", self.worker, *self.options]
 
+    def variables(self):
+        return {**os.environ, "HSAQD_TEST_FAULT": str(self.fault), "FAKE_CARDS": str(self.cards), **self.environment}
+
     def start(self):
         self.data.mkdir(exist_ok=True)
         (self.data / "address").unlink(missing_ok=True)
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen([str(part) for part in self.command()], stderr=log,
-                                            env={**os.environ, "HSAQD_TEST_FAULT": str(self.fault)})
+                                            env=self.variables())
         self.until(lambda: (self.data / "address").exists() and (self.data / "address").read_text().endswith("\n"))
         self.port = int((self.data / "address").read_text().rpartition(":")[2])
 
@@ -105,6 +109,10 @@ class Daemon:
         text = self.ask("GET", f"/v1/jobs/{id_}/events", **headers).body.decode()
         return [(int(i) if i else None, t, json.loads(d))
                 for i, t, d in re.findall(r"(?:id: (\d+)\n)?event: (\w+)\ndata: (.*)\n\n", text)]
+
+    def devices(self):
+        """Those of numeric jobs, by name."""
+        return {d["name"]: d for d in self.ask("GET", "/v1/devices").json["items"] if d["lane"] == "device"}
 
     def worker_pid(self):
         return next((d["pid"] for d in self.ask("GET", "/v1/devices").json["items"] if d["lane"] == "device"), None)

@@ -10,6 +10,9 @@ Labels are words joined by blanks:
   twice        sends its first row twice
   garbage      sends a line that is no message
   fail         ends with an error
+
+Its devices are the cpu and FAKE_CARDS (2: cuda:0 and cuda:1; "hang", "fail" and "garbage" tell how it does not say).
+FAKE_BROKEN names a device on which it ends before its hello.
 """
 import argparse
 import json
@@ -93,8 +96,9 @@ class Worker:
         self.send("result", job=id_, result={"rows": count, "inputs": sorted(job.get("inputs", {})),
                                              "dataset": job.get("dataset"), "model": job.get("model")})
 
-    def serve(self, device):
-        self.send("hello", version=1, pid=os.getpid(), build="fake", device=device, hardware="a script", memory=1)
+    def serve(self, device, vram_limit):
+        hardware = f"a script within {vram_limit} bytes" if vram_limit else "a script"
+        self.send("hello", version=1, pid=os.getpid(), build="fake", device=device, hardware=hardware, memory=1)
         threading.Thread(target=self.beat, daemon=True).start()
         while True:
             message = self.receive(None)
@@ -107,6 +111,21 @@ class Worker:
                     self.send("error", job=message["job"], code="cancelled", message="cancelled")
 
 
+def print_devices():
+    cards = os.environ.get("FAKE_CARDS", "0")
+    if cards == "hang":
+        time.sleep(3600)
+    if cards == "fail":
+        sys.exit("there is no command devices")
+    if cards == "garbage":
+        print("no JSON")
+        return
+    devices = [{"name": "cpu", "hardware": "a script", "memory": 1}]
+    devices += [{"name": f"cuda:{i}", "hardware": f"card {i}", "memory": 1 << 34} for i in range(int(cards))]
+    unusable = [] if cards != "0" else [{"name": "cuda", "reason": "nobody has put a card in"}]
+    print(json.dumps({"ok": {"devices": devices, "unusable": unusable}}))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("command")
@@ -114,8 +133,14 @@ def main():
     parser.add_argument("--device")
     parser.add_argument("--scratch")
     parser.add_argument("--ram-limit")
+    parser.add_argument("--vram-limit")
     arguments = parser.parse_args()
-    Worker(arguments.fd).serve(arguments.device)
+    if arguments.command == "devices":
+        print_devices()
+        return
+    if arguments.device == os.environ.get("FAKE_BROKEN"):
+        sys.exit("this device is broken")
+    Worker(arguments.fd).serve(arguments.device, arguments.vram_limit)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_an_idle_worker_leaves(make_daemon):
 def refusal(daemon, *options):
     command = [str(part) for part in daemon.command()] + list(options)
     ended = subprocess.run(command, capture_output=True, text=True, timeout=10,
-                           env={**os.environ, "HSAQD_TEST_FAULT": str(daemon.fault)})
+                           env=daemon.variables())
     assert ended.returncode == 1
     return ended.stderr
 

@@ -74,6 +74,20 @@ static void hardware_is_described(void **state) {
     assert_int_equal(dev.b->memory(dev.s), (int64_t)machine.totalram * machine.mem_unit);
 }
 
+static void a_device_is_described_before_it_is_opened(void **state) {
+    (void)state;
+    struct device_description d;
+    int count = 0;
+    assert_ok(dev.b->count(&count, &err));
+    assert_int_equal(count, 1);
+    assert_ok(dev.b->describe(0, &d, &err));
+    struct backend_state *s = opened(0, 0);
+    assert_string_equal(d.hardware, dev.b->hardware(s));
+    assert_int_equal(d.memory, dev.b->memory(s));
+    dev.b->close(s);
+    assert_refused(dev.b->describe(1, &d, &err), RC_NOT_FOUND, "cpu:1");
+}
+
 /* A container or taskset gives fewer cores than the machine has. */
 static void as_many_threads_as_this_process_may_use(void **state) {
     (void)state;
@@ -243,6 +257,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(senseless_options_are_refused),
         cmocka_unit_test(hardware_is_described),
+        cmocka_unit_test(a_device_is_described_before_it_is_opened),
         cmocka_unit_test(as_many_threads_as_this_process_may_use),
         cmocka_unit_test(blocks_are_aligned_and_apart),
         cmocka_unit_test(the_limit_counts_what_is_held),

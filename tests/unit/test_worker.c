@@ -24,25 +24,32 @@ struct peer {
     size_t capacity;
 };
 
-static void serve(int fd) {
+/* `backend` NULL: the worker's own. */
+static void serve(int fd, const struct backend *backend) {
     struct worker worker = {0};
     struct worker_options options = {.device = "cpu", .threads = 1, .scratch = "/tmp"};
     struct err e;
-    if (worker_open(&options, &worker, &e) == RC_OK) control_serve(&worker, "cpu", fd, &e);
+    if (worker_open(&options, &worker, &e) != RC_OK) _exit(98);
+    if (backend) worker.backend = backend;
+    control_serve(&worker, "cpu", fd, &e);
     _exit(99);
 }
 
-static void start_worker(struct peer *p) {
+static void start_worker_on(struct peer *p, const struct backend *backend) {
     int fds[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
     *p = (struct peer){.pid = fork(), .fd = fds[0]};
     if (p->pid == 0) {
         close(fds[0]);
-        serve(fds[1]);
+        serve(fds[1], backend);
     }
     close(fds[1]);
     p->in = fdopen(dup(p->fd), "r");
     setvbuf(p->in, NULL, _IONBF, 0); /* so that poll sees what was not read yet */
+}
+
+static void start_worker(struct peer *p) {
+    start_worker_on(p, NULL);
 }
 
 /* The next message of a type; those before it are dropped. */
@@ -138,6 +145,26 @@ static void failed_job_says_why_and_the_worker_lives(void **state) {
     assert_int_equal(end_worker(&p), 0);
 }
 
+static enum rc failing_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e) {
+    (void)state, (void)a;
+    return err_set(e, RC_UNAVAILABLE, "the GPU failed");
+}
+
+/* With a line for the log, but none that ends the job, which is thus lost, not failed. */
+static void a_device_that_failed_ends_the_worker(void **state) {
+    (void)state;
+    struct peer p;
+    struct backend failing = backend_cpu;
+    failing.gemm = failing_gemm;
+    start_worker_on(&p, &failing);
+    start_job(&p, 256, "tests/fixture/tiny");
+    struct message m = expect(&p, MSG_LOG);
+    assert_string_equal(m.log.text, "the GPU failed");
+    message_release(&m);
+    assert_int_equal(getline(&p.line, &p.capacity, p.in), -1);
+    assert_int_equal(end_worker(&p), 1);
+}
+
 static void cancel_ends_the_job_within_a_second(void **state) {
     (void)state;
     struct peer p;
@@ -164,7 +191,7 @@ static void end_of_the_link_ends_a_busy_worker(void **state) {
     struct message m = expect(&p, MSG_PROGRESS);
     message_release(&m);
     int status = end_worker(&p);
-    assert_true(status == 0 || status == 99); /* by the control thread, or by a write that failed first */
+    assert_true(status == 0 || status == 1); /* by the control thread, or by a write that failed first */
 }
 
 static void shutdown_ends_it(void **state) {
@@ -198,6 +225,7 @@ int main(void) {
         cmocka_unit_test(hello_comes_first_and_heartbeats_follow),
         cmocka_unit_test(job_ends_with_one_result),
         cmocka_unit_test(failed_job_says_why_and_the_worker_lives),
+        cmocka_unit_test(a_device_that_failed_ends_the_worker),
         cmocka_unit_test(cancel_ends_the_job_within_a_second),
         cmocka_unit_test(end_of_the_link_ends_a_busy_worker),
         cmocka_unit_test(shutdown_ends_it),
