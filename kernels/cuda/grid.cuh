@@ -1,15 +1,16 @@
-/* The quantizers' device code: a team of LANES threads fits the grid of one group.
+/* The quantizers' device code: a team of threads fits the grid of one group.
  *
- * Twin of kernels/cpu/grid.c, rtn.c and hqq.c down to the order of additions: lane l holds the elements l, l + LANES, …
- * as the CPU's loops do, sums are taken pair by pair, and nothing is contracted (the Makefile compiles quantize.cu
- * with -fmad=false). So both backends give the same codes and parameters to the last bit, except where HQQ's shrinkage
- * acts, whose pow is not the same function on both. Every thread of a team holds the same results. */
+ * Twin of kernels/cpu/grid.c, rtn.c and hqq.c down to the order of additions: the CPU keeps LANES partial sums side by
+ * side, lane l of the elements l, l + LANES, …, and adds them pair by pair; here each thread keeps OWN of the lanes, so
+ * that the first pairs meet in its registers. Nothing is contracted (the Makefile compiles quantize.cu with
+ * -fmad=false). So both backends give the same codes and parameters to the last bit, except where HQQ's shrinkage acts,
+ * whose pow is not the same function on both. Every thread of a team holds the same results. */
 #ifndef HSAQ_KERNELS_CUDA_GRID_CUH
 #define HSAQ_KERNELS_CUDA_GRID_CUH
 
 #include "kernels/cuda/device.cuh"
 
-static const int LANES = 16;
+static const int LANES = 16, TEAM = 4, OWN = LANES / TEAM;
 #define F16_MAX 65504.0
 #define F16_MIN_NORMAL 0x1p-14
 
@@ -22,46 +23,59 @@ struct range {
     float min, max;
 };
 
-/* A group of weights as one lane of its team sees it: the elements lane, lane + LANES, … A full group of a common size
- * sits in registers, any other is read from memory each time. */
-struct lane {
-    int64_t n; /* elements of the group */
-    int index;
-    unsigned team; /* the lanes of this warp that work together */
+/* A group of weights as one thread of its team sees it: the lanes thread + TEAM·o for o < OWN. `each` calls
+ * f(o, w) for every weight w of lane o in turn. A full group of a common size sits in registers, any other is read from
+ * memory each time. */
+struct member {
+    int thread;
+    unsigned team; /* the threads of this warp that work together */
 };
 
-template <int PER_LANE> struct held : lane {
-    float w[PER_LANE];
+template <int PER_LANE> struct held : member {
+    static const int64_t n = PER_LANE * LANES; /* elements of the group */
+    float w[PER_LANE][OWN];
     float first; /* the group's element 0 */
 
     template <typename F> __device__ void each(F f) const {
 #pragma unroll
         for (int k = 0; k < PER_LANE; k++)
-            f(w[k]);
+#pragma unroll
+            for (int o = 0; o < OWN; o++)
+                f(o, w[k][o]);
     }
 };
 
-struct stored : lane {
+struct stored : member {
+    int64_t n;
     const void *w;
     enum dtype type;
     int64_t from; /* of the matrix's elements */
     float first;
 
     template <typename F> __device__ void each(F f) const {
-        for (int64_t i = index; i < n; i += LANES)
-            f(load_stored(w, type, from + i));
+        for (int64_t k = 0; k < n; k += LANES)
+#pragma unroll
+            for (int o = 0; o < OWN; o++)
+                if (k + thread + o * TEAM < n) f(o, load_stored(w, type, from + k + thread + o * TEAM));
     }
 };
 
-template <typename T> static __device__ inline T add_lanes(const lane &g, T value) {
-    for (int offset = LANES / 2; offset > 0; offset /= 2)
-        value += __shfl_xor_sync(g.team, value, offset, LANES);
-    return value;
+/* A value for each lane, or the sum of all. */
+template <typename T> struct lanes { T own[OWN]; };
+
+template <typename T> static __device__ inline T add_lanes(const member &g, struct lanes<T> v) {
+    for (int width = OWN / 2; width > 0; width /= 2)
+        for (int o = 0; o < width; o++)
+            v.own[o] += v.own[o + width];
+    T sum = v.own[0];
+    for (int offset = TEAM / 2; offset > 0; offset /= 2)
+        sum += __shfl_xor_sync(g.team, sum, offset, TEAM);
+    return sum;
 }
 
-static __device__ inline float max_lanes(const lane &g, float value) {
-    for (int offset = LANES / 2; offset > 0; offset /= 2) {
-        float other = __shfl_xor_sync(g.team, value, offset, LANES);
+static __device__ inline float max_lanes(const member &g, float value) {
+    for (int offset = TEAM / 2; offset > 0; offset /= 2) {
+        float other = __shfl_xor_sync(g.team, value, offset, TEAM);
         value = other > value ? other : value;
     }
     return value;
@@ -69,7 +83,7 @@ static __device__ inline float max_lanes(const lane &g, float value) {
 
 template <typename G> static __device__ inline struct range grid_range(const G &g) {
     struct range r = {g.first, g.first};
-    g.each([&](float w) {
+    g.each([&](int, float w) {
         r.min = w < r.min ? w : r.min;
         r.max = w > r.max ? w : r.max;
     });
@@ -105,17 +119,24 @@ static __device__ inline struct grid grid_constant(float value, const struct can
     return g;
 }
 
-static __device__ inline double nearest(const struct grid &grid, float w) {
-    double q = rint(w / (double)grid.scale + (double)grid.zero);
+/* The code of a weight, in fp64: w / scale + zero to the nearest integer of the grid. fp32 is enough to see which that
+ * is unless the quotient comes close to the middle between two. */
+static __device__ inline double nearest(const struct grid &grid, float inverse, float w) {
+    float quotient = w * inverse, estimate = quotient + grid.zero, code = rintf(estimate);
+    double q = code;
+    bool sure = fabsf(quotient) < 1024 && fabsf(estimate) < 1024 && fabsf(estimate - code) < 0.5f - 0x1p-11f;
+    if (!sure) q = rint(w / (double)grid.scale + (double)grid.zero);
     q = q < 0 ? 0 : q;
     return q > grid.top ? grid.top : q;
 }
 
 template <typename G> static __device__ inline double grid_error(const G &g, const struct grid &grid) {
-    double sum = 0;
-    g.each([&](float w) {
-        double error = w - (nearest(grid, w) - (double)grid.zero) * (double)grid.scale;
-        sum += error * error;
+    struct lanes<double> sum = {};
+    double scale = grid.scale, zero = grid.zero;
+    float inverse = 1 / grid.scale;
+    g.each([&](int o, float w) {
+        double error = w - (nearest(grid, inverse, w) - zero) * scale;
+        sum.own[o] += error * error;
     });
     return add_lanes(g, sum);
 }
@@ -162,12 +183,6 @@ static const int ITERATIONS = 20;
 #define HQQ_RANGE_MIN 1e-4
 #define HQQ_INVERSE_SCALE_MAX 2e4
 
-struct step {
-    float squares;  /* Σ x², x = w − ŵ */
-    float residual; /* Σ q − w/scale: n times the next zero while the shrinkage is idle */
-    float max_abs;  /* of x */
-};
-
 /* Adding and taking away 1.5·2²³ rounds to the nearest integer where |x| < 2²²; beyond, clamping hides the rest. */
 static __device__ inline float nearest_code(float scaled, float zero, float top) {
     const float magic = 0x1.8p23f;
@@ -175,28 +190,36 @@ static __device__ inline float nearest_code(float scaled, float zero, float top)
     return fminf(fmaxf(q, 0.0f), top);
 }
 
-template <typename G> static __device__ inline struct step run_step(const G &g, const struct grid &grid) {
-    float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale;
-    struct step s = {0, 0, 0};
-    g.each([&](float w) {
+/* What one iterate of the zero gives. */
+struct step {
+    float residual; /* Σ q − w/scale: n times the next zero while the shrinkage is idle */
+    float max_abs;  /* of x = w − ŵ */
+    float squares;  /* Σ x² with the zero as it would be stored */
+};
+
+template <typename G>
+static __device__ inline struct step run_step(const G &g, const struct grid &moving, float stored_zero) {
+    float scale = moving.scale, zero = moving.zero, top = (float)moving.top, inverse = 1 / scale, max_abs = 0;
+    struct lanes<float> residual = {}, squares = {};
+    g.each([&](int o, float w) {
         float scaled = w * inverse, q = nearest_code(scaled, zero, top);
-        float x = w - (q - zero) * scale;
-        s.squares += x * x;
-        s.residual += q - scaled;
-        s.max_abs = fmaxf(fabsf(x), s.max_abs);
+        residual.own[o] += q - scaled;
+        max_abs = fmaxf(fabsf(w - (q - zero) * scale), max_abs);
+        float x = w - (nearest_code(scaled, stored_zero, top) - stored_zero) * scale;
+        squares.own[o] += x * x;
     });
-    return {add_lanes(g, s.squares), add_lanes(g, s.residual), max_lanes(g, s.max_abs)};
+    return {add_lanes(g, residual), max_lanes(g, max_abs), add_lanes(g, squares)};
 }
 
 /* Σ W_e/scale, W_e = sign(x)·relu(|x| − |x|^(p−1)/β): what the shrinkage takes out of the residual. */
 template <typename G> static __device__ inline float shrunk(const G &g, const struct grid &grid, double beta) {
     float inverse = 1 / grid.scale;
-    double sum = 0;
-    g.each([&](float w) {
+    struct lanes<double> sum = {};
+    g.each([&](int o, float w) {
         float q = nearest_code(w * inverse, grid.zero, (float)grid.top);
         double x = w - (q - grid.zero) * grid.scale, magnitude = fabs(x);
         double kept = magnitude > 0 ? magnitude - pow(magnitude, HQQ_P - 1) / beta : 0;
-        if (kept > 0) sum += copysign(kept, x);
+        if (kept > 0) sum.own[o] += copysign(kept, x);
     });
     return (float)(add_lanes(g, sum) * inverse);
 }
@@ -224,9 +247,9 @@ static __device__ inline struct grid iterate(const G &g, struct grid moving, con
     for (int i = 0; i <= ITERATIONS; i++, beta *= HQQ_KAPPA) {
         struct grid kept = moving;
         kept.zero = grid_store_zero(moving.zero, c);
-        struct step s = run_step(g, moving), stored = kept.zero == moving.zero ? s : run_step(g, kept);
-        if (stored.squares < best_squares) {
-            best_squares = stored.squares;
+        struct step s = run_step(g, moving, kept.zero);
+        if (s.squares < best_squares) {
+            best_squares = s.squares;
             best = kept;
         }
         double sum = s.residual;

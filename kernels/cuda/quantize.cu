@@ -2,7 +2,7 @@
 
 #include "kernels/cuda/grid.cuh"
 
-static const int TEAMS = BLOCK / LANES; /* groups fitted by one block */
+static const int TEAMS = BLOCK / TEAM; /* groups fitted by one block */
 
 struct findings {
     unsigned long long bad; /* least index n·K + k of a weight that is no number; N·K: none */
@@ -32,13 +32,14 @@ template <typename G> static __device__ inline void fit_group(const struct fit_a
     bool kept_rtn = false;
     const struct candidate *c = &a.candidate;
     struct grid grid = c->method == METHOD_HQQ ? hqq_fit(g, c, &kept_rtn) : rtn_fit(g, c);
-    int64_t i = g.index;
-    g.each([&](float w) {
-        t.codes[i] = (uint8_t)nearest(grid, w);
-        i += LANES;
+    int64_t lane = g.thread;
+    float inverse = 1 / grid.scale;
+    g.each([&](int o, float w) {
+        t.codes[lane + o * TEAM] = (uint8_t)nearest(grid, inverse, w);
+        if (o == OWN - 1) lane += LANES;
     });
     struct range r = grid_range(g);
-    if (g.index != 0) return;
+    if (g.thread != 0) return;
     a.q.scale[t.index] = grid.scale;
     a.q.zero[t.index] = grid.zero;
     if (r.min == r.max) atomicAdd(&a.found->constant, 1ull);
@@ -48,25 +49,26 @@ template <typename G> static __device__ inline void fit_group(const struct fit_a
 /* PER_LANE · LANES is the size of a full group, or PER_LANE is 0: no group sits in registers. */
 template <int PER_LANE> static __global__ void fit(struct fit_args a) {
     const struct quantized &q = a.q;
-    int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / LANES;
+    int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
     if (index >= q.rows * q.groups) return;
     int64_t n = index / q.groups, from = index % q.groups * q.group, at = n * a.w.stride + from;
-    struct lane lane = {q.cols - from < q.group ? q.cols - from : q.group, (int)(threadIdx.x % LANES),
-                        0xffffu << (threadIdx.x % WARP / LANES * LANES)};
+    int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
+    struct member member = {(int)(threadIdx.x % TEAM), 0xfu << (threadIdx.x % WARP / TEAM * TEAM)};
     struct target target = {index, q.codes + n * q.cols + from};
     float first = load_stored(a.w.data, a.w.type, at);
     if constexpr (PER_LANE > 0) {
-        if (lane.n == PER_LANE * LANES) {
+        if (length == PER_LANE * LANES) {
             struct held<PER_LANE> g = {
-                lane, {}, first
+                member, {}, first
             };
             for (int k = 0; k < PER_LANE; k++)
-                g.w[k] = load_stored(a.w.data, a.w.type, at + k * LANES + lane.index);
+                for (int o = 0; o < OWN; o++)
+                    g.w[k][o] = load_stored(a.w.data, a.w.type, at + k * LANES + member.thread + o * TEAM);
             fit_group(a, g, target);
             return;
         }
     }
-    fit_group(a, (struct stored){lane, a.w.data, a.w.type, at, first}, target);
+    fit_group(a, (struct stored){member, length, a.w.data, a.w.type, at, first}, target);
 }
 
 static enum rc fit_all(struct backend_state *state, const struct fit_args *a, struct err *e) {

@@ -87,7 +87,7 @@ static void wait_for_device(const void *memory) {
             took = seconds() - begin;                                                                                  \
         } while (took < 0.2);                                                                                          \
         took /= times;                                                                                                 \
-        printf("%-28s %10.1f %10.1f %10.1f\n", name, took * 1e6, (flops) / took * 1e-12, (bytes) / took * 1e-9);     \
+        printf("%-28s %10.1f %10.1f %10.1f\n", name, took * 1e6, (flops) / took * 1e-12, (bytes) / took * 1e-9);       \
         fflush(stdout);                                                                                                \
     } while (0)
 

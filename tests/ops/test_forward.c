@@ -74,8 +74,7 @@ static void rmsnorm_survives_extremes(void **state) {
         x[D + i] = 1e30f;
         x[2 * D + i] = 1e-30f;
     }
-    struct rmsnorm_args a = {put_matrix(x, 3, D, 0), put(weight, D), 1e-6f,
-                             put_activation(host_zeros(3 * D), 3, D, 0)};
+    struct rmsnorm_args a = {put_matrix(x, 3, D, 0), put(weight, D), 1e-6f, put_activation(host_zeros(3 * D), 3, D, 0)};
     assert_ok(dev.b->rmsnorm(dev.s, &a, &err));
     float *got = get_matrix(a.out);
     for (int i = 0; i < D; i++) {
