@@ -91,17 +91,38 @@ static enum rc trace_f64(struct backend_state *state, const struct error_args *a
     return RC_OK;
 }
 
-/* The same with products in TF32. H's surplus digits are cut off, which takes the same share of tr(D H Dᵀ) and of
- * tr(W H Wᵀ): their ratio does not see it. */
+/* Columns of H taken together: of the part above its diagonal, which counts twice, and of the square on it. */
+static const int64_t PANEL = 2048;
+
+/* product[:, col … col + cols) = alpha · rows[:, from … from + inner) · H[from …, col …) + beta · itself */
+struct panel {
+    int64_t from, inner, col, cols;
+    float alpha, beta;
+};
+
+static enum rc multiply_panel(struct backend_state *state, const struct error_args *a, const struct workspace *ws,
+                              int64_t rows, struct panel p, struct err *e) {
+    const float *h = (const float *)a->h.data + p.from * a->h.stride + p.col;
+    const float *from = (const float *)ws->rows + p.from;
+    int cols = (int)a->w.cols;
+    CUBLAS_TRY(cublasGemmEx(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)p.cols, (int)rows, (int)p.inner, &p.alpha, h,
+                            CUDA_R_32F, (int)a->h.stride, from, CUDA_R_32F, cols, &p.beta, (float *)ws->product + p.col,
+                            CUDA_R_32F, cols, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT));
+    return RC_OK;
+}
+
+/* The same with products in TF32, and with H's upper part alone: x H xᵀ = x (2·above + squares) xᵀ. H's surplus digits
+ * are cut off, which takes the same share of tr(D H Dᵀ) and of tr(W H Wᵀ): their ratio does not see it. */
 static enum rc trace_tf32(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
                           const struct workspace *ws, struct err *e) {
-    const float one = 1, zero = 0;
-    int cols = (int)a->w.cols;
+    int64_t cols = a->w.cols;
     spread_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, difference, (float *)ws->rows);
     LAUNCHED();
-    CUBLAS_TRY(cublasGemmEx(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, cols, (int)c.rows, cols, &one, a->h.data, CUDA_R_32F,
-                            (int)a->h.stride, ws->rows, CUDA_R_32F, cols, &zero, ws->product, CUDA_R_32F, cols,
-                            CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT));
+    for (int64_t col = 0; col < cols; col += PANEL) {
+        int64_t width = cols - col < PANEL ? cols - col : PANEL;
+        TRY(multiply_panel(state, a, ws, c.rows, {col, width, col, width, 1, 0}, e));
+        if (col > 0) TRY(multiply_panel(state, a, ws, c.rows, {0, col, col, width, 2, 1}, e));
+    }
     row_traces<float><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*ws, cols, difference);
     LAUNCHED();
     return RC_OK;
