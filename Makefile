@@ -2,6 +2,7 @@
 # One object tree per build flavour (build/, build/asan/, …); every .c below a module's folder belongs to it.
 
 PREFIX  ?= /usr/local
+prefix   = $(PREFIX)
 DESTDIR ?=
 VERSION := $(shell cat VERSION)
 
