@@ -161,6 +161,11 @@ def test_a_weight_that_is_no_number_is_named(lab, kind, tensor, index):
 def test_a_pattern_that_tries_too_long_fails_its_job(lab):
     """As a regular expression it is right; no name of a Linear gets it to an end."""
     spec = {"kind": "profile", "model": "sound", "calibration": {"dataset": "d", "samples": 1, "length": 64},
-            "candidates": [{"method": "none"}], "layers": r"(?:(?:\w+\.?)+)+!"}  # fmt: skip
+            "candidates": [{"method": "none"}], "layers": r"(?:(?:\w+\.?)+)+\.$"}  # fmt: skip
     job = run(lab, **spec)
     assert job["state"] == "failed" and spec["layers"] in job["error"]["message"], job
+    assert "limit exceeded" in job["error"]["message"]
+    allocation = {"kind": "allocation", "profile": run(lab, **{**spec, "layers": "q_proj"})["id"],
+                  "budget": {"average_bits": 16}, "rules": [{"match": spec["layers"], "min_bits": 4}]}  # fmt: skip
+    job = run(lab, **allocation)
+    assert job["state"] == "failed" and "limit exceeded" in job["error"]["message"], job

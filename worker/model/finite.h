@@ -1,7 +1,7 @@
 /* Why a forward pass gave no numbers: weights that are none, or numbers beyond fp32.
  *
- * Reads every weight, so it is for the moment after a result turned out not to be finite; Linears that are quantized are
- * checked by the backend beforehand. Any thread. */
+ * Reads every weight, so it is for the moment after a result turned out not to be finite; Linears that are quantized
+ * are checked by the backend beforehand. Any thread. */
 #ifndef HSAQ_WORKER_MODEL_FINITE_H
 #define HSAQ_WORKER_MODEL_FINITE_H
 
