@@ -2,6 +2,7 @@
 # One object tree per build flavour (build/, build/asan/, …); every .c below a module's folder belongs to it.
 
 PREFIX  ?= /usr/local
+prefix   = $(PREFIX)
 DESTDIR ?=
 VERSION := $(shell cat VERSION)
 
@@ -94,7 +95,11 @@ $(BUILD)/embedded.c: tools/embed $(EMBEDDED)
 $(BUILD)/embedded.o: $(BUILD)/embedded.c
 	$(QUIET_CC)$(CC) $(CFLAGS_ALL) -c $< -o $@
 
-$(BUILD)/%.o: %.c Makefile
+.PHONY: packages
+packages:
+	@pkg-config --exists $(ALL_PKGS) || { echo "Packages are missing: make deps installs them." >&2; exit 1; }
+
+$(BUILD)/%.o: %.c Makefile | packages
 	@mkdir -p $(@D)
 	$(QUIET_CC)$(CC) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 $(BUILD)/%.cu.o: %.cu Makefile

@@ -30,7 +30,7 @@ enum rc worker_open(const struct worker_options *options, struct worker *worker,
     *worker = (struct worker){.ram_limit = options->ram_limit, .scratch = options->scratch};
     if (!strcmp(options->device, "cpu")) return open_cpu(options, worker, e);
     if (cuda_ordinal(options->device, &ordinal)) return open_cuda(options, ordinal, worker, e);
-    if (strcmp(options->device, "auto"))
+    if (strcmp(options->device, "auto") != 0)
         return err_set(e, RC_UNSUPPORTED, "there is no device \"%s\": say auto, cpu, cuda or cuda:N", options->device);
     enum rc rc = open_cuda(options, 0, worker, e);
     return rc == RC_NOT_FOUND || rc == RC_UNSUPPORTED ? open_cpu(options, worker, e) : rc;

@@ -116,15 +116,18 @@ static enum rc listen_on(struct server *s, int *out, struct err *e) {
         return err_set(e, RC_CONFLICT, "cannot listen on %s port %d: %s", s->options.host, s->options.port,
                        strerror(cause));
     }
-    struct sockaddr_storage bound = {0};
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } bound = {.v6 = {0}};
     socklen_t size = sizeof bound;
-    if (getsockname(fd, (struct sockaddr *)&bound, &size) < 0) {
+    if (getsockname(fd, &bound.any, &size) < 0) {
         err_errno(e, "cannot tell which port was given");
         close(fd);
         return RC_IO;
     }
-    s->port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
-                                                : ((struct sockaddr_in *)&bound)->sin_port);
+    s->port = ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
     *out = fd;
     return RC_OK;
 }

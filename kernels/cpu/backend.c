@@ -16,7 +16,7 @@ static void processor_name(char name[49]) {
     snprintf(name, 49, "CPU");
 #if defined(__x86_64__)
     unsigned words[12];
-    if (__get_cpuid_max(0x80000000u, NULL) < 0x80000004u) return;
+    if ((unsigned)__get_cpuid_max(0x80000000u, NULL) < 0x80000004u) return;
     for (unsigned i = 0; i < 3; i++)
         __get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2], &words[4 * i + 3]);
     snprintf(name, 49, "%.48s", (const char *)words);

@@ -7,7 +7,7 @@
 #include "tests/ops/harness.h"
 #include "tests/ops/reference.h"
 
-#define FOR_EACH(i, table) for (size_t i = 0; i < sizeof(table) / sizeof *(table); i++)
+#define FOR_EACH(i, table) for (size_t i = 0; (i) < sizeof(table) / sizeof *(table); (i)++)
 
 static const int bit_widths[] = {2, 3, 4, 5, 6, 8};
 

@@ -54,9 +54,10 @@ static enum rc our_energy(const struct job *job, struct mat w, struct mat h, int
 static enum rc compare(void *ctx, int64_t index, struct mat w, struct mat h, struct err *e) {
     (void)index;
     struct comparison *c = ctx;
-    double whole = energy(w, NULL, h), ours, *library = calloc((size_t)(w.rows * w.cols), sizeof *library);
-    for (int i = 0; i < WIDTHS; i++) {
-        TRY(our_energy(c->job, w, h, bit_widths[i], &ours, e));
+    enum rc rc = RC_OK;
+    double whole = energy(w, NULL, h), ours = 0, *library = calloc((size_t)(w.rows * w.cols), sizeof *library);
+    for (int i = 0; rc == RC_OK && i < WIDTHS; i++) {
+        rc = our_energy(c->job, w, h, bit_widths[i], &ours, e);
         ref_hqq(w.data, w.rows, w.cols, GROUP, bit_widths[i], library);
         double theirs = energy(w, library, h);
         c->ours[i] += ours / whole;
@@ -64,7 +65,7 @@ static enum rc compare(void *ctx, int64_t index, struct mat w, struct mat h, str
         c->worst[i] = fmax(c->worst[i], ours / theirs);
     }
     free(library);
-    return RC_OK;
+    return rc;
 }
 
 /* Both choose by the error of the weights, which the outputs follow on the whole and not Linear by Linear: so the sum

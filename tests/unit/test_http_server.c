@@ -62,7 +62,7 @@ static enum rc get_late(struct request *r, struct err *e) {
     return RC_OK;
 }
 
-static int cancelled;
+static atomic_int cancelled;
 static void count_cancel(struct request *r, void *data) {
     (void)r, (void)data;
     cancelled++;
@@ -113,8 +113,8 @@ struct source {
     int64_t sent, count;
     bool finite;
 };
-static int streams_closed;
-static bool stopping; /* as the application of a real server would know */
+static atomic_int streams_closed; /* waited for while the loop runs */
+static bool stopping;             /* as the application of a real server would know */
 static enum stream_state source_fill(struct stream *s, void *data, struct strbuf *out) {
     struct source *source = data;
     (void)s;
@@ -191,7 +191,8 @@ static int start_with(int idle_timeout_ms) {
                                      .idle_timeout_ms = idle_timeout_ms};
     uv_loop_init(&loop);
     uv_async_init(&loop, &stop, on_stop);
-    cancelled = streams_closed = 0;
+    cancelled = 0;
+    streams_closed = 0;
     uploads_aborted = 0;
     drained = stopping = false;
     if (server_open(&server, &loop, &options, &e) != RC_OK) return -1;

@@ -4,6 +4,7 @@
 #include <jansson.h>
 
 #include "worker/model/describe.h"
+#include "worker/model/finite.h"
 #include "worker/model/model.h"
 
 #define GOLDEN "tests/golden/models/"
@@ -196,6 +197,48 @@ static void files_cut_short_are_refused_by_name(void **state) {
     }
 }
 
+/* A golden whose final norm's last weight has this bit pattern; what is said of it. */
+static const char *why_not_finite(const char *golden, uint32_t pattern) {
+    struct scratch s = scratch_open();
+    char path[128];
+    size_t len;
+    snprintf(path, sizeof path, GOLDEN "%s/config.json", golden);
+    scratch_copy(&s, path, "config.json");
+    snprintf(path, sizeof path, GOLDEN "%s", golden);
+    struct model *m = must_open(path);
+    const struct st_tensor *norm = m->final_norm;
+    size_t size = dtype_size(norm->type), last = (size_t)norm->bytes - size;
+    strncat(path, "/model.safetensors", sizeof path - strlen(path) - 1);
+    char *bytes = scratch_load(path, &len), *at = memmem(bytes, len, norm->data, (size_t)norm->bytes);
+    assert_non_null(at);
+    memcpy(at + last, &pattern, size);
+    scratch_write(&s, "model.safetensors", bytes, len);
+    model_close(m);
+    m = must_open(s.path);
+    assert_int_equal(model_not_finite(m, "x is", &err), RC_INVALID);
+    model_close(m);
+    free(bytes);
+    scratch_close(&s);
+    return err.message;
+}
+
+static void weights_that_are_no_numbers_are_found(void **state) {
+    (void)state;
+    static const struct {
+        const char *golden;
+        uint32_t largest, infinite, nan;
+    } types[] = {{"llama", 0xff7fffff, 0xff800000, 0x7f800001},
+                 {"llama-f16", 0xfbff, 0xfc00, 0x7c01},
+                 {"llama-linear", 0xff7f, 0xff80, 0x7f81}};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        const char *golden = types[i].golden;
+        assert_non_null(strstr(why_not_finite(golden, types[i].largest), "x is not finite: every weight is"));
+        assert_non_null(
+            strstr(why_not_finite(golden, types[i].infinite), "element 31 of model.norm.weight is infinite"));
+        assert_non_null(strstr(why_not_finite(golden, types[i].nan), "element 31 of model.norm.weight is NaN"));
+    }
+}
+
 static int64_t number(const json_t *object, const char *key) {
     return json_integer_value(json_object_get(object, key));
 }
@@ -228,11 +271,16 @@ static void descriptions_add_up(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(linears_come_in_forward_order),         cmocka_unit_test(fused_projections_are_one_linear),
-        cmocka_unit_test(tied_embeddings_may_have_either_name),  cmocka_unit_test(parts_of_every_family_are_there),
-        cmocka_unit_test(a_config_that_does_not_fit_says_where), cmocka_unit_test(both_names_are_tied_only_when_equal),
-        cmocka_unit_test(folders_without_a_model_are_refused),   cmocka_unit_test(descriptions_add_up),
+        cmocka_unit_test(linears_come_in_forward_order),
+        cmocka_unit_test(fused_projections_are_one_linear),
+        cmocka_unit_test(tied_embeddings_may_have_either_name),
+        cmocka_unit_test(parts_of_every_family_are_there),
+        cmocka_unit_test(a_config_that_does_not_fit_says_where),
+        cmocka_unit_test(both_names_are_tied_only_when_equal),
+        cmocka_unit_test(folders_without_a_model_are_refused),
+        cmocka_unit_test(descriptions_add_up),
         cmocka_unit_test(files_cut_short_are_refused_by_name),
+        cmocka_unit_test(weights_that_are_no_numbers_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

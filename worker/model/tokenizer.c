@@ -36,7 +36,7 @@ static enum rc read_document(struct tokenizer *t, const json_t *document, struct
 
 enum rc tokenizer_parse(const char *json, size_t len, struct tokenizer **out, struct err *e) {
     json_t *document;
-    TRY(json_parse(json, len, &document, e));
+    if (json_parse(json, len, &document, e) != RC_OK) return err_context(e, "tokenizer.json");
     struct tokenizer *t = xcalloc(1, sizeof *t);
     enum rc rc = read_document(t, document, e);
     json_decref(document);

@@ -10,6 +10,7 @@
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "worker/model/finite.h"
 #include "worker/pipeline/eval_noise.h"
 #include "worker/pipeline/eval_result.h"
 #include "worker/pipeline/quantize.h"
@@ -163,10 +164,7 @@ static enum rc send_window(const struct eval *v, int64_t window, struct err *e) 
         TRY(rc);
     }
     json_t *data = eval_window_encode(&v->table, window);
-    if (!data)
-        return err_set(e, RC_INVALID,
-                       "the NLL of window %lld is not a finite number: the model's weights overflow fp32",
-                       (long long)window);
+    if (!data) return model_not_finite(v->source.model, "the model's logits are", e);
     enum rc rc = emit_row(v->job, "window", window, data, NULL, e);
     json_decref(data);
     return rc;
@@ -208,7 +206,7 @@ static enum rc measure_noise(struct eval *v, struct err *e) {
         .job = v->job, .model = v->source.model, .windows = &v->windows, .head = v->head, .head_bias = v->head_bias};
     TRY(eval_noise_measure(&a, &v->table.noise, e));
     json_t *data = eval_noise_encode(&v->table.noise);
-    if (!data) return err_set(e, RC_INVALID, "the model's logits are not finite numbers: its weights overflow fp32");
+    if (!data) return model_not_finite(v->source.model, "the model's logits are", e);
     enum rc rc = emit_row(v->job, "_noise", 0, data, NULL, e);
     json_decref(data);
     return rc;

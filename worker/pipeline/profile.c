@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "worker/model/fingerprint.h"
+#include "worker/model/finite.h"
 #include "worker/pipeline/drift.h"
 #include "worker/pipeline/gramwalk.h"
 #include "worker/pipeline/match.h"
@@ -109,7 +110,7 @@ static enum rc send_row(const struct profile *p, size_t l, size_t c, struct err 
     bool keep = !drift_at(&p->table, l, c)->cached;
     if (keep) cache_key(p, l, c, key);
     json_t *data = drift_row_encode(&p->table, l, c);
-    if (!data) return err_set(e, RC_INTERNAL, "the drift of %s is not a finite number", p->table.linears[l]->name);
+    if (!data) return model_not_finite(p->source.model, "the inputs of its Linears are", e);
     enum rc rc = emit_row(p->job, row_phase, row_index(p, l, c), data, keep ? key : NULL, e);
     json_decref(data);
     return rc;
