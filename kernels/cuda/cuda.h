@@ -85,7 +85,7 @@ int64_t cuda_room(struct backend_state *state);
 /* Pinned host memory of at least `bytes`, valid until the next call; the device no longer reads it. */
 enum rc cuda_staging(struct backend_state *state, size_t bytes, void **memory, struct err *e);
 
-/* load.cu: a thread of its own brings tensors to the device while the operations' stream goes on. */
+/* load.cu: threads of their own bring tensors to the device while the operations' stream goes on. */
 enum rc cuda_load(struct backend_state *state, const struct load_item *items, size_t count, struct err *e);
 enum rc cuda_loaded(struct backend_state *state, struct err *e);
 void cuda_load_end(struct backend_state *state);

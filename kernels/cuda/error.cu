@@ -27,21 +27,6 @@ static __device__ inline float value_at(const struct mat &m, int64_t row, int64_
     return load_stored(m.data, m.type, row * m.stride + col);
 }
 
-static __global__ void compare_rows(struct error_args a, struct chunk c, struct row_stats *stats) {
-    int64_t n = c.from + blockIdx.x;
-    double squares = 0, sum_abs = 0, weight_squares = 0;
-    float max_abs = 0;
-    for (int64_t k = threadIdx.x; k < a.w.cols; k += BLOCK) {
-        float w = value_at(a.w, n, k), difference = w - value_at(a.w_hat, n, k), magnitude = fabsf(difference);
-        squares += (double)difference * difference;
-        sum_abs += magnitude;
-        max_abs = fmaxf(max_abs, magnitude);
-        weight_squares += (double)w * w;
-    }
-    struct row_stats s = {block_sum(squares), block_sum(sum_abs), block_max(max_abs), block_sum(weight_squares), 0, 0};
-    if (threadIdx.x == 0) stats[blockIdx.x] = s;
-}
-
 static __device__ inline void store_wide(double *to, float value) {
     *to = value;
 }
@@ -52,14 +37,29 @@ static __device__ inline void store_wide(float *to, float value) {
     *to = __uint_as_float(rounded);
 }
 
-/* rows [chunk, K] = W − Ŵ as fp32 has it, or W itself. */
+/* The statistics of each row's D, and D itself into `rows` (NULL: not needed). */
 template <typename T>
-static __global__ void spread_rows(struct error_args a, struct chunk c, bool difference, T *rows) {
+static __global__ void compare_rows(struct error_args a, struct chunk c, struct row_stats *stats, T *rows) {
     int64_t n = c.from + blockIdx.x;
+    double squares = 0, sum_abs = 0, weight_squares = 0;
+    float max_abs = 0;
     for (int64_t k = threadIdx.x; k < a.w.cols; k += BLOCK) {
-        float w = value_at(a.w, n, k);
-        store_wide(&rows[blockIdx.x * a.w.cols + k], difference ? w - value_at(a.w_hat, n, k) : w);
+        float w = value_at(a.w, n, k), difference = w - value_at(a.w_hat, n, k), magnitude = fabsf(difference);
+        squares += (double)difference * difference;
+        sum_abs += magnitude;
+        max_abs = fmaxf(max_abs, magnitude);
+        weight_squares += (double)w * w;
+        if (rows) store_wide(&rows[blockIdx.x * a.w.cols + k], difference);
     }
+    struct row_stats s = {block_sum(squares), block_sum(sum_abs), block_max(max_abs), block_sum(weight_squares), 0, 0};
+    if (threadIdx.x == 0) stats[blockIdx.x] = s;
+}
+
+/* rows [chunk, K] = W */
+template <typename T> static __global__ void spread_rows(struct error_args a, struct chunk c, T *rows) {
+    int64_t n = c.from + blockIdx.x;
+    for (int64_t k = threadIdx.x; k < a.w.cols; k += BLOCK)
+        store_wide(&rows[blockIdx.x * a.w.cols + k], value_at(a.w, n, k));
 }
 
 template <typename T> static __global__ void row_traces(struct workspace ws, int64_t cols, bool difference) {
@@ -81,8 +81,6 @@ static enum rc trace_f64(struct backend_state *state, const struct error_args *a
                          const struct workspace *ws, struct err *e) {
     const double one = 1, zero = 0;
     int cols = (int)a->w.cols;
-    spread_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, difference, (double *)ws->rows);
-    LAUNCHED();
     CUBLAS_TRY(cublasDgemm(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, cols, (int)c.rows, cols, &one,
                            (const double *)a->h.data, (int)a->h.stride, (const double *)ws->rows, cols, &zero,
                            (double *)ws->product, cols));
@@ -116,8 +114,6 @@ static enum rc multiply_panel(struct backend_state *state, const struct error_ar
 static enum rc trace_tf32(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
                           const struct workspace *ws, struct err *e) {
     int64_t cols = a->w.cols;
-    spread_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, difference, (float *)ws->rows);
-    LAUNCHED();
     for (int64_t col = 0; col < cols; col += PANEL) {
         int64_t width = cols - col < PANEL ? cols - col : PANEL;
         TRY(multiply_panel(state, a, ws, c.rows, {col, width, col, width, 1, 0}, e));
@@ -134,12 +130,22 @@ static enum rc trace(struct backend_state *state, const struct error_args *a, st
                                   : trace_tf32(state, a, c, difference, ws, e);
 }
 
-static enum rc measure_chunk(struct backend_state *state, const struct error_args *a, struct chunk c,
-                             const struct workspace *ws, struct row_stats *host, struct err *e) {
-    compare_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, ws->stats);
+template <typename T>
+static enum rc measure_typed(struct backend_state *state, const struct error_args *a, struct chunk c,
+                             const struct workspace *ws, struct err *e) {
+    T *rows = a->h.data ? (T *)ws->rows : NULL;
+    compare_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, ws->stats, rows);
     LAUNCHED();
     if (a->h.data != NULL) TRY(trace(state, a, c, true, ws, e));
-    if (a->h.data != NULL && a->drift_den == NULL) TRY(trace(state, a, c, false, ws, e));
+    if (a->h.data == NULL || a->drift_den != NULL) return RC_OK;
+    spread_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, rows);
+    LAUNCHED();
+    return trace(state, a, c, false, ws, e);
+}
+
+static enum rc measure_chunk(struct backend_state *state, const struct error_args *a, struct chunk c,
+                             const struct workspace *ws, struct row_stats *host, struct err *e) {
+    TRY(a->h.type == DTYPE_F64 ? measure_typed<double>(state, a, c, ws, e) : measure_typed<float>(state, a, c, ws, e));
     return cuda_download(state, ws->stats, (size_t)c.rows * sizeof *host, host, e);
 }
 
