@@ -39,7 +39,7 @@ CUDA_HOME   = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_CODE   = $(if $(filter native,$(CUDA_ARCHS)),-arch=native, \
                 $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
                 -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)))
-NVCCFLAGS   = -std=c++20 -O3 -lineinfo $(CUDA_CODE) -Xcompiler -fPIC,-Wall,-Wextra,-Werror -I. $(NVCC_EXTRA)
+NVCCFLAGS   = -std=c++20 -O3 -lineinfo $(CUDA_CODE) -Xcompiler -fPIC,-fopenmp,-Wall,-Wextra,-Werror -I. $(NVCC_EXTRA)
 CUDA_LIBS   = -L$(CUDA_HOME)/lib64 -lcublas -lcublasLt
 
 # A module is a folder; its main file stays out of the library so that tests can link the rest.
@@ -112,7 +112,7 @@ $(BUILD)/pic/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(QUIET_CC)$(CC) $(filter-out $(SANITIZE),$(CFLAGS_ALL)) -fPIC -MMD -MP -c $< -o $@
 $(BUILD)/libhsaq_cuda.so: $(CUDA_SRC:%=$(BUILD)/%.o) $(patsubst %.c,$(BUILD)/pic/%.o,base/err.c base/sizes.c base/utf8.c kernels/check.c)
-	$(QUIET_LD)$(NVCC) -shared -cudart static $^ $(CUDA_LIBS) -Xlinker -z,defs,-rpath,$(CUDA_HOME)/lib64 -o $@
+	$(QUIET_LD)$(NVCC) -shared -cudart static -Xcompiler -fopenmp $^ $(CUDA_LIBS) -Xlinker -z,defs,-rpath,$(CUDA_HOME)/lib64 -o $@
 
 # The numerics are worth the compile time; the service is not. No contraction: the same bits on every instruction set.
 $(call objects,$(KERNEL_SRC)): OPTIMIZE := $(if $(SANITIZE),$(OPTIMIZE),-O3) -ffp-contract=off -fno-trapping-math

@@ -36,8 +36,9 @@ struct device_description {
 struct embed_args {
     const void *table; /* [V, D] host memory, as stored */
     enum dtype type;
-    int64_t vocab;      /* V */
-    const int32_t *ids; /* [T] host memory, each in [0, V) */
+    int64_t vocab;         /* V */
+    const void *on_device; /* the same in device memory, where it happens to be there; or NULL */
+    const int32_t *ids;    /* [T] host memory, each in [0, V) */
     float multiplier;
     struct mat out; /* [T, D] */
 };

@@ -88,5 +88,8 @@ static enum rc attend_windows(struct backend_state *state, const struct attentio
 enum rc cuda_attention(struct backend_state *state, const struct attention_args *a, struct err *e) {
     TRY(check_attention(a, e));
     TRY(check_activation(state, &a->q, e));
-    return a->q.type == DTYPE_BF16 ? cuda_flash_attention(state, a, e) : attend_windows(state, a, e);
+    if (a->q.type != DTYPE_BF16) return attend_windows(state, a, e);
+    bool done;
+    TRY(cuda_cudnn_attention(state, a, &done, e));
+    return done ? RC_OK : cuda_flash_attention(state, a, e);
 }

@@ -79,6 +79,7 @@ static void cuda_close(struct backend_state *state) {
     if (state == NULL) return;
     cuda_load_end(state);
     cuda_gemm_forget(state);
+    cuda_cudnn_close(state);
     if (state->blas) cublasDestroy(state->blas);
     if (state->lt) cublasLtDestroy(state->lt);
     cuda_free(state, state->blas_workspace);

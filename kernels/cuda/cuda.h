@@ -29,6 +29,7 @@ static const size_t cuda_blas_workspace_bytes = 64 << 20;
 
 struct gemm_plans;
 struct loader;
+struct cudnn;
 
 struct backend_state {
     int device;
@@ -42,6 +43,7 @@ struct backend_state {
     void *blas_workspace;
     struct gemm_plans *gemm_plans;    /* gemm_bf16.cu */
     struct loader *loader;            /* load.cu; NULL before the first load */
+    struct cudnn *cudnn;              /* attention_cudnn.cu; NULL before the first attention */
     struct buffer scratch, converted; /* device memory, counts against the limit */
     struct buffer staging;            /* pinned host memory */
     cudaEvent_t paces[2];             /* the last two calls of keep_pace */
@@ -90,9 +92,12 @@ enum rc cuda_load(struct backend_state *state, const struct load_item *items, si
 enum rc cuda_loaded(struct backend_state *state, struct err *e);
 void cuda_load_end(struct backend_state *state);
 
-/* gemm_bf16.cu, flash.cu: the ways of bf16. */
+/* gemm_bf16.cu, attention_cudnn.cu, flash.cu: the ways of bf16. */
 enum rc cuda_gemm_bf16(struct backend_state *state, const struct gemm_args *a, struct err *e);
 void cuda_gemm_forget(struct backend_state *state); /* its plans */
+/* `done`: whether cuDNN is there and took it. */
+enum rc cuda_cudnn_attention(struct backend_state *state, const struct attention_args *a, bool *done, struct err *e);
+void cuda_cudnn_close(struct backend_state *state);
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 
 /* One file each. */

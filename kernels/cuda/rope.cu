@@ -1,28 +1,38 @@
 #include "kernels/cuda/device.cuh"
 
-/* One thread a pair of channels; one row of blocks a token. */
-template <typename T> static __global__ void rotate(struct rope_args a) {
-    int half = a.rotary / 2, n = (int)(blockIdx.x * BLOCK + threadIdx.x);
+/* One thread VECTOR neighbouring pairs of channels; one row of blocks a token. */
+template <typename T, int VECTOR> static __global__ void rotate(struct rope_args a) {
+    int half = a.rotary / 2, n = (int)(blockIdx.x * BLOCK + threadIdx.x) * VECTOR;
     if (n >= a.heads * half) return;
     int64_t t = blockIdx.y, angle = t % a.length * half + n % half;
     T *head = (T *)a.x.data + t * a.x.stride + (int64_t)(n / half) * a.head_dim + n % half;
-    float cosine = a.cos[angle], sine = a.sin[angle];
-    float first = to_float(head[0]), second = to_float(head[half]);
-    head[0] = from_float<T>(first * cosine - second * sine);
-    head[half] = from_float<T>(second * cosine + first * sine);
+    struct vector<T, VECTOR> first = load_vector<T, VECTOR>(head), second = load_vector<T, VECTOR>(head + half);
+    for (int i = 0; i < VECTOR; i++) {
+        float cosine = a.cos[angle + i], sine = a.sin[angle + i];
+        float x = to_float(first.at[i]), y = to_float(second.at[i]);
+        first.at[i] = from_float<T>(x * cosine - y * sine);
+        second.at[i] = from_float<T>(y * cosine + x * sine);
+    }
+    store_vector(head, first);
+    store_vector(head + half, second);
+}
+
+template <typename T, int VECTOR> static void launch(struct backend_state *state, const struct rope_args *a) {
+    dim3 blocks(blocks_for((int64_t)a->heads * (a->rotary / 2), (int64_t)BLOCK * VECTOR), (unsigned)a->x.rows);
+    rotate<T, VECTOR><<<blocks, BLOCK, 0, state->stream>>>(*a);
 }
 
 enum rc cuda_rope(struct backend_state *state, const struct rope_args *a, struct err *e) {
     TRY(check_rope(a, e));
     TRY(check_activation(state, &a->x, e));
-    int64_t pairs = a->heads * (a->rotary / 2);
-    if (pairs == 0 || a->x.rows == 0) return RC_OK;
+    if (a->rotary == 0 || a->x.rows == 0) return RC_OK;
     TRY(check_grid(a->x.rows, e));
-    dim3 blocks(blocks_for(pairs, BLOCK), (unsigned)a->x.rows);
     if (a->x.type == DTYPE_F32)
-        rotate<float><<<blocks, BLOCK, 0, state->stream>>>(*a);
+        launch<float, 1>(state, a);
+    else if (rows_aligned(&a->x, 1, 16) && a->head_dim % 8 == 0 && a->rotary % 16 == 0)
+        launch<__nv_bfloat16, 8>(state, a);
     else
-        rotate<__nv_bfloat16><<<blocks, BLOCK, 0, state->stream>>>(*a);
+        launch<__nv_bfloat16, 1>(state, a);
     LAUNCHED();
     return RC_OK;
 }

@@ -206,15 +206,19 @@ static void *get(const void *device, size_t bytes) {
     return host;
 }
 
+void *put_stored(const void *host, enum dtype type, int64_t count) {
+    void *device = device_bytes((size_t)count * dtype_size(type));
+    struct load_item item = {host, type, count, device, type};
+    assert_ok(dev.b->load(dev.s, &item, 1, &err));
+    assert_ok(dev.b->loaded(dev.s, &err));
+    return device;
+}
+
 static void *put_bf16(const float *host, int64_t count) {
     uint16_t *halves = host_bytes((size_t)count * sizeof *halves);
     for (int64_t i = 0; i < count; i++)
         halves[i] = f32_to_bf16(host[i]);
-    void *device = device_bytes((size_t)count * sizeof *halves);
-    struct load_item item = {halves, DTYPE_BF16, count, device, DTYPE_BF16};
-    assert_ok(dev.b->load(dev.s, &item, 1, &err));
-    assert_ok(dev.b->loaded(dev.s, &err));
-    return device;
+    return put_stored(halves, DTYPE_BF16, count);
 }
 
 struct mat put_activation(float *host, int64_t rows, int64_t cols, int64_t pad) {

@@ -58,6 +58,7 @@ float *host_zeros(int64_t count);
 /* Device memory, given back after the test. A matrix gets `pad` extra columns of PADDING that nobody may touch. */
 #define PADDING 12345.0f
 float *put(const float *host, int64_t count);
+void *put_stored(const void *host, enum dtype type, int64_t count); /* as it is */
 struct mat put_matrix(const float *host, int64_t rows, int64_t cols, int64_t pad);
 /* In the backend's activation type, to which the host's values are rounded too. */
 struct mat put_activation(float *host, int64_t rows, int64_t cols, int64_t pad);

@@ -28,7 +28,7 @@ static struct mat fp32_zeros(int64_t rows, int64_t cols) {
 
 static struct embed_args embed_arguments(void) {
     static const int32_t ids[T] = {0, 5, 2};
-    return (struct embed_args){host_zeros(6 * K), DTYPE_F32, 6, ids, 1, fp32_zeros(T, K)};
+    return (struct embed_args){host_zeros(6 * K), DTYPE_F32, 6, NULL, ids, 1, fp32_zeros(T, K)};
 }
 
 static void embed_refuses_ids_outside_the_vocabulary(void **state) {

@@ -230,6 +230,7 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
                         .streams = v->table.quantized ? 2 : 1,
                         .last_block = -1,
                         .hooks = &hooks,
+                        .head = &v->head,
                         .phase = "windows",
                         .tokens_total = v->windows.count * v->windows.length};
     for (; unknown < v->table.count; unknown = first_unknown(&v->table, unknown)) {

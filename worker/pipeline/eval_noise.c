@@ -52,6 +52,7 @@ enum rc eval_noise_measure(const struct noise_args *a, struct eval_noise *out, s
                         .streams = 2,
                         .last_block = -1,
                         .hooks = &hooks,
+                        .head = &a->head,
                         .phase = "noise floor",
                         .tokens_total = k.windows.length};
     return walk_run(&walk, e);

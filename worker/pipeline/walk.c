@@ -136,12 +136,18 @@ static void gather_ids(struct walker *k, const struct site *site) {
     }
 }
 
+static const void *embedding_on_device(const struct walk *w) {
+    bool same = w->head && w->model->head == w->model->embedding && w->head->type == w->model->embedding->type;
+    return same ? w->head->data : NULL;
+}
+
 static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
     const struct walk *w = k->walk;
     struct site site = site_at(k, 0, 0, chunk);
     struct embed_args a = {.table = w->model->embedding->data,
                            .type = w->model->embedding->type,
                            .vocab = w->model->embedding->shape[0],
+                           .on_device = embedding_on_device(w),
                            .ids = k->ids,
                            .multiplier = (float)w->model->arch.embedding_multiplier};
     TRY(check_cancel(w, e));

@@ -48,7 +48,8 @@ struct walk {
     int streams;
     int last_block; /* stop after this block (then `final` is not called); −1: the whole model */
     const struct walk_hooks *hooks;
-    int64_t reserved; /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
+    const struct mat *head; /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
+    int64_t reserved;       /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
     /* Progress is reported in tokens; a token counts in parts, block by block. Earlier walks of the job did
      * `tokens_before` of `tokens_total`. */
     const char *phase;
