@@ -77,15 +77,19 @@ static struct grid initial(struct range r, const struct candidate *c) {
 /* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded. */
 static struct grid iterate(struct grid moving, const float *w, int64_t n, const struct candidate *c) {
     struct grid best = moving;
-    float best_squares = INFINITY;
+    float best_squares = INFINITY, judged = NAN; /* the stored zero that was judged last */
     double beta = BETA;
     for (int i = 0; i <= ITERATIONS; i++, beta *= KAPPA) {
         struct grid kept = moving;
         kept.zero = grid_store_zero(moving.zero, c);
-        struct step s = run_step(&moving, w, n), stored = kept.zero == moving.zero ? s : run_step(&kept, w, n);
-        if (stored.squares < best_squares) {
-            best_squares = stored.squares;
-            best = kept;
+        struct step s = run_step(&moving, w, n);
+        if (kept.zero != judged) {
+            float squares = kept.zero == moving.zero ? s.squares : run_step(&kept, w, n).squares;
+            if (squares < best_squares) {
+                best_squares = squares;
+                best = kept;
+            }
+            judged = kept.zero;
         }
         double sum = s.residual;
         bool shrinks = s.max_abs > SHRINKS_ABOVE && s.max_abs > pow(beta, -1 / (2 - P)); /* else |x| <= |x|^(p−1)/β */

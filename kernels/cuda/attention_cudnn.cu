@@ -1,6 +1,6 @@
-/* Causal attention in bf16 by cuDNN, which is about twice as fast on Hopper as the kernel in flash.cu (docs/performance.md)
- * and knows later cards too. It is loaded when first needed and may be missing; what it does not take (sliding windows
- * that cut, odd sizes) goes to flash.cu.
+/* Causal attention in bf16 by cuDNN, which is about twice as fast on Hopper as the kernel in flash.cu
+ * (docs/performance.md) and knows later cards too. It is loaded when first needed and may be missing; what it does not
+ * take (sliding windows that cut, odd sizes) goes to flash.cu.
  *
  * cuDNN wants the computation as a graph of its own operations, which it recognises and fuses: softmax of masked scores
  * between two products, with the log-sum-exp that training would keep. The tables below are that graph. */
@@ -46,9 +46,27 @@ struct cudnn_functions {
 /* --- the graph --- */
 
 enum tensor { /* none: 0 */
-    NONE, Q, K, V, OUT, SCALE, MINUS_INFINITY, /* given */
-    SCORES, SCALED, ROW, COLUMN, SEEN, MASKED, MAX, SHIFTED, EXPONENTIAL, SUM, LOG_SUM, LOG_SUM_EXP, PROBABILITY,
-    TENSORS
+              NONE,
+              Q,
+              K,
+              V,
+              OUT,
+              SCALE,
+              MINUS_INFINITY, /* given */
+              SCORES,
+              SCALED,
+              ROW,
+              COLUMN,
+              SEEN,
+              MASKED,
+              MAX,
+              SHIFTED,
+              EXPONENTIAL,
+              SUM,
+              LOG_SUM,
+              LOG_SUM_EXP,
+              PROBABILITY,
+              TENSORS
 };
 
 enum shape { SHAPE_QUERY, SHAPE_KEY_TRANSPOSED, SHAPE_VALUE, SHAPE_SCALAR, SHAPE_SCORES, SHAPE_ROWS };
@@ -163,12 +181,10 @@ struct layout4 {
 static struct layout4 lay_out(const struct attention_shape *s, enum tensor t) {
     int64_t stride = t == Q ? s->q_stride : t == K ? s->k_stride : t == V ? s->v_stride : s->out_stride;
     switch (tensors[t].shape) {
-    case SHAPE_QUERY:
-        return {{s->windows, s->heads, s->length, s->dim}, {s->length * stride, s->dim, stride, 1}};
+    case SHAPE_QUERY: return {{s->windows, s->heads, s->length, s->dim}, {s->length * stride, s->dim, stride, 1}};
     case SHAPE_KEY_TRANSPOSED:
         return {{s->windows, s->kv_heads, s->dim, s->length}, {s->length * stride, s->dim, 1, stride}};
-    case SHAPE_VALUE:
-        return {{s->windows, s->kv_heads, s->length, s->dim}, {s->length * stride, s->dim, stride, 1}};
+    case SHAPE_VALUE: return {{s->windows, s->kv_heads, s->length, s->dim}, {s->length * stride, s->dim, stride, 1}};
     case SHAPE_SCORES:
         return {{s->windows, s->heads, s->length, s->length},
                 {s->heads * s->length * s->length, s->length * s->length, s->length, 1}};
@@ -192,8 +208,8 @@ static bool make_tensor(struct cudnn *c, struct attention_plan *p, enum tensor t
            c->call.finalize(*d) == CUDNN_STATUS_SUCCESS;
 }
 
-static bool make_product(struct cudnn *c, struct attention_plan *p, const struct operation_plan *o,
-                         const descriptor *t, descriptor *out) {
+static bool make_product(struct cudnn *c, struct attention_plan *p, const struct operation_plan *o, const descriptor *t,
+                         descriptor *out) {
     descriptor what;
     return create(c, p, CUDNN_BACKEND_MATMUL_DESCRIPTOR, &what) &&
            set(c, what, CUDNN_ATTR_MATMUL_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &o->type) &&

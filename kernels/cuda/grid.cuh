@@ -180,6 +180,7 @@ static const int ITERATIONS = 20;
 #define HQQ_BETA 10.0
 #define HQQ_KAPPA 1.01
 #define HQQ_SHRINKS_ABOVE 0.14
+#define LARGE 100.0f /* weights whose own rounding could hide how far x is from the limit */
 #define HQQ_RANGE_MIN 1e-4
 #define HQQ_INVERSE_SCALE_MAX 2e4
 
@@ -193,22 +194,45 @@ static __device__ inline float nearest_code(float scaled, float zero, float top)
 /* What one iterate of the zero gives. */
 struct step {
     float residual; /* Σ q − w/scale: n times the next zero while the shrinkage is idle */
-    float max_abs;  /* of x = w − ŵ */
-    float squares;  /* Σ x² with the zero as it would be stored */
+    float max_abs;  /* of x = w − ŵ, in steps of the grid */
 };
 
-template <typename G>
-static __device__ inline struct step run_step(const G &g, const struct grid &moving, float stored_zero) {
-    float scale = moving.scale, zero = moving.zero, top = (float)moving.top, inverse = 1 / scale, max_abs = 0;
-    struct lanes<float> residual = {}, squares = {};
+template <typename G> static __device__ inline struct step run_step(const G &g, const struct grid &grid) {
+    float zero = grid.zero, top = (float)grid.top, inverse = 1 / grid.scale, max_abs = 0;
+    struct lanes<float> residual = {};
     g.each([&](int o, float w) {
-        float scaled = w * inverse, q = nearest_code(scaled, zero, top);
-        residual.own[o] += q - scaled;
-        max_abs = fmaxf(fabsf(w - (q - zero) * scale), max_abs);
-        float x = w - (nearest_code(scaled, stored_zero, top) - stored_zero) * scale;
-        squares.own[o] += x * x;
+        float scaled = w * inverse, difference = nearest_code(scaled, zero, top) - scaled;
+        residual.own[o] += difference;
+        max_abs = fmaxf(fabsf(difference - zero), max_abs);
     });
-    return {add_lanes(g, residual), max_lanes(g, max_abs), add_lanes(g, squares)};
+    return {add_lanes(g, residual), max_lanes(g, max_abs)};
+}
+
+/* Σ x² */
+template <typename G> static __device__ inline float squares(const G &g, const struct grid &grid) {
+    float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale;
+    struct lanes<float> sum = {};
+    g.each([&](int o, float w) {
+        float x = w - (nearest_code(w * inverse, zero, top) - zero) * scale;
+        sum.own[o] += x * x;
+    });
+    return add_lanes(g, sum);
+}
+
+/* max |x|, to the bit */
+template <typename G> static __device__ inline float max_abs(const G &g, const struct grid &grid) {
+    float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale, max = 0;
+    g.each([&](int, float w) { max = fmaxf(fabsf(w - (nearest_code(w * inverse, zero, top) - zero) * scale), max); });
+    return max_lanes(g, max);
+}
+
+/* Whether some |x| exceeds what the shrinkage takes. As a rule none comes near, and steps of the grid tell. */
+template <typename G>
+static __device__ inline bool shrinks(const G &g, const struct grid &grid, const struct step &s, bool large,
+                                      double beta) {
+    if (!large && s.max_abs * grid.scale < HQQ_SHRINKS_ABOVE) return false;
+    float max = max_abs(g, grid);
+    return max > HQQ_SHRINKS_ABOVE && max > pow(beta, -1 / (2 - HQQ_P));
 }
 
 /* Σ W_e/scale, W_e = sign(x)·relu(|x| − |x|^(p−1)/β): what the shrinkage takes out of the residual. */
@@ -240,23 +264,27 @@ static __device__ inline struct grid initial(struct range r, const struct candid
 
 /* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded. */
 template <typename G>
-static __device__ inline struct grid iterate(const G &g, struct grid moving, const struct candidate *c) {
+static __device__ inline struct grid iterate(const G &g, struct grid moving, bool large, const struct candidate *c) {
     struct grid best = moving;
-    float best_squares = INFINITY;
+    float best_squares = INFINITY, judged = NAN; /* the stored zero that was judged last */
     double beta = HQQ_BETA;
     for (int i = 0; i <= ITERATIONS; i++, beta *= HQQ_KAPPA) {
         struct grid kept = moving;
         kept.zero = grid_store_zero(moving.zero, c);
-        struct step s = run_step(g, moving, kept.zero);
-        if (s.squares < best_squares) {
-            best_squares = s.squares;
-            best = kept;
+        if (kept.zero != judged) {
+            float error = squares(g, kept);
+            if (error < best_squares) {
+                best_squares = error;
+                best = kept;
+            }
+            judged = kept.zero;
         }
+        struct step s = run_step(g, moving);
         double sum = s.residual;
-        bool shrinks = s.max_abs > HQQ_SHRINKS_ABOVE && s.max_abs > pow(beta, -1 / (2 - HQQ_P));
-        if (shrinks) sum += shrunk(g, moving, beta);
+        bool shrunken = shrinks(g, moving, s, large, beta);
+        if (shrunken) sum += shrunk(g, moving, beta);
         float zero = (float)(sum / (double)g.n);
-        if (zero == moving.zero && !shrinks) break;
+        if (zero == moving.zero && !shrunken) break;
         moving.zero = zero;
     }
     return best;
@@ -267,7 +295,8 @@ static __device__ inline struct grid hqq_fit(const G &g, const struct candidate 
     *kept_rtn = false;
     struct range r = grid_range(g);
     if (r.min == r.max) return grid_constant(r.min, c);
-    struct grid best = iterate(g, initial(r, c), c), rtn = rtn_fit(g, c);
+    bool large = fmaxf(-r.min, r.max) > LARGE;
+    struct grid best = iterate(g, initial(r, c), large, c), rtn = rtn_fit(g, c);
     *kept_rtn = grid_error(g, rtn) < grid_error(g, best);
     return *kept_rtn ? rtn : best;
 }
