@@ -183,6 +183,9 @@ struct backend {
     enum rc (*alloc)(struct backend_state *state, size_t bytes, void **memory, struct err *e); /* 64-byte aligned */
     void (*free)(struct backend_state *state, void *memory);
     enum rc (*clear)(struct backend_state *state, void *memory, size_t bytes, struct err *e); /* to zero bytes */
+    /* Memory of the host that the device copies from and to at full speed. Does not count against the limit. */
+    enum rc (*host_alloc)(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+    void (*host_free)(struct backend_state *state, void *memory);
     /* Host bytes of `type` → device fp32, converting. */
     enum rc (*upload)(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                       struct err *e);
@@ -193,6 +196,9 @@ struct backend {
     /* Device bytes as they are → host. */
     enum rc (*download)(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
 
+    /* The same without waiting, to memory from host_alloc: uploads that follow read what was there to be copied, the
+     * host must not. */
+    enum rc (*offload)(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
     /* Waits until the device has done what was asked before the last call of this but one: a cancelled job must not
      * have seconds of work queued, and progress must tell the truth. */
     enum rc (*keep_pace)(struct backend_state *state, struct err *e);

@@ -30,6 +30,8 @@ enum rc cpu_alloc(struct backend_state *state, size_t bytes, void **memory, stru
 void cpu_free(struct backend_state *state, void *memory);
 enum rc cpu_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                    struct err *e);
+enum rc cpu_host_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+void cpu_host_free(struct backend_state *state, void *memory);
 enum rc cpu_load(struct backend_state *state, const struct load_item *items, size_t count, struct err *e);
 enum rc cpu_loaded(struct backend_state *state, struct err *e);
 enum rc cpu_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e);

@@ -136,3 +136,14 @@ enum rc cpu_download(struct backend_state *state, const void *device, size_t byt
     if (bytes > 0) memcpy(host, device, bytes);
     return RC_OK;
 }
+
+enum rc cpu_host_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e) {
+    (void)state;
+    *memory = malloc(bytes > 0 ? bytes : 1);
+    return *memory ? RC_OK : err_set(e, RC_NO_MEMORY, "the host has no %zu bytes left", bytes);
+}
+
+void cpu_host_free(struct backend_state *state, void *memory) {
+    (void)state;
+    free(memory);
+}

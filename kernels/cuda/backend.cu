@@ -136,7 +136,8 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
 #define OPERATIONS(open_)                                                                                              \
     .count = cuda_count, .describe = cuda_describe, .open = open_, .close = cuda_close, .hardware = cuda_hardware,     \
     .memory = cuda_memory, .memory_peak = cuda_memory_peak, .room = cuda_room, .alloc = cuda_alloc, .free = cuda_free, \
-    .clear = cuda_clear, .upload = cuda_upload, .load = cuda_load, .loaded = cuda_loaded, .download = cuda_download,   \
+    .clear = cuda_clear, .host_alloc = cuda_host_alloc, .host_free = cuda_host_free, .upload = cuda_upload,            \
+    .load = cuda_load, .loaded = cuda_loaded, .download = cuda_download, .offload = cuda_offload,                      \
     .keep_pace = cuda_keep_pace, .embed = cuda_embed, .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope,   \
     .attention = cuda_attention, .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram,                    \
     .gram_finish = cuda_gram_finish, .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error

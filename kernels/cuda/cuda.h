@@ -74,6 +74,9 @@ void cuda_free(struct backend_state *state, void *memory);
 enum rc cuda_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e);
 enum rc cuda_upload(struct backend_state *state, const void *host, enum dtype type, int64_t count, float *out,
                     struct err *e);
+enum rc cuda_host_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e);
+void cuda_host_free(struct backend_state *state, void *memory);
+enum rc cuda_offload(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
 /* One value of a matrix of any float type → host. */
 enum rc cuda_read_value(struct backend_state *state, const struct mat *m, int64_t row, int64_t col, float *value,
                         struct err *e);

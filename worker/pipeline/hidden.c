@@ -69,8 +69,10 @@ static enum rc allocate(struct hidden *h, struct err *e) {
                                e));
     h->device = memory;
     if (h->places.ram > 0) {
-        h->ram = malloc((size_t)(h->places.ram * h->slot_bytes));
-        if (!h->ram) return memory_error(h->places.ram * h->slot_bytes, e);
+        int64_t bytes = h->places.ram * h->slot_bytes;
+        if (h->job->backend->host_alloc(h->job->device, (size_t)bytes, &memory, e) != RC_OK)
+            return memory_error(bytes, e);
+        h->ram = memory;
     }
     return h->places.file > 0 ? open_spill(h, e) : RC_OK;
 }
@@ -101,7 +103,7 @@ void hidden_close(struct hidden *h) {
     if (!h) return;
     if (h->fd >= 0) close(h->fd);
     if (h->device) h->job->backend->free(h->job->device, h->device);
-    free(h->ram);
+    if (h->ram) h->job->backend->host_free(h->job->device, h->ram);
     free(h->staging);
     free(h);
 }
@@ -159,6 +161,9 @@ enum rc hidden_recall(struct hidden *h, int64_t slot, struct err *e) {
 
 enum rc hidden_keep(struct hidden *h, int64_t slot, struct err *e) {
     if (slot < h->places.device) return RC_OK;
-    TRY(h->job->backend->download(h->job->device, hidden_at(h, slot), (size_t)h->slot_bytes, host_memory(h, slot), e));
-    return in_file(h, slot) ? write_slot(h, slot, e) : RC_OK;
+    const struct backend *b = h->job->backend;
+    size_t bytes = (size_t)h->slot_bytes;
+    if (!in_file(h, slot)) return b->offload(h->job->device, hidden_at(h, slot), bytes, host_memory(h, slot), e);
+    TRY(b->download(h->job->device, hidden_at(h, slot), bytes, h->staging, e));
+    return write_slot(h, slot, e);
 }
