@@ -10,7 +10,7 @@
 
 #include "kernels/cuda/device.cuh"
 
-static const int LANES = 16, TEAM = 4, OWN = LANES / TEAM;
+static const int LANES = 16, TEAM = 8, OWN = LANES / TEAM;
 #define F16_MAX 65504.0
 #define F16_MIN_NORMAL 0x1p-14
 
@@ -195,28 +195,21 @@ static __device__ inline float nearest_code(float scaled, float zero, float top)
 struct step {
     float residual; /* Σ q − w/scale: n times the next zero while the shrinkage is idle */
     float max_abs;  /* of x = w − ŵ, in steps of the grid */
+    float squares;  /* Σ x² with the zero as it would be stored */
 };
 
-template <typename G> static __device__ inline struct step run_step(const G &g, const struct grid &grid) {
-    float zero = grid.zero, top = (float)grid.top, inverse = 1 / grid.scale, max_abs = 0;
-    struct lanes<float> residual = {};
+template <typename G>
+static __device__ inline struct step run_step(const G &g, const struct grid &moving, float stored_zero) {
+    float scale = moving.scale, zero = moving.zero, top = (float)moving.top, inverse = 1 / scale, max_abs = 0;
+    struct lanes<float> residual = {}, squares = {};
     g.each([&](int o, float w) {
         float scaled = w * inverse, difference = nearest_code(scaled, zero, top) - scaled;
         residual.own[o] += difference;
         max_abs = fmaxf(fabsf(difference - zero), max_abs);
+        float x = w - (nearest_code(scaled, stored_zero, top) - stored_zero) * scale;
+        squares.own[o] += x * x;
     });
-    return {add_lanes(g, residual), max_lanes(g, max_abs)};
-}
-
-/* Σ x² */
-template <typename G> static __device__ inline float squares(const G &g, const struct grid &grid) {
-    float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale;
-    struct lanes<float> sum = {};
-    g.each([&](int o, float w) {
-        float x = w - (nearest_code(w * inverse, zero, top) - zero) * scale;
-        sum.own[o] += x * x;
-    });
-    return add_lanes(g, sum);
+    return {add_lanes(g, residual), max_lanes(g, max_abs), add_lanes(g, squares)};
 }
 
 /* max |x|, to the bit */
@@ -266,20 +259,16 @@ static __device__ inline struct grid initial(struct range r, const struct candid
 template <typename G>
 static __device__ inline struct grid iterate(const G &g, struct grid moving, bool large, const struct candidate *c) {
     struct grid best = moving;
-    float best_squares = INFINITY, judged = NAN; /* the stored zero that was judged last */
+    float best_squares = INFINITY;
     double beta = HQQ_BETA;
     for (int i = 0; i <= ITERATIONS; i++, beta *= HQQ_KAPPA) {
         struct grid kept = moving;
         kept.zero = grid_store_zero(moving.zero, c);
-        if (kept.zero != judged) {
-            float error = squares(g, kept);
-            if (error < best_squares) {
-                best_squares = error;
-                best = kept;
-            }
-            judged = kept.zero;
+        struct step s = run_step(g, moving, kept.zero);
+        if (s.squares < best_squares) {
+            best_squares = s.squares;
+            best = kept;
         }
-        struct step s = run_step(g, moving);
         double sum = s.residual;
         bool shrunken = shrinks(g, moving, s, large, beta);
         if (shrunken) sum += shrunk(g, moving, beta);

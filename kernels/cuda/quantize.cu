@@ -46,14 +46,20 @@ template <typename G> static __device__ inline void fit_group(const struct fit_a
     if (kept_rtn) atomicAdd(&a.found->rtn, 1ull);
 }
 
+/* Blocks that share a multiprocessor: as many as the registers of a group allow, to hide the latency of its sums. */
+static constexpr int blocks_together(int per_lane) {
+    return per_lane <= 4 ? 3 : 2;
+}
+
 /* PER_LANE · LANES is the size of a full group, or PER_LANE is 0: no group sits in registers. */
-template <int PER_LANE> static __global__ void fit(struct fit_args a) {
+template <int PER_LANE>
+static __global__ void __launch_bounds__(BLOCK, blocks_together(PER_LANE)) fit(struct fit_args a) {
     const struct quantized &q = a.q;
     int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
     if (index >= q.rows * q.groups) return;
     int64_t n = index / q.groups, from = index % q.groups * q.group, at = n * a.w.stride + from;
     int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
-    struct member member = {(int)(threadIdx.x % TEAM), 0xfu << (threadIdx.x % WARP / TEAM * TEAM)};
+    struct member member = {(int)(threadIdx.x % TEAM), ((1u << TEAM) - 1) << (threadIdx.x % WARP / TEAM * TEAM)};
     struct target target = {index, q.codes + n * q.cols + from};
     float first = load_stored(a.w.data, a.w.type, at);
     if constexpr (PER_LANE > 0) {

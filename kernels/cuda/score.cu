@@ -3,7 +3,7 @@
 #include "kernels/cuda/device.cuh"
 
 /* Logits exist for all tokens of a window × CHUNK entries of the vocabulary at a time. */
-static const int64_t CHUNK = 4096;
+static const int64_t CHUNK = 8192;
 
 /* Running log-sum-exp of one token's logits: log Σ e^l = max + log(sum). */
 struct running {

@@ -1,6 +1,6 @@
 /* Every operation at the shapes of an 8B model, one chunk of windows at a time: seconds, TFLOP/s and GB/s.
  *
- *   bench_ops [cpu|fp32|bf16]     the last two on the first GPU; bf16 is the default
+ *   bench_ops [cpu|fp32|bf16 [quantize]]     on the first GPU but for cpu; bf16 is the default; the quantizers alone
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -226,8 +226,14 @@ static void time_score(bool pair) {
     tokens = whole;
 }
 
+static void time_quantizers(void) {
+    time_quantize("rtn4g64");
+    time_quantize("hqq2g64");
+    time_quantize("hqq3g64");
+    time_quantize("hqq4g64");
+}
+
 static void time_all(void) {
-    printf("%-28s %10s %10s %10s\n", "", "us", "TFLOP/s", "GB/s");
     time_gemm("gemm q", HIDDEN, HIDDEN, false);
     time_gemm("gemm k", KV_HEADS * HEAD_DIM, HIDDEN, false);
     time_gemm("gemm o, residual", HIDDEN, HIDDEN, true);
@@ -243,10 +249,7 @@ static void time_all(void) {
     time_gram(INTERMEDIATE);
     time_error(HIDDEN, HIDDEN);
     time_error(HIDDEN, INTERMEDIATE);
-    time_quantize("rtn4g64");
-    time_quantize("hqq2g64");
-    time_quantize("hqq3g64");
-    time_quantize("hqq4g64");
+    time_quantizers();
     time_score(false);
     time_score(true);
 }
@@ -258,7 +261,11 @@ int main(int argc, char **argv) {
     if (b == &backend_cpu) tokens = LENGTH;
     must(b->open(&(struct backend_options){0}, &state, &err));
     printf("%s, %s, %lld tokens\n\n", b->hardware(state), b->arithmetic, (long long)tokens);
-    time_all();
+    printf("%-28s %10s %10s %10s\n", "", "us", "TFLOP/s", "GB/s");
+    if (argc > 2 && !strcmp(argv[2], "quantize"))
+        time_quantizers();
+    else
+        time_all();
     b->close(state);
     return 0;
 }

@@ -11,6 +11,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "worker/model/finite.h"
+#include "worker/pipeline/carve.h"
 #include "worker/pipeline/eval_noise.h"
 #include "worker/pipeline/eval_result.h"
 #include "worker/pipeline/quantize.h"
@@ -27,11 +28,12 @@ struct eval {
     struct windows windows;
     struct eval_table table;
     struct candidate *recipe;               /* [linear_count]; METHOD_NONE keeps a Linear */
-    struct mat replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; buffers as wide as the widest */
-    struct mat head, head_q;                /* [V, D]; head_q.data NULL: the reference's */
-    float *head_bias;                       /* [V] or NULL */
-    double *nll, *nll_q, *kl;               /* [length] of one window */
-    uint8_t *agree;                         /* [length] */
+    struct mat replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; room for the widest */
+    void *replaced_memory;
+    struct mat head, head_q;  /* [V, D]; head_q.data NULL: the reference's */
+    float *head_bias;         /* [V] or NULL */
+    double *nll, *nll_q, *kl; /* [length] of one window */
+    uint8_t *agree;           /* [length] */
     double seconds;
     int64_t tokens_walked;
 };
@@ -97,6 +99,33 @@ static enum rc replacement(const struct eval *v, int64_t count, struct mat *out,
     return b->alloc(v->job->device, (size_t)count * dtype_size(out->type), &out->data, e);
 }
 
+/* Elements of the widest Linear that any block has at this position. */
+static int64_t widest(const struct model *model, int position) {
+    int64_t most = 0;
+    for (int block = 0; block < model->arch.blocks; block++) {
+        const struct linear *linear = block_linear(model, block, position);
+        if (linear && linear->rows * linear->cols > most) most = linear->rows * linear->cols;
+    }
+    return most;
+}
+
+/* Side by side in one allocation, as block.c lays the reference's. */
+static size_t lay_out_replaced(struct eval *v, void *base) {
+    struct carve c = {.base = base};
+    for (int position = 0; position < BLOCK_LINEARS_MAX; position++) {
+        struct mat *m = &v->replaced[position];
+        m->type = v->job->backend->activation;
+        m->data = carve(&c, (size_t)widest(v->source.model, position) * dtype_size(m->type));
+    }
+    return c.used;
+}
+
+static enum rc allocate_replaced(struct eval *v, struct err *e) {
+    TRY(v->job->backend->alloc(v->job->device, lay_out_replaced(v, NULL), &v->replaced_memory, e));
+    lay_out_replaced(v, v->replaced_memory);
+    return RC_OK;
+}
+
 static enum rc allocate(struct eval *v, struct err *e) {
     const struct model *model = v->source.model;
     size_t length = (size_t)v->windows.length;
@@ -112,18 +141,7 @@ static enum rc allocate(struct eval *v, struct err *e) {
         v->head_q = dense(v->head_q, v->head.rows, v->head.cols);
         TRY(quantize_weights(v->job, v->head, head, v->head_q, NULL, e));
     }
-    for (int position = 0; v->table.quantized && position < BLOCK_LINEARS_MAX; position++) {
-        int64_t most = 0;
-        for (int block = 0; block < model->arch.blocks; block++) {
-            int index = model->blocks[block].linears[position];
-            int64_t count = index < 0 ? 0 : model->linears[index].rows * model->linears[index].cols;
-            if (count > most) most = count;
-            if (index < 0) break;
-        }
-        if (!most) break;
-        TRY(replacement(v, most, &v->replaced[position], e));
-    }
-    return RC_OK;
+    return v->table.quantized ? allocate_replaced(v, e) : RC_OK;
 }
 
 static enum rc replace_weights(void *ctx, int stream, int block, struct block_weights *w, struct err *e) {
@@ -293,11 +311,9 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
 }
 
 static void release(struct eval *v) {
-    void *device[] = {v->head.data, v->head_q.data, v->head_bias};
+    void *device[] = {v->head.data, v->head_q.data, v->head_bias, v->replaced_memory};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         if (device[i]) v->job->backend->free(v->job->device, device[i]);
-    for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
-        if (v->replaced[position].data) v->job->backend->free(v->job->device, v->replaced[position].data);
     free(v->nll);
     free(v->agree);
     free(v->recipe);

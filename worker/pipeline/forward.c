@@ -17,17 +17,17 @@ static struct mat place(const struct forward *f, struct carve *c, int64_t cols) 
     return (struct mat){carve(c, (size_t)(rows * cols) * dtype_size(type)), rows, cols, cols, type};
 }
 
-/* `fused`: parts are views of one matrix, as one projection writes them; else one after the other, each dense, so that
- * the per-head norm can see T·heads rows. */
-static struct mat place_parts(const struct forward *f, struct carve *c, bool fused, struct mat *parts[],
+/* Parts are views of one matrix, as one product writes them; or (`dense`) one after the other, so that the per-head
+ * norm can see T·heads rows, and the whole is {0}. */
+static struct mat place_parts(const struct forward *f, struct carve *c, bool dense, struct mat *parts[],
                               const int64_t *widths, int count) {
     int64_t total = 0, col = 0;
     for (int i = 0; i < count; i++)
         total += widths[i];
-    struct mat whole = fused ? place(f, c, total) : (struct mat){0};
+    struct mat whole = dense ? (struct mat){0} : place(f, c, total);
     for (int i = 0; i < count; col += widths[i++])
-        *parts[i] = fused ? view(whole, col, widths[i]) : place(f, c, widths[i]);
-    return fused ? whole : *parts[0];
+        *parts[i] = dense ? place(f, c, widths[i]) : view(whole, col, widths[i]);
+    return whole;
 }
 
 /* Returns the number of bytes. Called twice: to measure, then to place. */
@@ -40,9 +40,9 @@ static size_t lay_out(struct forward *f, const struct arch *a, void *base) {
     f->act = place(f, &c, a->intermediate);
     f->cos = carve(&c, table);
     f->sin = carve(&c, table);
-    f->qkv = place_parts(f, &c, a->fused_qkv, (struct mat *[]){&f->q, &f->k, &f->v},
+    f->qkv = place_parts(f, &c, a->qk_norm, (struct mat *[]){&f->q, &f->k, &f->v},
                          (const int64_t[]){wide, narrow, narrow}, 3);
-    f->gate_up = place_parts(f, &c, a->fused_gate_up, (struct mat *[]){&f->gate, &f->up},
+    f->gate_up = place_parts(f, &c, false, (struct mat *[]){&f->gate, &f->up},
                              (const int64_t[]){a->intermediate, a->intermediate}, 2);
     return c.used;
 }
@@ -99,30 +99,50 @@ static enum rc hook_input(const struct pass *s, enum linear_input input, struct 
 }
 
 /* out = alpha · (x · Wᵀ + bias) + beta · out. Also where a cancel is seen: one product is the longest step. */
-static enum rc project(const struct pass *s, int position, struct mat x, struct mat out, float alpha, float beta,
-                       struct err *e) {
+static enum rc project(const struct pass *s, const struct gemm_args *a, struct err *e) {
     if (job_cancelled(s->job)) return err_set(e, RC_CANCELLED, "cancelled");
-    struct gemm_args a = {.x = x,
-                          .w = s->a->weights->linear[position],
-                          .bias = s->p->bias[position],
-                          .alpha = alpha,
-                          .beta = beta,
-                          .out = out};
-    return s->job->backend->gemm(s->job->device, &a, e);
+    return s->job->backend->gemm(s->job->device, a, e);
 }
 
-/* The Linears that read `input`, into their places: one fused product, or one each. */
-static enum rc project_group(const struct pass *s, enum linear_input input, struct mat x, struct mat fused,
+/* The weights of n positions as one matrix; {0} where they do not lie one after the other. */
+static struct mat joined_weights(const struct pass *s, int at, int n) {
+    const struct mat *w = &s->a->weights->linear[at];
+    struct mat whole = w[0];
+    for (int i = 1; i < n; i++) {
+        const char *end = (const char *)whole.data + (size_t)(whole.rows * whole.stride) * dtype_size(whole.type);
+        bool follows = w[i].data == end && w[i].cols == whole.cols && w[i].stride == whole.stride &&
+                       w[i].type == whole.type && !s->p->bias[at] && !s->p->bias[at + i];
+        if (!follows) return (struct mat){0};
+        whole.rows += w[i].rows;
+    }
+    return whole;
+}
+
+/* The Linears that read `input`, into their places: in one product where they are stored or lie side by side, else in
+ * one each. */
+static enum rc project_group(const struct pass *s, enum linear_input input, struct mat x, struct mat whole,
                              const struct mat *parts, struct err *e) {
-    int at = s->p->at[input];
-    if (s->p->n[input] == 1) return project(s, at, x, fused, 1, 0, e);
-    for (int i = 0; i < s->p->n[input]; i++)
-        TRY(project(s, at + i, x, parts[i], 1, 0, e));
+    int at = s->p->at[input], n = s->p->n[input];
+    struct gemm_args a = {.x = x, .w = joined_weights(s, at, n), .bias = s->p->bias[at], .alpha = 1, .out = whole};
+    if (whole.data && a.w.data) return project(s, &a, e);
+    for (int i = 0; i < n; i++) {
+        a.w = s->a->weights->linear[at + i];
+        a.bias = s->p->bias[at + i];
+        a.out = parts[i];
+        TRY(project(s, &a, e));
+    }
     return RC_OK;
 }
 
 static enum rc add_to_residual(const struct pass *s, enum linear_input input, struct mat x, struct err *e) {
-    return project(s, s->p->at[input], x, s->a->x, (float)s->arch->residual_multiplier, 1, e);
+    int at = s->p->at[input];
+    struct gemm_args a = {.x = x,
+                          .w = s->a->weights->linear[at],
+                          .bias = s->p->bias[at],
+                          .alpha = (float)s->arch->residual_multiplier,
+                          .beta = 1,
+                          .out = s->a->x};
+    return project(s, &a, e);
 }
 
 static enum rc norm_heads(const struct pass *s, struct mat x, const float *weight, struct err *e) {
@@ -141,6 +161,15 @@ static enum rc rotate(const struct pass *s, struct mat x, int heads, struct err 
                           .cos = s->f->cos,
                           .sin = s->f->sin};
     return s->job->backend->rope(s->job->device, &a, e);
+}
+
+/* q and k in one go where they lie side by side. */
+static enum rc rotate_both(const struct pass *s, struct err *e) {
+    const struct arch *a = s->arch;
+    const struct forward *f = s->f;
+    if (f->qkv.data) return rotate(s, view(f->qkv, 0, f->q.cols + f->k.cols), a->heads + a->kv_heads, e);
+    TRY(rotate(s, f->q, a->heads, e));
+    return rotate(s, f->k, a->kv_heads, e);
 }
 
 static enum rc attend(const struct pass *s, struct err *e) {
@@ -165,8 +194,7 @@ static enum rc attention_half(const struct pass *s, struct err *e) {
     TRY(project_group(s, INPUT_ATTENTION, f->normed, f->qkv, (struct mat[]){f->q, f->k, f->v}, e));
     TRY(norm_heads(s, f->q, s->p->q_norm, e));
     TRY(norm_heads(s, f->k, s->p->k_norm, e));
-    TRY(rotate(s, f->q, s->arch->heads, e));
-    TRY(rotate(s, f->k, s->arch->kv_heads, e));
+    TRY(rotate_both(s, e));
     TRY(attend(s, e));
     TRY(hook_input(s, INPUT_OUTPUT, f->mixed, e));
     return add_to_residual(s, INPUT_OUTPUT, f->mixed, e);

@@ -13,10 +13,10 @@ struct forward {
     int64_t length, windows;  /* tokens of a window, windows of a chunk; T = windows · length */
     void *memory;             /* everything below */
     struct mat normed;        /* [T, D] */
-    struct mat qkv;           /* [T, (heads + 2·kv_heads)·d]: whole, for a fused projection */
+    struct mat qkv;           /* [T, (heads + 2·kv_heads)·d]: whole, for one product; {0} with a q/k norm */
     struct mat q, k, v;       /* [T, heads·d], [T, kv_heads·d] twice: views of qkv's memory */
     struct mat mixed;         /* [T, heads·d] attention's output */
-    struct mat gate_up;       /* [T, 2·I]: whole, for a fused projection */
+    struct mat gate_up;       /* [T, 2·I]: whole, for one product */
     struct mat gate, up, act; /* [T, I] */
     float *cos, *sin;         /* [length, rotary/2] */
 };
