@@ -1,6 +1,8 @@
 /* Every operation at the shapes of an 8B model, one chunk of windows at a time: seconds, TFLOP/s and GB/s.
  *
- *   bench_ops [cpu|fp32|bf16 [quantize]]     on the first GPU but for cpu; bf16 is the default; the quantizers alone
+ *   bench_ops [cpu|fp32|bf16 [quantize]]     on the first GPU but for cpu; the quantizers alone
+ *
+ * Without arguments: in bf16 where there is a GPU.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -254,12 +256,22 @@ static void time_all(void) {
     time_score(true);
 }
 
-int main(int argc, char **argv) {
-    const char *choice = argc > 1 ? argv[1] : "bf16";
+static enum rc open_device(const char *choice) {
     b = &backend_cpu;
-    if (strcmp(choice, "cpu")) must(backend_cuda_load(strcmp(choice, "fp32") ? DTYPE_BF16 : DTYPE_F32, &b, &err));
-    if (b == &backend_cpu) tokens = LENGTH;
-    must(b->open(&(struct backend_options){0}, &state, &err));
+    if (strcmp(choice, "cpu"))
+        TRY(backend_cuda_load(strcmp(choice, "fp32") ? DTYPE_BF16 : DTYPE_F32, &b, &err));
+    else
+        tokens = LENGTH;
+    return b->open(&(struct backend_options){0}, &state, &err);
+}
+
+int main(int argc, char **argv) {
+    enum rc rc = open_device(argc > 1 ? argv[1] : "bf16");
+    if (rc == RC_NOT_FOUND && argc == 1) {
+        printf("not measured: %s\n", err.message);
+        return 0;
+    }
+    must(rc);
     printf("%s, %s, %lld tokens\n\n", b->hardware(state), b->arithmetic, (long long)tokens);
     printf("%-28s %10s %10s %10s\n", "", "us", "TFLOP/s", "GB/s");
     if (argc > 2 && !strcmp(argv[2], "quantize"))
