@@ -19,6 +19,7 @@ struct run {
     const struct backend *backend; /* in place of the worker's own; NULL: that one */
     int64_t ram_limit;             /* 0: none */
     const char *scratch;           /* NULL: /tmp */
+    const char *devices;           /* NULL: cpu */
     atomic_bool cancelled;
     struct err err;
 };
@@ -65,8 +66,10 @@ static inline enum rc run_job(struct run *r, const char *model_path, const char 
     for (char *c = text; *c; c++)
         if (*c == '\'') *c = '"';
     struct worker worker = {0};
-    struct worker_options options = {
-        .device = "cpu", .threads = 1, .ram_limit = r->ram_limit, .scratch = r->scratch ? r->scratch : "/tmp"};
+    struct worker_options options = {.devices = r->devices ? r->devices : "cpu",
+                                     .threads = 1,
+                                     .ram_limit = r->ram_limit,
+                                     .scratch = r->scratch ? r->scratch : "/tmp"};
     assert_int_equal(worker_open(&options, &worker, &r->err), RC_OK);
     if (r->backend) worker.backend = r->backend;
     struct msg_start start = {.job = "test",
