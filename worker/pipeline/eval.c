@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "worker/model/finite.h"
+#include "worker/pipeline/carve.h"
 #include "worker/pipeline/eval_noise.h"
 #include "worker/pipeline/eval_result.h"
 #include "worker/pipeline/quantize.h"
@@ -28,11 +29,12 @@ struct eval;
 struct scorer {
     struct eval *v;
     const struct job *job;                  /* on the device, while its thread runs */
-    struct mat replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; buffers as wide as the widest */
-    struct mat head, head_q;                /* [V, D]; head_q.data NULL: the reference's */
-    float *head_bias;                       /* [V] or NULL */
-    double *nll, *nll_q, *kl;               /* [length] of one window */
-    uint8_t *agree;                         /* [length] */
+    struct mat replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; room for the widest */
+    void *replaced_memory;
+    struct mat head, head_q;  /* [V, D]; head_q.data NULL: the reference's */
+    float *head_bias;         /* [V] or NULL */
+    double *nll, *nll_q, *kl; /* [length] of one window */
+    uint8_t *agree;           /* [length] */
 };
 
 struct eval {
@@ -111,15 +113,31 @@ static enum rc replacement(const struct scorer *s, int64_t count, struct mat *ou
     return b->alloc(s->job->device, (size_t)count * dtype_size(out->type), &out->data, e);
 }
 
-/* The most weights that any block has at this position; 0: none has any. */
+/* Elements of the widest Linear that any block has at this position. */
 static int64_t widest(const struct model *model, int position) {
     int64_t most = 0;
     for (int block = 0; block < model->arch.blocks; block++) {
-        int index = model->blocks[block].linears[position];
-        int64_t count = index < 0 ? 0 : model->linears[index].rows * model->linears[index].cols;
-        if (count > most) most = count;
+        const struct linear *linear = block_linear(model, block, position);
+        if (linear && linear->rows * linear->cols > most) most = linear->rows * linear->cols;
     }
     return most;
+}
+
+/* Side by side in one allocation, as block.c lays the reference's. */
+static size_t lay_out_replaced(struct scorer *s, void *base) {
+    struct carve c = {.base = base};
+    for (int position = 0; position < BLOCK_LINEARS_MAX; position++) {
+        struct mat *m = &s->replaced[position];
+        m->type = s->job->backend->activation;
+        m->data = carve(&c, (size_t)widest(s->v->source.model, position) * dtype_size(m->type));
+    }
+    return c.used;
+}
+
+static enum rc allocate_replaced(struct scorer *s, struct err *e) {
+    TRY(s->job->backend->alloc(s->job->device, lay_out_replaced(s, NULL), &s->replaced_memory, e));
+    lay_out_replaced(s, s->replaced_memory);
+    return RC_OK;
 }
 
 static enum rc upload_head(struct scorer *s, struct err *e) {
@@ -141,11 +159,7 @@ static enum rc open_scorer(void *ctx, int member, const struct job *job, struct 
     s->nll_q = s->nll + length;
     s->kl = s->nll_q + length;
     TRY(upload_head(s, e));
-    for (int position = 0; v->table.quantized && position < BLOCK_LINEARS_MAX; position++) {
-        int64_t most = widest(v->source.model, position);
-        if (most) TRY(replacement(s, most, &s->replaced[position], e));
-    }
-    return RC_OK;
+    return v->table.quantized ? allocate_replaced(s, e) : RC_OK;
 }
 
 static enum rc open_scorers(struct eval *v, struct err *e) {
@@ -164,8 +178,7 @@ static void close_scorer(struct eval *v, int member) {
     free_on(&job, s->head.data);
     free_on(&job, s->head_q.data);
     free_on(&job, s->head_bias);
-    for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
-        free_on(&job, s->replaced[position].data);
+    free_on(&job, s->replaced_memory);
     free(s->nll);
     free(s->agree);
 }
