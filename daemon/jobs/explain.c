@@ -35,11 +35,15 @@ static bool add_lane(const struct device_status *lane, const char *job, json_t *
     return true;
 }
 
-static bool suits(const struct device_status *lane, const struct job_record *job) {
-    return !strcmp(lane->lane, job->lane) && (!job->device || !strcmp(job->device, lane->name));
+static bool is_split(const struct job_record *job) {
+    return job->device && !strcmp(job->device, DEVICES_ALL);
 }
 
-/* What holds up one lane does not matter while another could take the job. */
+static bool suits(const struct device_status *lane, const struct job_record *job) {
+    return !strcmp(lane->lane, job->lane) && (!job->device || is_split(job) || !strcmp(job->device, lane->name));
+}
+
+/* What holds up one lane does not matter while another could take the job; a job that is split needs them all. */
 static void add_lanes(struct app *app, const struct job_record *job, json_t *reasons) {
     json_t *held_up = json_array();
     struct device_status lane;
@@ -49,13 +53,14 @@ static void add_lanes(struct app *app, const struct job_record *job, json_t *rea
         scheduler_device(app->scheduler, i, &lane);
         if (suits(&lane, job)) all = add_lane(&lane, job->id, held_up) && all;
     }
-    if (all) json_array_extend(reasons, held_up);
+    if (all || is_split(job)) json_array_extend(reasons, held_up);
     json_decref(held_up);
 }
 
-/* A job that asks for a device is in line with those that may take it before. */
+/* A job that asks for a device is in line with those that may take it before; split jobs take every one. */
 static enum rc count_ahead(struct app *app, const struct job_record *job, int64_t *ahead, struct err *e) {
-    char *pin = job->device ? xasprintf("[\"%s\"]", job->device) : NULL;
+    bool pinned = job->device && !is_split(job);
+    char *pin = pinned ? xasprintf("[\"%s\",\"" DEVICES_ALL "\"]", job->device) : NULL;
     enum rc rc = job_position(store_reader(app->store), job, pin ? pin : app->devices.json, ahead, e);
 
     free(pin);
@@ -87,7 +92,7 @@ static enum rc add_reasons(struct app *app, const struct job_record *job, json_t
     if (job->state == JOB_PAUSED) add(reasons, "paused", NULL, json_string("it is paused: resume it"));
     if (job->state != JOB_QUEUED) return RC_OK;
     if (app->draining) add(reasons, "draining", NULL, json_string("the daemon is stopping: it runs after the restart"));
-    bool missing = job->device && !devices_have(&app->devices, job->device);
+    bool missing = job->device && !is_split(job) && !devices_have(&app->devices, job->device);
     if (missing) add_missing(app, job, reasons);
     if (!missing && !job->blocked) return add_queue(app, job, out, reasons, e);
     return job_needs(store_reader(app->store), job->id, add_dependency, reasons, e);
