@@ -43,7 +43,18 @@ static bool suits(const struct device_status *lane, const struct job_record *job
     return !strcmp(lane->lane, job->lane) && (!job->device || is_split(job) || !strcmp(job->device, lane->name));
 }
 
-/* What holds up one lane does not matter while another could take the job; a job that is split needs them all. */
+/* A job that is split needs all devices, and the worker that opens them. */
+static void add_every_lane(struct app *app, const struct job_record *job, json_t *reasons) {
+    struct device_status lane;
+
+    if (scheduler_split_lane(app->scheduler, &lane) && add_lane(&lane, job->id, reasons)) return;
+    for (size_t i = 0; i < scheduler_devices(app->scheduler); i++) {
+        scheduler_device(app->scheduler, i, &lane);
+        if (suits(&lane, job)) add_lane(&lane, job->id, reasons);
+    }
+}
+
+/* What holds up one lane does not matter while another could take the job. */
 static void add_lanes(struct app *app, const struct job_record *job, json_t *reasons) {
     json_t *held_up = json_array();
     struct device_status lane;
@@ -53,7 +64,7 @@ static void add_lanes(struct app *app, const struct job_record *job, json_t *rea
         scheduler_device(app->scheduler, i, &lane);
         if (suits(&lane, job)) all = add_lane(&lane, job->id, held_up) && all;
     }
-    if (all || is_split(job)) json_array_extend(reasons, held_up);
+    if (all) json_array_extend(reasons, held_up);
     json_decref(held_up);
 }
 
@@ -75,7 +86,10 @@ static enum rc add_queue(struct app *app, const struct job_record *job, json_t *
     if (ahead)
         add(reasons, "queue", NULL,
             json_sprintf("%lld job(s) of higher priority, or submitted earlier, run before it", (long long)ahead));
-    add_lanes(app, job, reasons);
+    if (is_split(job))
+        add_every_lane(app, job, reasons);
+    else
+        add_lanes(app, job, reasons);
     if (!json_array_size(reasons)) add(reasons, "starting", NULL, json_string("it is about to start"));
     return RC_OK;
 }

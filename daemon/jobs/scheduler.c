@@ -293,9 +293,7 @@ static const struct lane *holder(const struct scheduler *s, size_t index) {
     return split ? s->split : &s->lanes[index];
 }
 
-void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out) {
-    const struct lane *lane = &s->lanes[index], *now = holder(s, index);
-
+static void describe(const struct lane *lane, const struct lane *now, struct device_status *out) {
     *out = (struct device_status){.name = lane->device,
                                   .lane = lane->name,
                                   .state = lane_state(now),
@@ -306,4 +304,13 @@ void scheduler_device(const struct scheduler *s, size_t index, struct device_sta
                                   .job = now->job[0] ? now->job : NULL,
                                   .workers_lost = lane->lost,
                                   .last_error = now->last_error};
+}
+
+void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out) {
+    describe(&s->lanes[index], holder(s, index), out);
+}
+
+bool scheduler_split_lane(const struct scheduler *s, struct device_status *out) {
+    if (s->split) describe(s->split, s->split, out);
+    return s->split != NULL;
 }

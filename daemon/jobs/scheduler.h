@@ -48,6 +48,9 @@ struct device_status {
     const char *last_error; /* of the worker, or NULL */
 };
 size_t scheduler_devices(const struct scheduler *s);
+/* A device that a split job has, or its worker, shows those. */
 void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out);
+/* The lane of split jobs itself; false: there is none. */
+bool scheduler_split_lane(const struct scheduler *s, struct device_status *out);
 
 #endif

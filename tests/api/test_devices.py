@@ -325,6 +325,15 @@ def test_a_broken_card_holds_up_only_those_who_insist_on_it(make_daemon):
     daemon.act(id_, "cancel")
 
 
+def test_devices_that_do_not_open_together_hold_up_split_jobs_alone(make_daemon):
+    daemon = make_daemon(cards=2, environment={"FAKE_BROKEN": "cuda:0,cuda:1"})
+    split = daemon.submit("rows=1", devices="all")["id"]
+    why = daemon.until(lambda: reasons(daemon, split).get("worker_failing"))
+    assert "started again soon" in why["detail"]
+    assert [daemon.submit("rows=1", wait=10)["state"] for _ in range(3)] == ["succeeded"] * 3
+    daemon.act(split, "cancel")
+
+
 def test_workers_leave_one_by_one(make_daemon):
     daemon = make_daemon(cards=2, options=("--worker-idle", "1"))
     short, long = daemon.submit("rows=1")["id"], daemon.submit("rows=50 slow=100")["id"]

@@ -4,6 +4,7 @@
 
 #include "tests/unit/cmocka_main.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "worker/execute.h"
@@ -11,10 +12,13 @@
 #define FIXTURE "tests/fixture/"
 
 struct run {
-    json_t *rows;   /* as msg_start takes them */
-    json_t *result; /* NULL after an error */
-    json_t *cache;  /* {key: data}: what lookups find, and rows leave */
-    int64_t progress;
+    json_t *rows;                  /* as msg_start takes them */
+    json_t *result;                /* NULL after an error */
+    json_t *cache;                 /* {key: data}: what lookups find, and rows leave */
+    int64_t progress;              /* messages */
+    char phase[32];                /* of the last one, */
+    int64_t done, total;           /* and what it says */
+    bool went_back;                /* within a phase */
     int64_t stop_after;            /* rows after which the daemon is lost; 0: never */
     const struct backend *backend; /* in place of the worker's own; NULL: that one */
     int64_t ram_limit;             /* 0: none */
@@ -24,9 +28,17 @@ struct run {
     struct err err;
 };
 
+static void run_note_progress(struct run *r, const struct msg_progress *p) {
+    if (!strcmp(r->phase, p->phase) && p->done < r->done) r->went_back = true;
+    snprintf(r->phase, sizeof r->phase, "%s", p->phase);
+    r->done = p->done;
+    r->total = p->total;
+    r->progress++;
+}
+
 static enum rc run_send(void *ctx, const struct message *m, struct err *e) {
     struct run *r = ctx;
-    r->progress += m->type == MSG_PROGRESS;
+    if (m->type == MSG_PROGRESS) run_note_progress(r, &m->progress);
     if (m->type != MSG_ROW) return RC_OK;
     if (r->stop_after && (int64_t)json_array_size(r->rows) == r->stop_after) return err_set(e, RC_UNAVAILABLE, "lost");
     json_array_append_new(r->rows, json_pack("{ss sI sO}", "phase", m->row.phase, "index", (json_int_t)m->row.index,

@@ -67,6 +67,8 @@ static void run_on(struct run *r, const char *devices, const char *text, const c
     run_init(r);
     r->devices = devices;
     must_run(r, text, spec, NULL);
+    assert_false(r->went_back);
+    assert_true(r->progress > 0 && r->done == r->total);
 }
 
 static double computed_rows(const struct run *r) {

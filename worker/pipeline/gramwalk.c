@@ -45,11 +45,16 @@ static void wanted_inputs(const struct gram_walk *g, int block, bool wanted[INPU
 
 /* --- who measures which Linear --- */
 
-/* FLOPs of a candidate's output error. */
+/* What quantizing a weight costs, in products of its error's N·K·K with H: about that of HQQ on a GPU. Only the balance
+ * between devices depends on it. */
+static const double quantizing = 2048;
+
+/* Of a candidate: quantizing, and the output error. */
 static double cost_at(const struct gram_walk *g, int block, int position) {
     int64_t index;
     const struct linear *linear = linear_at(g, block, position, &index);
-    return linear && g->wanted[index] ? (double)linear->rows * (double)linear->cols * (double)linear->cols : 0;
+    if (!linear || !g->wanted[index]) return 0;
+    return (double)linear->rows * (double)linear->cols * ((double)linear->cols + quantizing);
 }
 
 static int costliest(const struct gram_walk *g, int block, const int owner[BLOCK_LINEARS_MAX]) {
