@@ -2,6 +2,7 @@
  * NCCL refuses), the parts go to the first device one after the other, are added there, and the sum goes back. */
 #include <dlfcn.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "kernels/cuda/device.cuh"
 
@@ -92,6 +93,8 @@ void cuda_collective_close(struct backend_state *state) {
 struct nccl_functions {
     decltype(&ncclCommInitAll) init_all;
     decltype(&ncclCommDestroy) destroy;
+    decltype(&ncclCommAbort) abort;
+    decltype(&ncclCommGetAsyncError) async_error;
     decltype(&ncclGroupStart) group_start;
     decltype(&ncclGroupEnd) group_end;
     decltype(&ncclAllReduce) all_reduce;
@@ -127,6 +130,7 @@ static bool load_library(struct nccl_functions *call) {
         void **function;
     } wanted[] = {
         {"ncclCommInitAll", (void **)&call->init_all},   {"ncclCommDestroy", (void **)&call->destroy},
+        {"ncclCommAbort", (void **)&call->abort},        {"ncclCommGetAsyncError", (void **)&call->async_error},
         {"ncclGroupStart", (void **)&call->group_start}, {"ncclGroupEnd", (void **)&call->group_end},
         {"ncclAllReduce", (void **)&call->all_reduce},   {"ncclGetErrorString", (void **)&call->error_string},
     };
@@ -136,9 +140,10 @@ static bool load_library(struct nccl_functions *call) {
     return true;
 }
 
-static void leave(struct collective *c) {
+/* `failed`: something may be under way that will not end. */
+static void leave(struct collective *c, bool failed) {
     for (int i = 0; i < c->count; i++)
-        if (c->comms[i]) c->call.destroy(c->comms[i]);
+        (failed ? c->call.abort : c->call.destroy)(c->comms[i]);
     free(c->devices);
     free(c->comms);
     c->devices = NULL;
@@ -148,7 +153,7 @@ static void leave(struct collective *c) {
 
 void cuda_collective_close(struct backend_state *state) {
     if (state->collective == NULL) return;
-    leave(state->collective);
+    leave(state->collective, false);
     free(state->collective);
     state->collective = NULL;
 }
@@ -204,9 +209,9 @@ static enum rc collective_of(const struct combine_args *a, struct collective **o
     }
     *out = *kept;
     if (!(*kept)->there || same_devices(*kept, a)) return RC_OK;
-    leave(*kept);
+    leave(*kept, false);
     enum rc rc = join(*kept, a, e);
-    if (rc != RC_OK) leave(*kept);
+    if (rc != RC_OK) leave(*kept, true);
     return rc;
 }
 
@@ -219,19 +224,53 @@ static enum rc all_reduce(struct collective *c, const struct combine_args *a, st
     return RC_OK;
 }
 
-/* `done`: whether NCCL is there. It goes on while this returns, on each state's stream. */
-static enum rc combine_by_nccl(const struct combine_args *a, bool *done, struct err *e) {
-    struct collective *c;
-    *done = false;
-    TRY(collective_of(a, &c, e));
-    if (!c->there) return RC_OK;
+static enum rc start_sum(struct collective *c, const struct combine_args *a, struct err *e) {
     NCCL_TRY(c, group_start);
     enum rc rc = all_reduce(c, a, e);
     ncclResult_t ended = c->call.group_end();
     TRY(rc);
-    if (ended != ncclSuccess) return nccl_failure(c, ended, "group_end", e);
-    *done = true;
+    return ended == ncclSuccess ? RC_OK : nccl_failure(c, ended, "group_end", e);
+}
+
+static enum rc ask_device(struct collective *c, const struct backend_state *state, ncclComm_t comm, bool *done,
+                          struct err *e) {
+    ncclResult_t result = ncclSuccess;
+    cudaError_t error = cudaStreamQuery(state->stream);
+    *done = error == cudaSuccess;
+    if (error == cudaErrorNotReady)
+        cudaGetLastError(); /* no failure, but remembered as one */
+    else if (error != cudaSuccess)
+        return cuda_failure(error, "cudaStreamQuery", e);
+    NCCL_TRY(c, async_error, comm, &result);
+    return result == ncclSuccess || result == ncclInProgress ? RC_OK : nccl_failure(c, result, "all_reduce", e);
+}
+
+/* Here, and not where each device next waits: one whose partner has failed would wait for ever. */
+static enum rc wait_for_sum(struct collective *c, const struct combine_args *a, struct err *e) {
+    static const struct timespec moment = {0, 20000};
+    for (bool all = false; !all;) {
+        all = true;
+        for (int i = 0; i < a->count; i++) {
+            bool done;
+            TRY(ask_device(c, a->states[i], c->comms[i], &done, e));
+            all = all && done;
+        }
+        if (!all) nanosleep(&moment, NULL);
+    }
     return RC_OK;
+}
+
+/* `done`: whether NCCL is there. */
+static enum rc combine_by_nccl(const struct combine_args *a, bool *done, struct err *e) {
+    struct collective *c = NULL;
+    *done = false;
+    TRY(collective_of(a, &c, e));
+    if (!c->there) return RC_OK;
+    enum rc rc = start_sum(c, a, e);
+    if (rc == RC_OK) rc = wait_for_sum(c, a, e);
+    if (rc != RC_OK) leave(c, true);
+    *done = rc == RC_OK;
+    return rc;
 }
 
 #endif
