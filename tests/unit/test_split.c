@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "worker/pipeline/walk.h"
+
 #define CALIBRATION FIXTURE "calibration.txt"
 #define HELDOUT FIXTURE "heldout.txt"
 #define PROFILE(samples, more)                                                                                         \
@@ -180,6 +182,29 @@ static void split_job_on_one_device_is_an_ordinary_one(void **state) {
     run_release(&split);
 }
 
+/* Every window in one share, and in the place of its chunk that it has on one device. */
+static void shares_are_whole_chunks(void **state) {
+    (void)state;
+    struct backend device = device_like();
+    struct job job = {.backend = &device};
+    struct windows windows = {.length = 128, .count = 100};
+    for (int64_t count = 0; count < 40; count++)
+        for (int parts = 1; parts < 6; parts++) {
+            struct span all = {8, count};
+            int64_t next = all.first, most = 0, least = count;
+            for (int part = 0; part < parts; part++) {
+                struct span share = walk_share(&job, &windows, all, part, parts);
+                assert_true(share.count >= 0 && (share.count == 0 || share.first == next));
+                assert_int_equal(share.first % 4, 0);
+                next += share.count;
+                most = share.count > most ? share.count : most;
+                least = share.count < least ? share.count : least;
+            }
+            assert_int_equal(next, all.first + count);
+            assert_true(most - least <= 4 + 3); /* a chunk, and what the last one lacks */
+        }
+}
+
 /* --- trouble --- */
 
 static struct backend_state *_Atomic first_seen; /* of a run: the device that computed first */
@@ -303,6 +328,7 @@ int main(void) {
         cmocka_unit_test(resumed_split_eval_gives_the_same_result),
         cmocka_unit_test(other_jobs_are_not_split),
         cmocka_unit_test(split_job_on_one_device_is_an_ordinary_one),
+        cmocka_unit_test(shares_are_whole_chunks),
         cmocka_unit_test(a_failing_device_ends_the_job),
         cmocka_unit_test(a_sum_that_fails_ends_the_job),
         cmocka_unit_test(a_cancelled_job_ends_within_a_second),
