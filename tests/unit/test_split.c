@@ -214,7 +214,7 @@ static atomic_int products;                      /* on the others */
 static enum rc failing_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e) {
     struct backend_state *none = NULL;
     if (!atomic_compare_exchange_strong(&first_seen, &none, state) && none != state &&
-        atomic_fetch_add(&products, 1) == 20)
+        atomic_fetch_add(&products, 1) == 5)
         return err_set(e, RC_INTERNAL, "it broke");
     return backend_cpu.gemm(state, a, e);
 }
