@@ -34,6 +34,20 @@ static const char *const protocol_names[] = {"windows", "llama.cpp", NULL};
         .max = DEVICE_MAX                                                                                              \
     }
 
+/* Of a kind whose windows can be shared out. */
+#define DEVICES_FIELD                                                                                                  \
+    {                                                                                                                  \
+        .name = "devices", .type = FIELD_STRING, .offset = offsetof(struct spec_common, devices),                      \
+        .values = devices_values                                                                                       \
+    }
+static const char *const devices_values[] = {"all", NULL};
+
+/* A split job has no device of its own. */
+static void devices_check(const struct spec_common *common, struct decode *d) {
+    if (common->device != NULL && common->devices != NULL)
+        problem_at(d, "devices", "excludes device; give one of them, or neither for whichever is free first");
+}
+
 #define NAME_FIELD(of, member, is_required)                                                                            \
     {                                                                                                                  \
         .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = (is_required), .min = 1,    \
@@ -85,8 +99,14 @@ static void profile_defaults(void *object) {
     profile->scores = (struct list){.items = scores, .count = 1};
 }
 
+static void profile_check(void *object, struct decode *d) {
+    const struct spec_profile *profile = object;
+    devices_check(&profile->common, d);
+}
+
 static const struct field profile_fields[] = {
     COMMON_FIELDS("profile"),
+    DEVICES_FIELD,
     NAME_FIELD(struct spec_profile, model, true),
     {.name = "calibration",
      .type = FIELD_OBJECT,
@@ -115,6 +135,7 @@ static const struct schema profile_schema = {
     .fields = profile_fields,
     .size = sizeof(struct spec_profile),
     .defaults = profile_defaults,
+    .check = profile_check,
 };
 
 /* --- allocation --- */
@@ -228,10 +249,12 @@ static void eval_check(void *object, struct decode *d) {
     if (eval->length == 0) eval->length = eval->protocol == PROTOCOL_LLAMA_CPP ? 512 : 2048;
     if (eval->allocation != NULL && eval->uniform != NULL)
         problem_at(d, "uniform", "excludes allocation; give one of them, or neither for the reference alone");
+    devices_check(&eval->common, d);
 }
 
 static const struct field eval_fields[] = {
     COMMON_FIELDS("eval"),
+    DEVICES_FIELD,
     NAME_FIELD(struct spec_eval, model, true),
     NAME_FIELD(struct spec_eval, dataset, true),
     JOB_FIELD(struct spec_eval, allocation, false),
@@ -318,4 +341,8 @@ const char *spec_model(const struct job_kind *kind, const union spec *spec) {
 const char *spec_dataset(const struct job_kind *kind, const union spec *spec) {
     if (kind->schema == &profile_schema) return spec->profile.calibration->dataset;
     return kind->schema == &eval_schema ? spec->eval.dataset : NULL;
+}
+
+bool spec_is_split(const union spec *spec) {
+    return spec->common.devices != NULL;
 }

@@ -20,9 +20,10 @@ enum lane_type { LANE_DEVICE, LANE_CPU };
 struct spec_common {
     const char *kind;
     const char *label;
-    int64_t priority;   /* −100…100, higher first */
-    struct list after;  /* const char *: job ids */
-    const char *device; /* NULL: any */
+    int64_t priority;    /* −100…100, higher first */
+    struct list after;   /* const char *: job ids */
+    const char *device;  /* NULL: any */
+    const char *devices; /* "all": split over every one; NULL: not split. Profile and eval alone */
 };
 
 enum sampling { SAMPLING_SEQUENTIAL, SAMPLING_RANDOM };
@@ -119,5 +120,8 @@ enum rc spec_decode(const json_t *json, union spec *spec, const struct job_kind 
 /* NULL for kinds without one. */
 const char *spec_model(const struct job_kind *kind, const union spec *spec);
 const char *spec_dataset(const struct job_kind *kind, const union spec *spec);
+
+/* Whether the job is to be split over all devices that there are. */
+bool spec_is_split(const union spec *spec);
 
 #endif

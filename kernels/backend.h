@@ -1,13 +1,14 @@
 /* The one table of operations behind which every device stands.
  *
- * The worker's GPU thread is the only caller; operations run in the order called (asynchronously where the device
- * allows: download waits). Device memory comes from alloc/free alone, which count against the limit given to open; an
- * operation's workspace comes from the same arena, is kept for the next one and grows only with the shapes.
- * `cpu` (OpenBLAS, fp32) is the reference; tests/ops runs the same cases on every backend against float64, each
- * operation with its own bound. What Linears read and write has the backend's `activation` type; the residual stream
- * and logits are fp32, reductions whose length grows with tokens fp64 on the CPU. A result never depends on how many
- * windows are walked together: the rows of a call are a fixed number of windows, padded where fewer are left.
- * Definitions: the modeling files of transformers for the forward pass; algorithms as cited at each operation. */
+ * A state is used by one thread at a time, which attaches itself first, where it did not open it; operations run in the
+ * order called (asynchronously where the device allows: download waits). Device memory comes from alloc/free alone,
+ * which count against the limit given to open; an operation's workspace comes from the same arena, is kept for the next
+ * one and grows only with the shapes. `cpu` (OpenBLAS, fp32) is the reference; tests/ops runs the same cases on every
+ * backend against float64, each operation with its own bound. What Linears read and write has the backend's
+ * `activation` type; the residual stream and logits are fp32, reductions whose length grows with tokens fp64 on the
+ * CPU. A result never depends on how many windows are walked together: the rows of a call are a fixed number of
+ * windows, padded where fewer are left. Definitions: the modeling files of transformers for the forward pass;
+ * algorithms as cited at each operation. */
 #ifndef HSAQ_KERNELS_BACKEND_H
 #define HSAQ_KERNELS_BACKEND_H
 
@@ -23,6 +24,7 @@ struct backend_state; /* one open device */
 struct backend_options {
     int device;           /* ordinal of the device; 0 for cpu */
     int threads;          /* 0: all cores */
+    int shares;           /* among how many states of the process those are divided; 0: this one alone */
     int64_t memory_limit; /* bytes the arena may hold; 0: no limit but the machine's */
 };
 
@@ -108,6 +110,14 @@ struct gram_args {
     float *max_abs;        /* [K] device memory */
 };
 
+/* The sum over devices of a matrix that each has its part of, left on all of them. Its order is the states', or one
+ * that depends on their number alone, so that a repeated sum has the same bits. */
+struct combine_args {
+    struct backend_state *const *states; /* [count]; no other thread uses them meanwhile */
+    const struct mat *parts; /* [count] dense, of one shape, fp32 or fp64; each on the device of its state */
+    int count;
+};
+
 /* A quantized Linear, unpacked. Groups run along K; group g of row n is w[n, g·group : (g+1)·group], the last may be
  * short. ŵ = (q − zero)·scale. scale and zero are already rounded to the 16-bit floats that storage keeps. */
 struct quantized {
@@ -174,6 +184,8 @@ struct backend {
     enum rc (*count)(int *count, struct err *e);
     enum rc (*describe)(int device, struct device_description *out, struct err *e);
     enum rc (*open)(const struct backend_options *options, struct backend_state **state, struct err *e);
+    /* The calling thread computes on this device from now on. */
+    enum rc (*attach)(struct backend_state *state, struct err *e);
     void (*close)(struct backend_state *state);
     const char *(*hardware)(struct backend_state *state); /* for people */
     int64_t (*memory)(struct backend_state *state);       /* bytes of the device */
@@ -212,6 +224,7 @@ struct backend {
     enum rc (*score)(struct backend_state *state, const struct score_args *a, struct err *e);
     enum rc (*gram)(struct backend_state *state, const struct gram_args *a, struct err *e);
     enum rc (*gram_finish)(struct backend_state *state, struct mat h, struct err *e); /* mirrors the upper triangle */
+    enum rc (*combine)(const struct combine_args *a, struct err *e);
     enum rc (*quantize)(struct backend_state *state, const struct quantize_args *a, struct err *e);
     enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,

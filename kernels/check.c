@@ -158,6 +158,22 @@ enum rc check_gram_finish(struct mat h, struct err *e) {
     return matrix_of("gram_finish: h", &h, h.rows, h.rows, e);
 }
 
+enum rc check_combine(const struct combine_args *a, struct err *e) {
+    if (a->count < 1) return err_set(e, RC_INVALID, "combine: %d devices", a->count);
+    const struct mat *first = &a->parts[0];
+    if (first->type != DTYPE_F32 && first->type != DTYPE_F64)
+        return err_set(e, RC_UNSUPPORTED, "combine: only fp32 and fp64 matrices are summed");
+    for (int i = 0; i < a->count; i++) {
+        const struct mat *m = &a->parts[i];
+        if (a->states[i] == NULL) return err_set(e, RC_INVALID, "combine: device %d of %d is missing", i, a->count);
+        TRY(matrix_of("combine", m, first->rows, first->cols, e));
+        if (m->type != first->type) return err_set(e, RC_INVALID, "combine: the types differ");
+        if (m->stride != m->cols)
+            return err_set(e, RC_UNSUPPORTED, "combine: stride %lld: the matrices must be dense", (long long)m->stride);
+    }
+    return RC_OK;
+}
+
 enum rc check_candidate(const struct candidate *c, struct err *e) {
     if (c->method == METHOD_NONE) return err_set(e, RC_INVALID, "`none` keeps 16 bits: there is nothing to quantize");
     if (c->bits < 2 || c->bits > 8) return err_set(e, RC_UNSUPPORTED, "%d bits: codes have 2 to 8", c->bits);

@@ -1,7 +1,10 @@
 #include "worker/execute.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include "base/mem.h"
 
 /* "cuda" or "cuda:N" */
 static bool cuda_ordinal(const char *device, int *ordinal) {
@@ -11,34 +14,94 @@ static bool cuda_ordinal(const char *device, int *ordinal) {
     return sscanf(device, "cuda:%3d%n", ordinal, &end) == 1 && device[end] == 0 && *ordinal >= 0;
 }
 
-static enum rc open_cpu(const struct worker_options *options, struct worker *worker, struct err *e) {
-    struct backend_options open = {.threads = options->threads};
-    worker->backend = &backend_cpu;
-    snprintf(worker->name, sizeof worker->name, "cpu");
-    return worker->backend->open(&open, &worker->device, e);
+/* What is to be opened, and how many of it in all. */
+struct opening {
+    const struct worker_options *options;
+    int shares;
+};
+
+static enum rc add_device(struct worker *worker, const struct backend_options *open, const char *name, struct err *e) {
+    struct backend_state **device = &worker->devices[worker->device_count];
+    size_t used = strlen(worker->name);
+    TRY(worker->backend->open(open, device, e));
+    snprintf(worker->name + used, sizeof worker->name - used, "%s%s", used ? "," : "", name);
+    if (worker->device_count++ == 0) worker->device = *device;
+    return RC_OK;
 }
 
-static enum rc open_cuda(const struct worker_options *options, int ordinal, struct worker *worker, struct err *e) {
-    struct backend_options open = {.device = ordinal, .memory_limit = options->vram_limit};
-    snprintf(worker->name, sizeof worker->name, "cuda:%d", ordinal);
-    TRY(backend_cuda_load(options->precise ? DTYPE_F32 : DTYPE_BF16, &worker->backend, e));
-    return worker->backend->open(&open, &worker->device, e);
+static enum rc use_backend(struct worker *worker, const struct backend *backend, const char *name, struct err *e) {
+    if (worker->backend && worker->backend != backend)
+        return err_set(e, RC_UNSUPPORTED, "%s cannot share jobs with %s: name devices of one kind", name, worker->name);
+    worker->backend = backend;
+    return RC_OK;
+}
+
+static enum rc open_cpu(const struct opening *o, struct worker *worker, struct err *e) {
+    struct backend_options open = {.threads = o->options->threads, .shares = o->shares};
+    TRY(use_backend(worker, &backend_cpu, "cpu", e));
+    return add_device(worker, &open, "cpu", e);
+}
+
+static enum rc open_cuda(const struct opening *o, int ordinal, struct worker *worker, struct err *e) {
+    struct backend_options open = {.device = ordinal, .memory_limit = o->options->vram_limit};
+    const struct backend *backend;
+    char name[16];
+    snprintf(name, sizeof name, "cuda:%d", ordinal);
+    TRY(backend_cuda_load(o->options->precise ? DTYPE_F32 : DTYPE_BF16, &backend, e));
+    TRY(use_backend(worker, backend, name, e));
+    return add_device(worker, &open, name, e);
+}
+
+static enum rc open_auto(const struct opening *o, struct worker *worker, struct err *e) {
+    enum rc rc = open_cuda(o, 0, worker, e);
+    if (rc != RC_NOT_FOUND && rc != RC_UNSUPPORTED) return rc;
+    worker->backend = NULL;
+    return open_cpu(o, worker, e);
+}
+
+static enum rc open_named(const struct opening *o, const char *name, struct worker *worker, struct err *e) {
+    int ordinal;
+    if (!strcmp(name, "cpu")) return open_cpu(o, worker, e);
+    if (cuda_ordinal(name, &ordinal)) return open_cuda(o, ordinal, worker, e);
+    if (!strcmp(name, "auto") && o->shares == 1) return open_auto(o, worker, e);
+    return err_set(e, RC_UNSUPPORTED, "there is no device \"%s\": say auto, cpu, cuda or cuda:N%s", name,
+                   o->shares > 1 ? "; of several, each by its name" : "");
+}
+
+static int count_items(const char *list) {
+    int count = 1;
+    for (; *list; list++)
+        count += *list == ',';
+    return count;
+}
+
+static enum rc open_list(const struct opening *o, char *list, struct worker *worker, struct err *e) {
+    if (o->shares > WORKER_DEVICES_MAX)
+        return err_set(e, RC_INVALID, "%d devices are named; a worker takes %d", o->shares, WORKER_DEVICES_MAX);
+    for (char *name; (name = strsep(&list, ","));)
+        TRY(open_named(o, name, worker, e));
+    return worker->backend->attach(worker->device, e); /* the last one opened is this thread's otherwise */
 }
 
 enum rc worker_open(const struct worker_options *options, struct worker *worker, struct err *e) {
-    int ordinal;
+    struct opening o = {options, count_items(options->devices)};
+    char *list = xstrdup(options->devices);
     *worker = (struct worker){.ram_limit = options->ram_limit, .scratch = options->scratch};
-    if (!strcmp(options->device, "cpu")) return open_cpu(options, worker, e);
-    if (cuda_ordinal(options->device, &ordinal)) return open_cuda(options, ordinal, worker, e);
-    if (strcmp(options->device, "auto") != 0)
-        return err_set(e, RC_UNSUPPORTED, "there is no device \"%s\": say auto, cpu, cuda or cuda:N", options->device);
-    enum rc rc = open_cuda(options, 0, worker, e);
-    return rc == RC_NOT_FOUND || rc == RC_UNSUPPORTED ? open_cpu(options, worker, e) : rc;
+    enum rc rc = open_list(&o, list, worker, e);
+    free(list);
+    return rc;
 }
 
 void worker_release(struct worker *worker) {
-    if (worker->device) worker->backend->close(worker->device);
+    while (worker->device_count > 0)
+        worker->backend->close(worker->devices[--worker->device_count]);
     worker->device = NULL;
+}
+
+/* Jobs that are not split have the first device, and the others rest. */
+static void split(const struct worker *worker, struct job *job) {
+    job->devices = worker->devices;
+    job->device_count = worker->device_count;
 }
 
 static enum rc run_pipeline(const struct worker *worker, const struct msg_start *start, const struct job_link *link,
@@ -60,6 +123,7 @@ static enum rc run_pipeline(const struct worker *worker, const struct msg_start 
                       .cancelled = cancelled,
                       .state = &state};
     TRY(spec_decode(start->spec, &spec, &job.kind, arena, &problems, e));
+    if (spec_is_split(&spec)) split(worker, &job);
     pipeline_fn pipeline = pipeline_find(job.kind->name);
     if (!pipeline) return err_set(e, RC_UNSUPPORTED, "this worker cannot run jobs of kind \"%s\"", job.kind->name);
     job_state_init(&state, start->rows);

@@ -1,15 +1,18 @@
-/* The worker's device, and one job on it from start message to result. GPU thread only. */
+/* The worker's device, or devices, and one job on them from start message to result. GPU thread only. */
 #ifndef HSAQ_WORKER_EXECUTE_H
 #define HSAQ_WORKER_EXECUTE_H
 
 #include "base/protocol.h"
 #include "worker/pipeline/job.h"
 
+enum { WORKER_DEVICES_MAX = 64, WORKER_NAME_SIZE = 16 * WORKER_DEVICES_MAX };
+
 struct worker_options {
-    const char
-        *device;       /* "cpu", "cuda:0", or "auto": the first GPU where there is one that can be used, else the cpu */
-    int threads;       /* of the cpu; 0: all cores */
-    int64_t ram_limit; /* bytes; 0: none */
+    /* "cpu", "cuda:0", or "auto": the first GPU where there is one that can be used, else the cpu. Or several of one
+     * kind, over which jobs may be split: "cuda:0,cuda:1". "cpu,cpu" halves the cores. */
+    const char *devices;
+    int threads;        /* of the cpu, in all; 0: all cores */
+    int64_t ram_limit;  /* bytes; 0: none */
     int64_t vram_limit; /* bytes; 0: all that the GPU has */
     bool precise;       /* a GPU computes in fp32 like the cpu, not in bf16 */
     const char *scratch;
@@ -17,8 +20,10 @@ struct worker_options {
 
 struct worker {
     const struct backend *backend;
-    struct backend_state *device;
-    char name[16]; /* "cpu", "cuda:0" */
+    struct backend_state *device; /* the first, on which jobs run that are not split */
+    struct backend_state *devices[WORKER_DEVICES_MAX];
+    int device_count;
+    char name[WORKER_NAME_SIZE]; /* "cpu", "cuda:0", "cuda:0,cuda:1" */
     int64_t ram_limit;
     const char *scratch; /* borrowed from the options */
 };

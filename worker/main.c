@@ -24,6 +24,8 @@ static const char usage[] =
     "\n"
     "device options\n"
     "  --device DEVICE    what to compute on: auto, cpu, cuda, cuda:N (auto: a GPU where there is one)\n"
+    "  --devices LIST     several of one kind, such as cuda:0,cuda:1: jobs with \"devices\": \"all\" are split over "
+    "them\n"
     "  --threads N        compute threads of the cpu (all cores)\n"
     "  --ram-limit SIZE   memory for hidden states and Gram matrices; more spills to disk (none)\n"
     "  --vram-limit SIZE  memory to take of the GPU (all of it)\n"
@@ -54,6 +56,7 @@ static const char usage[] =
 enum option_id {
     OPT_FD = 1,
     OPT_DEVICE,
+    OPT_DEVICES,
     OPT_THREADS,
     OPT_RAM_LIMIT,
     OPT_VRAM_LIMIT,
@@ -77,6 +80,7 @@ enum { INPUTS_MAX = 8 };
 static const struct option long_options[] = {
     {"fd", required_argument, NULL, OPT_FD},
     {"device", required_argument, NULL, OPT_DEVICE},
+    {"devices", required_argument, NULL, OPT_DEVICES},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"ram-limit", required_argument, NULL, OPT_RAM_LIMIT},
     {"vram-limit", required_argument, NULL, OPT_VRAM_LIMIT},
@@ -137,7 +141,8 @@ static enum rc parse_bench_option(int id, struct bench_options *b, struct err *e
 static enum rc parse_option(int id, struct arguments *a, struct err *e) {
     switch (id) {
     case OPT_FD: return parse_int(optarg, "fd", 1 << 20, &a->fd, e);
-    case OPT_DEVICE: a->worker.device = optarg; return RC_OK;
+    case OPT_DEVICE:
+    case OPT_DEVICES: a->worker.devices = optarg; return RC_OK;
     case OPT_THREADS: return parse_int(optarg, "threads", 1024, &a->worker.threads, e);
     case OPT_RAM_LIMIT: return size_parse(optarg, &a->worker.ram_limit, e);
     case OPT_PRECISION: return parse_precision(optarg, &a->worker.precise, e);
@@ -156,7 +161,7 @@ static enum rc parse_option(int id, struct arguments *a, struct err *e) {
 
 static enum rc parse_arguments(int argc, char **argv, struct arguments *a, struct err *e) {
     const char *tmp = getenv("TMPDIR");
-    *a = (struct arguments){.worker = {.device = "auto", .scratch = tmp && *tmp ? tmp : "/tmp"}, .fd = -1};
+    *a = (struct arguments){.worker = {.devices = "auto", .scratch = tmp && *tmp ? tmp : "/tmp"}, .fd = -1};
     a->run.inputs = a->inputs;
     for (int id; (id = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
         TRY(parse_option(id, a, e));

@@ -126,16 +126,19 @@ static void log_unusable(const json_t *answer) {
 /* ---- the choice ---- */
 
 static void describe(struct devices *d) {
-    struct strbuf names = STRBUF_INIT, json = STRBUF_INIT;
+    struct strbuf names = STRBUF_INIT, list = STRBUF_INIT, json = STRBUF_INIT;
 
     for (size_t i = 0; i < d->count; i++) {
         strbuf_printf(&names, "%s%s", i ? ", " : "", d->items[i].name);
+        strbuf_printf(&list, "%s%s", i ? "," : "", d->items[i].name);
         strbuf_printf(&json, "%s\"%s\"", i ? "," : "[", d->items[i].name);
     }
-    strbuf_puts(&json, d->count ? "]" : "[]");
+    strbuf_puts(&json, d->count ? ",\"" DEVICES_ALL "\"]" : "[]");
     d->names = arena_strdup(&d->arena, names.data ? names.data : "");
+    d->list = arena_strdup(&d->arena, list.data ? list.data : "");
     d->json = arena_strdup(&d->arena, json.data);
     strbuf_release(&names);
+    strbuf_release(&list);
     strbuf_release(&json);
 }
 
@@ -197,7 +200,7 @@ enum rc devices_find(struct devices *d, const struct devices_search *search, str
     bool cpu = !strcmp(search->wanted, "cpu"), any = !strcmp(search->wanted, "auto");
     struct err found;
 
-    *d = (struct devices){.cpu = {.name = "cpu"}};
+    *d = (struct devices){.cpu = {.name = "cpu"}, .all = {.name = DEVICES_ALL}};
     if (!cpu && use_survey(d, search, &found) != RC_OK) {
         if (!any) return err_set(e, found.rc, "--device %s: %s", search->wanted, found.message);
         log_warn("no GPU is used, as it cannot be found out which there are: %s", found.message);

@@ -15,6 +15,9 @@
 /* A driver that wakes up eight cards may take ten seconds. */
 enum { DEVICES_TIMEOUT_MS = 20000 };
 
+/* What a job that is split over every device asks for, in place of a device's name (base/spec.h). */
+#define DEVICES_ALL "all"
+
 struct device {
     const char *name;     /* "cpu", "cuda:0" */
     const char *hardware; /* for people; NULL: not known before its worker says it */
@@ -25,8 +28,10 @@ struct devices {
     struct device *items; /* for numeric jobs: every GPU wanted, or the cpu */
     size_t count;
     struct device cpu; /* for arithmetic */
+    struct device all; /* where split jobs run */
+    char *list;        /* "cuda:0,cuda:1": for a worker of them all */
     char *names;       /* "cuda:0, cuda:1": for messages */
-    char *json;        /* ["cuda:0","cuda:1"]: for queries */
+    char *json;        /* ["cuda:0","cuda:1","all"]: what a numeric job that is in line may ask for */
     struct arena arena;
 };
 

@@ -35,8 +35,23 @@ static bool add_lane(const struct device_status *lane, const char *job, json_t *
     return true;
 }
 
+static bool is_split(const struct job_record *job) {
+    return job->device && !strcmp(job->device, DEVICES_ALL);
+}
+
 static bool suits(const struct device_status *lane, const struct job_record *job) {
-    return !strcmp(lane->lane, job->lane) && (!job->device || !strcmp(job->device, lane->name));
+    return !strcmp(lane->lane, job->lane) && (!job->device || is_split(job) || !strcmp(job->device, lane->name));
+}
+
+/* A job that is split needs all devices, and the worker that opens them. */
+static void add_every_lane(struct app *app, const struct job_record *job, json_t *reasons) {
+    struct device_status lane;
+
+    if (scheduler_split_lane(app->scheduler, &lane) && add_lane(&lane, job->id, reasons)) return;
+    for (size_t i = 0; i < scheduler_devices(app->scheduler); i++) {
+        scheduler_device(app->scheduler, i, &lane);
+        if (suits(&lane, job)) add_lane(&lane, job->id, reasons);
+    }
 }
 
 /* What holds up one lane does not matter while another could take the job. */
@@ -53,9 +68,10 @@ static void add_lanes(struct app *app, const struct job_record *job, json_t *rea
     json_decref(held_up);
 }
 
-/* A job that asks for a device is in line with those that may take it before. */
+/* A job that asks for a device is in line with those that may take it before; split jobs take every one. */
 static enum rc count_ahead(struct app *app, const struct job_record *job, int64_t *ahead, struct err *e) {
-    char *pin = job->device ? xasprintf("[\"%s\"]", job->device) : NULL;
+    bool pinned = job->device && !is_split(job);
+    char *pin = pinned ? xasprintf("[\"%s\",\"" DEVICES_ALL "\"]", job->device) : NULL;
     enum rc rc = job_position(store_reader(app->store), job, pin ? pin : app->devices.json, ahead, e);
 
     free(pin);
@@ -70,7 +86,10 @@ static enum rc add_queue(struct app *app, const struct job_record *job, json_t *
     if (ahead)
         add(reasons, "queue", NULL,
             json_sprintf("%lld job(s) of higher priority, or submitted earlier, run before it", (long long)ahead));
-    add_lanes(app, job, reasons);
+    if (is_split(job))
+        add_every_lane(app, job, reasons);
+    else
+        add_lanes(app, job, reasons);
     if (!json_array_size(reasons)) add(reasons, "starting", NULL, json_string("it is about to start"));
     return RC_OK;
 }
@@ -87,7 +106,7 @@ static enum rc add_reasons(struct app *app, const struct job_record *job, json_t
     if (job->state == JOB_PAUSED) add(reasons, "paused", NULL, json_string("it is paused: resume it"));
     if (job->state != JOB_QUEUED) return RC_OK;
     if (app->draining) add(reasons, "draining", NULL, json_string("the daemon is stopping: it runs after the restart"));
-    bool missing = job->device && !devices_have(&app->devices, job->device);
+    bool missing = job->device && !is_split(job) && !devices_have(&app->devices, job->device);
     if (missing) add_missing(app, job, reasons);
     if (!missing && !job->blocked) return add_queue(app, job, out, reasons, e);
     return job_needs(store_reader(app->store), job->id, add_dependency, reasons, e);

@@ -51,7 +51,7 @@ static void rest_after_failure(struct lane *lane) {
 static void start_worker(struct lane *lane) {
     const struct config *config = &lane->app->config;
     struct worker_options options = {.path = config->worker,
-                                     .device = lane->device,
+                                     .device = lane->opens,
                                      .ram_limit = config->ram_limit,
                                      .vram_limit = lane->gpu ? config->vram_limit : 0,
                                      .precise = lane->gpu && config->precise,
@@ -364,6 +364,13 @@ void lane_stop(struct lane *lane, enum job_action how, void (*notify)(void *ctx)
     if (first) ask_to_stop(lane);
 }
 
+/* One that is still starting is asked when it has said hello. */
+void lane_vacate(struct lane *lane) {
+    if (!lane->ready) return;
+    uv_timer_stop(&lane->idle);
+    let_worker_leave(lane);
+}
+
 void lane_drain(struct lane *lane) {
     lane->drains = true;
     if (lane->phase != LANE_SETTLING) uv_timer_stop(&lane->retry);
@@ -382,10 +389,20 @@ bool lane_drained(const struct lane *lane) {
 
 /* ---- life ---- */
 
-void lane_init(struct lane *lane, struct app *app, const char *name, const struct device *device) {
+static char *taken_devices(const struct lane_options *o) {
+    if (!o->splits || o->only_splits) return xasprintf("[\"%s\"]", o->device->name);
+    return xasprintf("[\"%s\",\"" DEVICES_ALL "\"]", o->device->name);
+}
+
+void lane_init(struct lane *lane, struct app *app, const struct lane_options *options) {
+    const struct device *device = options->device;
+
     *lane = (struct lane){.app = app,
-                          .name = name,
+                          .name = options->name,
                           .device = device->name,
+                          .opens = options->opens ? options->opens : device->name,
+                          .takes = taken_devices(options),
+                          .takes_any = !options->only_splits,
                           .gpu = strcmp(device->name, "cpu") != 0,
                           .hardware = device->hardware ? xstrdup(device->hardware) : NULL,
                           .memory = device->memory};
@@ -404,4 +421,5 @@ void lane_close(struct lane *lane) {
 void lane_release(struct lane *lane) {
     free(lane->hardware);
     free(lane->last_error);
+    free(lane->takes);
 }

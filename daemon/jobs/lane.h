@@ -33,7 +33,10 @@ struct lane_waiter {
 struct lane {
     struct app *app;
     const char *name;   /* "device" or "cpu", the job table's */
-    const char *device; /* "cpu", "cuda:0" */
+    const char *device; /* "cpu", "cuda:0"; DEVICES_ALL */
+    const char *opens;  /* what its worker is to open: the same, or a list */
+    char *takes;        /* JSON array: the devices that a job may ask for to run here */
+    bool takes_any;     /* and those that ask for none */
     bool gpu;
     bool drains;
 
@@ -59,8 +62,14 @@ struct lane {
     uv_timer_t kill, retry, idle; /* kill: the worker did not stop; retry: backoff; idle: the worker leaves */
 };
 
-/* `device` as it is known before its worker says what it is. */
-void lane_init(struct lane *lane, struct app *app, const char *name, const struct device *device);
+struct lane_options {
+    const char *name;
+    const struct device *device; /* as it is known before its worker says what it is */
+    const char *opens;           /* NULL: that device */
+    bool splits;                 /* it runs jobs that are split over all devices, */
+    bool only_splits;            /* and no others */
+};
+void lane_init(struct lane *lane, struct app *app, const struct lane_options *options);
 void lane_close(struct lane *lane);   /* when idle and without a worker; the loop must run once more */
 void lane_release(struct lane *lane); /* after that */
 
@@ -74,10 +83,12 @@ enum lane_readiness lane_readiness(const struct lane *lane);
 void lane_offer(struct lane *lane, const char *job);
 void lane_rest(struct lane *lane);                              /* there is none for it: its worker leaves some day */
 void lane_queue_failed(struct lane *lane, const struct err *e); /* nobody knows whether there is one */
+/* Its worker leaves now, if it has one and no job: others need the devices. */
+void lane_vacate(struct lane *lane);
 /* The lane's job shall leave it; `waiter` is called when it has (by then the job may also have ended otherwise). */
 void lane_stop(struct lane *lane, enum job_action how, void (*notify)(void *ctx), void *ctx);
 /* No job is taken any more; the running one is queued again; the worker leaves. */
 void lane_drain(struct lane *lane);
-bool lane_drained(const struct lane *lane);
+bool lane_drained(const struct lane *lane); /* no job, no worker */
 
 #endif

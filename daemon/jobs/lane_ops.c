@@ -31,8 +31,10 @@ static enum rc drop_rows_of_other_arithmetic(struct db *db, const struct claim *
 static enum rc check_pin(struct db *db, const struct claim *claim, struct err *e) {
     int64_t elsewhere;
 
-    TRY(db_query_int(db, &elsewhere, e, "SELECT count(*) FROM job WHERE id = ? AND device <> ?", "tt", claim->job,
-                     claim->lane->device));
+    TRY(db_query_int(db, &elsewhere, e,
+                     "SELECT count(*) FROM job WHERE id = ?1 AND CASE WHEN device IS NULL THEN NOT ?3 ELSE device NOT "
+                     "IN (SELECT value FROM json_each(?2)) END",
+                     "tti", claim->job, claim->lane->takes, (int64_t)claim->lane->takes_any));
     return elsewhere ? err_set(e, RC_CONFLICT, "job %s asks for another device", claim->job) : RC_OK;
 }
 

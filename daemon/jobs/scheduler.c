@@ -13,8 +13,9 @@ enum { RETRY_MS = 1000 };
 
 struct scheduler {
     struct app *app;
-    struct lane *lanes; /* one per device, then the one for arithmetic */
-    size_t count;
+    struct lane *lanes;    /* one per device, then the one for arithmetic, then that of split jobs, if there is one */
+    size_t count, singles; /* of them all, of single devices */
+    struct lane *split;    /* NULL: there is one device, whose lane runs them as they are */
     bool recovering, recovered;
     uv_timer_t retry; /* of the recovery that the disk refused */
     void (*drained)(struct app *app);
@@ -79,10 +80,19 @@ static void recover(struct scheduler *s) {
 }
 
 static void open_lanes(struct scheduler *s, const struct devices *devices) {
-    s->lanes = xcalloc(devices->count + 1, sizeof *s->lanes);
+    struct lane_options all = {
+        .name = "device", .device = &devices->all, .opens = devices->list, .splits = true, .only_splits = true};
+    bool several = devices->count > 1;
+
+    s->lanes = xcalloc(devices->count + 2, sizeof *s->lanes);
+    s->singles = devices->count;
     for (size_t i = 0; i < devices->count; i++)
-        lane_init(&s->lanes[s->count++], s->app, "device", &devices->items[i]);
-    lane_init(&s->lanes[s->count++], s->app, "cpu", &devices->cpu);
+        lane_init(&s->lanes[s->count++], s->app,
+                  &(struct lane_options){.name = "device", .device = &devices->items[i], .splits = !several});
+    lane_init(&s->lanes[s->count++], s->app, &(struct lane_options){.name = "cpu", .device = &devices->cpu});
+    if (!several) return;
+    s->split = &s->lanes[s->count++];
+    lane_init(s->split, s->app, &all);
 }
 
 enum rc scheduler_new(struct app *app, struct scheduler **out, struct err *e) {
@@ -130,14 +140,21 @@ static struct strbuf jobs_in_lanes(const struct scheduler *s) {
     return taken;
 }
 
-static enum rc find_job(struct scheduler *s, const struct lane *lane, const struct strbuf *taken, char id[ID_SIZE],
-                        struct err *e) {
+static enum rc find_first(struct scheduler *s, struct job_query query, const struct strbuf *taken, char id[ID_SIZE],
+                          struct err *e) {
     char *array = xasprintf("%s]", taken->data);
-    struct job_query query = {.lane = lane->name, .device = lane->device, .taken = array};
-    enum rc rc = job_next(store_reader(s->app->store), &query, id, e);
 
+    query.taken = array;
+    enum rc rc = job_next(store_reader(s->app->store), &query, id, e);
     free(array);
     return rc;
+}
+
+static enum rc find_job(struct scheduler *s, const struct lane *lane, const struct strbuf *taken, char id[ID_SIZE],
+                        struct err *e) {
+    struct job_query query = {.lane = lane->name, .devices = lane->takes, .any = lane->takes_any};
+
+    return find_first(s, query, taken, id, e);
 }
 
 static void find_work(struct scheduler *s, struct lane *lane, struct strbuf *taken) {
@@ -154,13 +171,67 @@ static void find_work(struct scheduler *s, struct lane *lane, struct strbuf *tak
     }
 }
 
+/* ---- turns ---- */
+
+/* Whose the devices are: the split job's, or the single lanes'. */
+enum turn { TURN_SINGLE, TURN_SPLIT, TURN_NOBODY };
+
+/* By the first job in line for any device; while there is none, whoever has a worker keeps it. */
+static enum rc first_is_split(struct scheduler *s, const struct strbuf *taken, bool *split, struct err *e) {
+    struct job_query any = {.lane = s->split->name, .devices = s->app->devices.json, .any = true};
+    char first[ID_SIZE], first_split[ID_SIZE];
+
+    TRY(find_first(s, any, taken, first, e));
+    TRY(find_job(s, s->split, taken, first_split, e));
+    *split = first[0] ? !strcmp(first, first_split) : s->split->worker != NULL;
+    return RC_OK;
+}
+
+/* A lane whose worker fails to start leaves the devices to the others until it is tried again. */
+static enum turn whose_turn(struct scheduler *s, const struct strbuf *taken) {
+    struct err e;
+    bool split;
+
+    if (!s->split) return TURN_SINGLE;
+    if (s->split->job[0]) return TURN_SPLIT;
+    if (lane_readiness(s->split) == LANE_TAKEN) return TURN_SINGLE;
+    if (first_is_split(s, taken, &split, &e) == RC_OK) return split ? TURN_SPLIT : TURN_SINGLE;
+    lane_queue_failed(s->split, &e);
+    return TURN_NOBODY;
+}
+
+/* Whether the other side has no job and no worker, which would hold memory of the devices; such as have no job are
+ * asked to leave. */
+static bool devices_are_free(struct scheduler *s, enum turn turn) {
+    bool all = true;
+
+    for (size_t i = 0; i < s->count; i++) {
+        struct lane *lane = &s->lanes[i];
+        bool other = turn == TURN_SPLIT ? i < s->singles : lane == s->split;
+        if (!other || lane_drained(lane)) continue;
+        lane_vacate(lane);
+        all = false;
+    }
+    return all;
+}
+
+static bool may_start(const struct scheduler *s, const struct lane *lane, enum turn turn, bool devices_free) {
+    bool numeric = lane == s->split || lane < s->lanes + s->singles;
+
+    return !numeric || (devices_free && turn == (lane == s->split ? TURN_SPLIT : TURN_SINGLE));
+}
+
 /* The soonest lanes first, so that a worker is started only for a job that is left over. */
 static void find_all_work(struct scheduler *s) {
     struct strbuf taken = jobs_in_lanes(s);
+    enum turn turn = whose_turn(s, &taken);
+    bool devices_free = turn != TURN_NOBODY && devices_are_free(s, turn);
 
     for (int readiness = LANE_READY; readiness > LANE_TAKEN; readiness--)
         for (size_t i = 0; i < s->count; i++)
-            if (lane_readiness(&s->lanes[i]) == (enum lane_readiness)readiness) find_work(s, &s->lanes[i], &taken);
+            if (lane_readiness(&s->lanes[i]) == (enum lane_readiness)readiness &&
+                may_start(s, &s->lanes[i], turn, devices_free))
+                find_work(s, &s->lanes[i], &taken);
     strbuf_release(&taken);
 }
 
@@ -201,7 +272,7 @@ void scheduler_free(struct scheduler *s) {
 /* ---- what it shows ---- */
 
 size_t scheduler_devices(const struct scheduler *s) {
-    return s->count;
+    return s->count - (s->split != NULL);
 }
 
 static const char *worker_state(const struct lane *lane) {
@@ -215,17 +286,31 @@ static const char *lane_state(const struct lane *lane) {
     return lane->failures && !lane->ready ? "down" : "idle";
 }
 
-void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out) {
-    const struct lane *lane = &s->lanes[index];
+/* The lane that has a device now: its own, or that of split jobs. */
+static const struct lane *holder(const struct scheduler *s, size_t index) {
+    bool split = s->split && index < s->singles && (s->split->job[0] || s->split->worker);
 
+    return split ? s->split : &s->lanes[index];
+}
+
+static void describe(const struct lane *lane, const struct lane *now, struct device_status *out) {
     *out = (struct device_status){.name = lane->device,
                                   .lane = lane->name,
-                                  .state = lane_state(lane),
-                                  .worker = worker_state(lane),
+                                  .state = lane_state(now),
+                                  .worker = worker_state(now),
                                   .hardware = lane->hardware,
                                   .memory = lane->memory,
-                                  .pid = lane->worker ? worker_pid(lane->worker) : 0,
-                                  .job = lane->job[0] ? lane->job : NULL,
+                                  .pid = now->worker ? worker_pid(now->worker) : 0,
+                                  .job = now->job[0] ? now->job : NULL,
                                   .workers_lost = lane->lost,
-                                  .last_error = lane->last_error};
+                                  .last_error = now->last_error};
+}
+
+void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out) {
+    describe(&s->lanes[index], holder(s, index), out);
+}
+
+bool scheduler_split_lane(const struct scheduler *s, struct device_status *out) {
+    if (s->split) describe(s->split, s->split, out);
+    return s->split != NULL;
 }

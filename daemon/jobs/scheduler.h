@@ -3,7 +3,11 @@
  * A lane runs one job at a time on a worker of its own: one lane per device for numeric kinds, one `cpu` lane for pure
  * arithmetic. The database is the queue (highest priority first, then oldest id, of those whose dependencies have
  * succeeded); the scheduler keeps in memory only what runs. A job runs in whichever lane can first take it, of its
- * device if it asks for one; a worker is started only for a job that no worker there can take. Loop thread only. */
+ * device if it asks for one; a worker is started only for a job that no worker there can take.
+ *
+ * Where there are several devices, jobs that are split over them have a lane of their own, whose worker opens them all.
+ * It and the lanes of the single devices take turns: when the first job in line is a split one, no other starts until
+ * it has ended, and it starts when those that run have. Loop thread only. */
 #ifndef HSAQ_DAEMON_JOBS_SCHEDULER_H
 #define HSAQ_DAEMON_JOBS_SCHEDULER_H
 
@@ -44,6 +48,9 @@ struct device_status {
     const char *last_error; /* of the worker, or NULL */
 };
 size_t scheduler_devices(const struct scheduler *s);
+/* A device that a split job has, or its worker, shows those. */
 void scheduler_device(const struct scheduler *s, size_t index, struct device_status *out);
+/* The lane of split jobs itself; false: there is none. */
+bool scheduler_split_lane(const struct scheduler *s, struct device_status *out);
 
 #endif

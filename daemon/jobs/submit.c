@@ -111,6 +111,12 @@ static enum rc check_dataset(struct db *db, struct request *r, struct dataset *d
     return RC_OK;
 }
 
+/* What the job asks for; NULL: any device. */
+static const char *wanted_device(const struct request *r) {
+    if (r->kind->lane == LANE_CPU) return NULL;
+    return spec_is_split(&r->spec) ? DEVICES_ALL : devices_pin(r->spec.common.device);
+}
+
 static enum rc insert(struct db *db, struct request *r, const struct dataset *dataset, struct err *e) {
     const struct spec_common *common = &r->spec.common;
     struct job_insert insert = {
@@ -119,7 +125,7 @@ static enum rc insert(struct db *db, struct request *r, const struct dataset *da
                 .spec = r->text,
                 .owner = "local",
                 .lane = r->kind->lane == LANE_CPU ? "cpu" : "device",
-                .device = r->kind->lane == LANE_CPU ? NULL : devices_pin(common->device),
+                .device = wanted_device(r),
                 .model = spec_model(r->kind, &r->spec),
                 .dataset = dataset->name[0] ? dataset->name : NULL,
                 .dataset_sha256 = dataset->name[0] ? dataset->sha256 : NULL,

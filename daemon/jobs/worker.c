@@ -260,7 +260,8 @@ static void add_limit(struct arguments *a, const char *option, char text[32], in
 }
 
 static void fill_arguments(struct arguments *a, const struct worker_options *o) {
-    const char *const fixed[] = {o->path, "serve", "--fd", "3", "--device", o->device, "--scratch", o->scratch, NULL};
+    const char *option = strchr(o->device, ',') ? "--devices" : "--device";
+    const char *const fixed[] = {o->path, "serve", "--fd", "3", option, o->device, "--scratch", o->scratch, NULL};
 
     *a = (struct arguments){0};
     for (size_t i = 0; fixed[i]; i++)

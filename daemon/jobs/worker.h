@@ -34,7 +34,7 @@ struct worker_events {
 
 struct worker_options {
     const char *path;    /* of the program */
-    const char *device;  /* "cpu", "cuda:0" */
+    const char *device;  /* "cpu", "cuda:0"; of several "cuda:0,cuda:1" */
     int64_t ram_limit;   /* bytes; 0: none */
     int64_t vram_limit;  /* the same; for a GPU */
     bool precise;        /* a GPU in fp32 */

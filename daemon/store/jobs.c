@@ -110,9 +110,10 @@ enum rc job_next(struct db *db, const struct job_query *q, char id[ID_SIZE], str
     sqlite3_stmt *stmt;
 
     TRY(db_query(db, &stmt, e,
-                 "SELECT id FROM job WHERE state = 'queued' AND blocked = 0 AND lane = ? AND (device IS NULL OR device "
-                 "= ?) AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY priority DESC, id LIMIT 1",
-                 "ttt", q->lane, q->device, q->taken));
+                 "SELECT id FROM job WHERE state = 'queued' AND blocked = 0 AND lane = ? AND CASE WHEN device IS NULL "
+                 "THEN ? ELSE device IN (SELECT value FROM json_each(?)) END AND id NOT IN (SELECT value FROM "
+                 "json_each(?)) ORDER BY priority DESC, id LIMIT 1",
+                 "titt", q->lane, (int64_t)q->any, q->devices, q->taken));
     return query_id(db, stmt, id, e);
 }
 

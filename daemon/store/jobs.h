@@ -45,7 +45,9 @@ enum rc job_counts(struct db *db, int64_t counts[JOB_STATES], struct err *e);
 /* The id of the next job that a lane can run, none of `taken` (a JSON array of ids): the highest priority, then the
  * oldest. "" when there is none. */
 struct job_query {
-    const char *lane, *device, *taken;
+    const char *lane, *taken;
+    const char *devices; /* a JSON array: what the job may ask for */
+    bool any;            /* or it asks for none */
 };
 enum rc job_next(struct db *db, const struct job_query *q, char id[ID_SIZE], struct err *e);
 /* How many jobs that could run now would run before it, on any of `devices` (a JSON array of names). */

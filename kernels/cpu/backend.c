@@ -79,6 +79,7 @@ static enum rc cpu_open(const struct backend_options *options, struct backend_st
     struct backend_state *state = calloc(1, sizeof *state);
     if (state == NULL) return err_set(e, RC_NO_MEMORY, "no memory to open the cpu backend");
     state->threads = options->threads > 0 ? options->threads : default_threads();
+    if (options->shares > 1) state->threads = state->threads > options->shares ? state->threads / options->shares : 1;
 #ifndef _OPENMP
     state->threads = 1;
 #endif
@@ -86,6 +87,11 @@ static enum rc cpu_open(const struct backend_options *options, struct backend_st
     openblas_set_num_threads(1);
     describe_hardware(state->threads, state->hardware, sizeof state->hardware);
     *out = state;
+    return RC_OK;
+}
+
+static enum rc cpu_attach(struct backend_state *state, struct err *e) {
+    (void)state, (void)e;
     return RC_OK;
 }
 
@@ -123,6 +129,7 @@ const struct backend backend_cpu = {
     .count = cpu_count,
     .describe = cpu_describe,
     .open = cpu_open,
+    .attach = cpu_attach,
     .close = cpu_close,
     .hardware = cpu_hardware,
     .memory = cpu_memory,
@@ -148,6 +155,7 @@ const struct backend backend_cpu = {
     .score = cpu_score,
     .gram = cpu_gram,
     .gram_finish = cpu_gram_finish,
+    .combine = cpu_combine,
     .quantize = cpu_quantize,
     .dequantize = cpu_dequantize,
     .error = cpu_error,

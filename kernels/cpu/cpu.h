@@ -51,6 +51,7 @@ enum rc cpu_silu_mul(struct backend_state *state, const struct silu_mul_args *a,
 enum rc cpu_score(struct backend_state *state, const struct score_args *a, struct err *e);
 enum rc cpu_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
 enum rc cpu_gram_finish(struct backend_state *state, struct mat h, struct err *e);
+enum rc cpu_combine(const struct combine_args *a, struct err *e);
 enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);

@@ -75,9 +75,16 @@ static enum rc set_up(struct backend_state *state, const struct backend_options 
     return RC_OK;
 }
 
+enum rc cuda_attach(struct backend_state *state, struct err *e) {
+    CUDA_TRY(cudaSetDevice(state->device));
+    return RC_OK;
+}
+
 static void cuda_close(struct backend_state *state) {
     if (state == NULL) return;
+    cudaSetDevice(state->device);
     cuda_load_end(state);
+    cuda_collective_close(state);
     cuda_gemm_forget(state);
     cuda_cudnn_close(state);
     if (state->blas) cublasDestroy(state->blas);
@@ -134,13 +141,14 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
 
 /* What does not depend on the precision. */
 #define OPERATIONS(open_)                                                                                              \
-    .count = cuda_count, .describe = cuda_describe, .open = open_, .close = cuda_close, .hardware = cuda_hardware,     \
-    .memory = cuda_memory, .memory_peak = cuda_memory_peak, .room = cuda_room, .alloc = cuda_alloc, .free = cuda_free, \
-    .clear = cuda_clear, .host_alloc = cuda_host_alloc, .host_free = cuda_host_free, .upload = cuda_upload,            \
-    .load = cuda_load, .loaded = cuda_loaded, .download = cuda_download, .offload = cuda_offload,                      \
-    .keep_pace = cuda_keep_pace, .embed = cuda_embed, .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope,   \
-    .attention = cuda_attention, .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram,                    \
-    .gram_finish = cuda_gram_finish, .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
+    .count = cuda_count, .describe = cuda_describe, .open = open_, .attach = cuda_attach, .close = cuda_close,         \
+    .hardware = cuda_hardware, .memory = cuda_memory, .memory_peak = cuda_memory_peak, .room = cuda_room,              \
+    .alloc = cuda_alloc, .free = cuda_free, .clear = cuda_clear, .host_alloc = cuda_host_alloc,                        \
+    .host_free = cuda_host_free, .upload = cuda_upload, .load = cuda_load, .loaded = cuda_loaded,                      \
+    .download = cuda_download, .offload = cuda_offload, .keep_pace = cuda_keep_pace, .embed = cuda_embed,              \
+    .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention,                        \
+    .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram, .gram_finish = cuda_gram_finish,                \
+    .combine = cuda_combine, .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
 
 extern "C" {
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */

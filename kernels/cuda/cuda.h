@@ -30,6 +30,7 @@ static const size_t cuda_blas_workspace_bytes = 64 << 20;
 struct gemm_plans;
 struct loader;
 struct cudnn;
+struct collective;
 
 struct backend_state {
     int device;
@@ -44,6 +45,7 @@ struct backend_state {
     struct gemm_plans *gemm_plans;    /* gemm_bf16.cu */
     struct loader *loader;            /* load.cu; NULL before the first load */
     struct cudnn *cudnn;              /* attention_cudnn.cu; NULL before the first attention */
+    struct collective *collective;    /* combine.cu; NULL before the first sum over devices */
     struct buffer scratch, converted; /* device memory, counts against the limit */
     struct buffer staging;            /* pinned host memory */
     cudaEvent_t paces[2];             /* the last two calls of keep_pace */
@@ -67,6 +69,9 @@ enum rc cublas_failure(cublasStatus_t status, const char *call, struct err *e);
     } while (0)
 /* After a launch: what the launch itself refused. What a kernel did wrong shows at the next wait. */
 #define LAUNCHED() CUDA_TRY(cudaGetLastError())
+
+/* backend.cu */
+enum rc cuda_attach(struct backend_state *state, struct err *e);
 
 /* memory.cu */
 enum rc cuda_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e);
@@ -113,6 +118,8 @@ enum rc cuda_silu_mul(struct backend_state *state, const struct silu_mul_args *a
 enum rc cuda_score(struct backend_state *state, const struct score_args *a, struct err *e);
 enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
 enum rc cuda_gram_finish(struct backend_state *state, struct mat h, struct err *e);
+enum rc cuda_combine(const struct combine_args *a, struct err *e);
+void cuda_collective_close(struct backend_state *state);
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);

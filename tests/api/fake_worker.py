@@ -131,6 +131,7 @@ def main():
     parser.add_argument("command")
     parser.add_argument("--fd", type=int)
     parser.add_argument("--device")
+    parser.add_argument("--devices")
     parser.add_argument("--scratch")
     parser.add_argument("--ram-limit")
     parser.add_argument("--vram-limit")
@@ -138,9 +139,10 @@ def main():
     if arguments.command == "devices":
         print_devices()
         return
-    if arguments.device == os.environ.get("FAKE_BROKEN"):
+    device = arguments.devices or arguments.device
+    if device == os.environ.get("FAKE_BROKEN"):
         sys.exit("this device is broken")
-    Worker(arguments.fd).serve(arguments.device, arguments.vram_limit)
+    Worker(arguments.fd).serve(device, arguments.vram_limit)
 
 
 if __name__ == "__main__":

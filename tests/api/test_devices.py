@@ -172,6 +172,98 @@ def test_priority_holds_across_lanes(two):
     assert {ended[high]["device"], ended[middle]["device"]} == set(CARDS)
 
 
+# ---- jobs that are split over all devices ----
+
+
+def started(daemon, id_):
+    return daemon.job(id_)["started_at"]
+
+
+def test_a_split_job_has_every_device(two):
+    split = two.submit(LONG, devices="all")["id"]
+    assert running_on(two, split) == ["all"]
+    shown = two.devices()
+    assert {(d["state"], d["job"]) for d in shown.values()} == {("busy", split)} and list(shown) == CARDS
+    assert len({d["pid"] for d in shown.values()}) == 1
+    other = two.submit(LONG)["id"]
+    assert reasons(two, other)["busy"]["job"] == split
+    time.sleep(0.5)
+    assert two.job(other)["state"] == "queued"
+    two.act(split, "cancel")
+    assert running_on(two, other)[0] in CARDS
+    pids = {d["pid"] for d in two.devices().values()} - {None}
+    assert len(pids) == 1 and not pids & {d["pid"] for d in shown.values()}  # the worker of both devices has left
+
+
+def test_a_split_job_waits_for_what_runs_and_others_wait_for_it(two):
+    alone = two.submit(LONG)["id"]
+    running_on(two, alone)
+    split, later = two.submit("rows=1", devices="all")["id"], two.submit("rows=1")["id"]
+    time.sleep(0.5)
+    assert {two.job(id_)["state"] for id_ in (split, later)} == {"queued"}
+    assert reasons(two, split)["busy"]["job"] == alone
+    assert set(reasons(two, later)) == {"queue"}
+    sooner = two.submit("rows=1", priority=5)["id"]
+    assert two.wait_for(sooner, "succeeded")["device"] in CARDS
+    two.act(alone, "cancel")
+    assert two.wait_for(split, "succeeded")["device"] == "all"
+    assert two.wait_for(later, "succeeded")["device"] in CARDS
+    assert started(two, sooner) < started(two, split) < started(two, later)
+
+
+def test_split_jobs_follow_each_other_on_one_worker(two):
+    jobs = [two.submit("rows=2", devices="all")["id"] for _ in range(5)]
+    assert {two.wait_for(id_, "succeeded")["device"] for id_ in jobs} == {"all"}
+    assert {d["workers_lost"] for d in two.devices().values()} == {0}
+
+
+def test_split_and_other_jobs_take_turns(two):
+    jobs = [two.submit("rows=2 slow=20", **({"devices": "all"} if i % 3 == 0 else {}))["id"] for i in range(12)]
+    ended = [two.wait_for(id_, "succeeded") for id_ in jobs]
+    assert [j["device"] == "all" for j in ended] == [i % 3 == 0 for i in range(12)]
+    assert {j["attempt"] for j in ended} == {1}
+    for split in ended[::3]:
+        for job in ended:
+            assert job is split or job["finished_at"] <= split["started_at"] or split["finished_at"] <= job["started_at"]
+
+
+def test_a_lost_worker_of_all_devices_is_replaced(two):
+    job = two.submit("rows=3 crash=1", devices="all", wait=15)
+    assert (job["state"], job["attempt"], job["device"]) == ("succeeded", 2, "all")
+
+
+def test_on_one_device_a_split_job_is_an_ordinary_one(two):
+    blocker = two.submit(LONG)["id"]
+    running_on(two, blocker)
+    split = two.submit("rows=1", devices="all")["id"]
+    two.act(blocker, "cancel")
+    two.wait_for(split, "succeeded")
+    blocker = two.submit(LONG)["id"]
+    running_on(two, blocker)
+    waiting = two.submit("rows=1", devices="all")["id"]
+    two.stop()
+    two.options = ("--device", "cuda:0")
+    two.start()
+    two.act(blocker, "cancel")
+    assert two.wait_for(waiting, "succeeded")["device"] == "cuda:0"
+
+
+def test_a_waiting_split_job_can_be_given_one_device(two):
+    blocker = two.submit(LONG, device="cuda:0")["id"]
+    running_on(two, blocker)
+    split = two.submit("rows=1", devices="all")["id"]
+    assert two.ask("PATCH", f"/v1/jobs/{split}", {"device": "cuda:1"}).status == 200
+    assert two.wait_for(split, "succeeded")["device"] == "cuda:1"
+
+
+def test_devices_exclude_a_device(two):
+    two.submit(wait=10)
+    spec = {"kind": "eval", "model": "org/m", "dataset": "d", "devices": "all"}
+    for more in ({"device": "cuda:0"}, {"device": "auto"}, {"devices": "some"}):
+        answer = two.ask("POST", "/v1/jobs", {**spec, **more})
+        assert answer.status == 422 and [e["pointer"] for e in answer.json["errors"]] == ["/devices"], answer.body
+
+
 def test_many_jobs_each_run_once(two):
     jobs = [two.submit("rows=2 slow=20")["id"] for _ in range(40)]
     ended = [two.wait_for(id_, "succeeded") for id_ in jobs]
@@ -231,6 +323,15 @@ def test_a_broken_card_holds_up_only_those_who_insist_on_it(make_daemon):
     assert 'hsaqd_device_down{device="cuda:0",lane="device"} 1' in daemon.ask("GET", "/metrics").body.decode()
     assert [daemon.submit("rows=1", wait=10)["state"] for _ in range(3)] == ["succeeded"] * 3
     daemon.act(id_, "cancel")
+
+
+def test_devices_that_do_not_open_together_hold_up_split_jobs_alone(make_daemon):
+    daemon = make_daemon(cards=2, environment={"FAKE_BROKEN": "cuda:0,cuda:1"})
+    split = daemon.submit("rows=1", devices="all")["id"]
+    why = daemon.until(lambda: reasons(daemon, split).get("worker_failing"))
+    assert "started again soon" in why["detail"]
+    assert [daemon.submit("rows=1", wait=10)["state"] for _ in range(3)] == ["succeeded"] * 3
+    daemon.act(split, "cancel")
 
 
 def test_workers_leave_one_by_one(make_daemon):

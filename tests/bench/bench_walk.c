@@ -251,7 +251,7 @@ int main(int argc, char **argv) {
     blas_insist_on_fast_core(argv);
     char dir[] = "/tmp/hsaq-bench-XXXXXX";
     struct worker worker = {0};
-    struct worker_options options = {.device = "cpu", .scratch = "/tmp"};
+    struct worker_options options = {.devices = "cpu", .scratch = "/tmp"};
     struct rounds rounds;
     struct err e = {0};
     if (!mkdtemp(dir)) give_up("cannot make a temporary folder");

@@ -4,6 +4,7 @@
 
 #include "tests/unit/cmocka_main.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "worker/execute.h"
@@ -11,21 +12,33 @@
 #define FIXTURE "tests/fixture/"
 
 struct run {
-    json_t *rows;   /* as msg_start takes them */
-    json_t *result; /* NULL after an error */
-    json_t *cache;  /* {key: data}: what lookups find, and rows leave */
-    int64_t progress;
+    json_t *rows;                  /* as msg_start takes them */
+    json_t *result;                /* NULL after an error */
+    json_t *cache;                 /* {key: data}: what lookups find, and rows leave */
+    int64_t progress;              /* messages */
+    char phase[32];                /* of the last one, */
+    int64_t done, total;           /* and what it says */
+    bool went_back;                /* within a phase */
     int64_t stop_after;            /* rows after which the daemon is lost; 0: never */
     const struct backend *backend; /* in place of the worker's own; NULL: that one */
     int64_t ram_limit;             /* 0: none */
     const char *scratch;           /* NULL: /tmp */
+    const char *devices;           /* NULL: cpu */
     atomic_bool cancelled;
     struct err err;
 };
 
+static void run_note_progress(struct run *r, const struct msg_progress *p) {
+    if (!strcmp(r->phase, p->phase) && p->done < r->done) r->went_back = true;
+    snprintf(r->phase, sizeof r->phase, "%s", p->phase);
+    r->done = p->done;
+    r->total = p->total;
+    r->progress++;
+}
+
 static enum rc run_send(void *ctx, const struct message *m, struct err *e) {
     struct run *r = ctx;
-    r->progress += m->type == MSG_PROGRESS;
+    if (m->type == MSG_PROGRESS) run_note_progress(r, &m->progress);
     if (m->type != MSG_ROW) return RC_OK;
     if (r->stop_after && (int64_t)json_array_size(r->rows) == r->stop_after) return err_set(e, RC_UNAVAILABLE, "lost");
     json_array_append_new(r->rows, json_pack("{ss sI sO}", "phase", m->row.phase, "index", (json_int_t)m->row.index,
@@ -65,8 +78,10 @@ static inline enum rc run_job(struct run *r, const char *model_path, const char 
     for (char *c = text; *c; c++)
         if (*c == '\'') *c = '"';
     struct worker worker = {0};
-    struct worker_options options = {
-        .device = "cpu", .threads = 1, .ram_limit = r->ram_limit, .scratch = r->scratch ? r->scratch : "/tmp"};
+    struct worker_options options = {.devices = r->devices ? r->devices : "cpu",
+                                     .threads = 1,
+                                     .ram_limit = r->ram_limit,
+                                     .scratch = r->scratch ? r->scratch : "/tmp"};
     assert_int_equal(worker_open(&options, &worker, &r->err), RC_OK);
     if (r->backend) worker.backend = r->backend;
     struct msg_start start = {.job = "test",

@@ -61,7 +61,7 @@ static void sliding_windows_see_less(void **state) {
 
 static enum rc run(const struct bench_options *options, FILE *out) {
     struct worker worker = {0};
-    struct worker_options cpu = {.device = "cpu", .threads = 1, .scratch = "/tmp"};
+    struct worker_options cpu = {.devices = "cpu", .threads = 1, .scratch = "/tmp"};
     assert_int_equal(worker_open(&cpu, &worker, &err), RC_OK);
     enum rc rc = bench_run(&worker, options, out, &err);
     worker_release(&worker);

@@ -80,7 +80,8 @@ static void what_is_known_of_them_is_kept(void **state) {
     assert_string_equal(f.devices.items[1].hardware, "another");
     assert_int_equal(f.devices.items[1].memory, 3);
     assert_string_equal(f.devices.cpu.hardware, "a cpu");
-    assert_string_equal(f.devices.json, "[\"cuda:0\",\"cuda:2\"]");
+    assert_string_equal(f.devices.json, "[\"cuda:0\",\"cuda:2\",\"all\"]");
+    assert_string_equal(f.devices.list, "cuda:0,cuda:2");
     assert_true(devices_have(&f.devices, "cuda:2") && !devices_have(&f.devices, "cuda:1"));
     assert_false(devices_have(&f.devices, "cuda:") || devices_have(&f.devices, "cpu"));
     end(&f);
@@ -130,6 +131,7 @@ static void jobs_ask_for_what_there_is(void **state) {
     assert_int_equal(devices_check(d, LANE_DEVICE, "cuda:2", &f.err), RC_OK);
     assert_int_equal(devices_check(d, LANE_CPU, "cpu", &f.err), RC_OK);
     assert_int_equal(devices_check(d, LANE_CPU, "cuda:0", &f.err), RC_INVALID);
+    assert_int_equal(devices_check(d, LANE_DEVICE, DEVICES_ALL, &f.err), RC_INVALID); /* a spec's "devices" says it */
     assert_int_equal(devices_check(d, LANE_DEVICE, "cpu", &f.err), RC_INVALID);
     assert_non_null(strstr(f.err.message, "there is cuda:0, cuda:2"));
     assert_string_equal(f.err.pointer, "/device");

@@ -14,7 +14,6 @@ static const int bit_widths[] = {2, 3, 4, 8};
 enum { WIDTHS = sizeof bit_widths / sizeof *bit_widths, GROUP = 64, LINEARS = 2 * 7 };
 
 struct comparison {
-    const struct job *job;
     double ours[WIDTHS], library[WIDTHS]; /* Σ of drifts */
     double worst[WIDTHS];                 /* ratio of one Linear */
 };
@@ -51,13 +50,13 @@ static enum rc our_energy(const struct job *job, struct mat w, struct mat h, int
     return RC_OK;
 }
 
-static enum rc compare(void *ctx, int64_t index, struct mat w, struct mat h, struct err *e) {
-    (void)index;
+static enum rc compare(void *ctx, const struct job *job, const struct gram_linear *linear, struct err *e) {
     struct comparison *c = ctx;
+    struct mat w = linear->w, h = linear->h;
     enum rc rc = RC_OK;
     double whole = energy(w, NULL, h), ours = 0, *library = calloc((size_t)(w.rows * w.cols), sizeof *library);
     for (int i = 0; rc == RC_OK && i < WIDTHS; i++) {
-        rc = our_energy(c->job, w, h, bit_widths[i], &ours, e);
+        rc = our_energy(job, w, h, bit_widths[i], &ours, e);
         ref_hqq(w.data, w.rows, w.cols, GROUP, bit_widths[i], library);
         double theirs = energy(w, library, h);
         c->ours[i] += ours / whole;
@@ -76,7 +75,7 @@ static void drift_is_at_or_below_the_librarys(void **state) {
     bare_open(&b);
     struct windows windows;
     bare_must(&b, windows_first(&b.source.tokens, 128, 4, &windows, &b.err));
-    struct comparison c = {.job = &b.job};
+    struct comparison c = {0};
     bool wanted[6 * 7 + 1] = {0}; /* and the head */
     for (int i = 0; i < LINEARS; i++)
         wanted[i] = true;

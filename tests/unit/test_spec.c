@@ -175,6 +175,10 @@ static void every_fault_has_its_pointer(void **state) {
          "/rules/0/pin/bits"},
         {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"tie\":[\"q_proj\"]}]}", "/rules/0/tie"},
         {"{" EVAL ",\"allocation\":\"A\",\"uniform\":{\"method\":\"rtn\",\"bits\":4}}", "/uniform"},
+        {"{" EVAL ",\"devices\":\"two\"}", "/devices"},
+        {"{" EVAL ",\"devices\":\"all\",\"device\":\"cuda:0\"}", "/devices"},
+        {"{" PROFILE "," CANDIDATES ",\"devices\":\"all\",\"device\":\"auto\"}", "/devices"},
+        {"{" ALLOCATION "," BUDGET ",\"devices\":\"all\"}", "/devices"},
         {"{" EVAL ",\"length\":1}", "/length"},
         {"{" EVAL ",\"windows\":0}", "/windows"},
         {"{" EVAL ",\"protocol\":\"llama\"}", "/protocol"},
@@ -190,6 +194,23 @@ static void every_fault_has_its_pointer(void **state) {
         assert_string_equal(f.problems.items[0].pointer, cases[i].pointer);
         assert_string_equal(f.e.pointer, cases[i].pointer);
         json_decref(value);
+        arena_release(&f.arena);
+    }
+}
+
+static void a_job_is_split_when_it_says_so(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        bool split;
+    } cases[] = {{"{" EVAL "}", false},
+                 {"{" EVAL ",\"device\":\"cuda:0\"}", false},
+                 {"{" EVAL ",\"devices\":\"all\"}", true},
+                 {"{" PROFILE "," CANDIDATES ",\"devices\":\"all\"}", true}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct fixture f;
+        expect_ok(&f, cases[i].text);
+        assert_int_equal(spec_is_split(&f.spec), cases[i].split);
         arena_release(&f.arena);
     }
 }
@@ -225,7 +246,7 @@ int main(void) {
         cmocka_unit_test(eval_length_follows_the_protocol),    cmocka_unit_test(rules_are_decoded),
         cmocka_unit_test(common_members_fit_every_kind),       cmocka_unit_test(references_name_jobs_of_a_kind),
         cmocka_unit_test(every_fault_has_its_pointer),         cmocka_unit_test(labels_are_bounded),
-        cmocka_unit_test(every_kind_describes_itself),
+        cmocka_unit_test(every_kind_describes_itself),         cmocka_unit_test(a_job_is_split_when_it_says_so),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,7 +27,7 @@ struct peer {
 /* `backend` NULL: the worker's own. */
 static void serve(int fd, const struct backend *backend) {
     struct worker worker = {0};
-    struct worker_options options = {.device = "cpu", .threads = 1, .scratch = "/tmp"};
+    struct worker_options options = {.devices = "cpu", .threads = 1, .scratch = "/tmp"};
     struct err e;
     if (worker_open(&options, &worker, &e) != RC_OK) _exit(98);
     if (backend) worker.backend = backend;

@@ -42,8 +42,18 @@ static struct bench_phase *add_phase(struct bench *b, const char *name) {
     return p;
 }
 
+/* Of the device that held most. */
+static int64_t memory_peak(const struct bench *b) {
+    int64_t most = 0;
+    for (int i = 0; i < b->worker->device_count; i++) {
+        int64_t peak = b->worker->backend->memory_peak(b->worker->devices[i]);
+        if (peak > most) most = peak;
+    }
+    return most;
+}
+
 static void end_phase(struct bench *b, struct bench_phase *p) {
-    p->memory_peak = b->report.memory_peak = b->worker->backend->memory_peak(b->worker->device);
+    p->memory_peak = b->report.memory_peak = memory_peak(b);
 }
 
 /* As many as the walk multiplies with. */
@@ -99,7 +109,7 @@ static enum rc time_job(struct bench *b, const struct phase_job *job, struct ben
     p->seconds = time.walk;
     p->other = time.total - time.walk;
     p->load = time.load;
-    p->gemm = (before + b->gemm) / 2;
+    p->gemm = (before + b->gemm) / 2 * b->worker->device_count;
     end_phase(b, p);
     return RC_OK;
 }
@@ -207,7 +217,7 @@ static enum rc run_phases(struct bench *b, const bool wanted[PHASES], struct err
     b->wants_gemm = wanted[0];
     for (int i = 0; i < PHASES; i++)
         if (wanted[i] && phases[i].run(b, e) != RC_OK) return err_context(e, "%s", phases[i].name);
-    b->report.memory_peak = b->worker->backend->memory_peak(b->worker->device);
+    b->report.memory_peak = memory_peak(b);
     return RC_OK;
 }
 

@@ -19,8 +19,9 @@ struct bench_phase {
     double other;        /* s of the job outside it: hashing, the head, the noise floor, recomputed inversions */
     double load;         /* s of the walk spent waiting for weights */
     double flops;        /* work.h */
-    double gemm;         /* FLOP/s of the products timed right before and right after: what the floor is counted with */
-    int64_t memory_peak; /* bytes of the device that the arena held at most, up to the end of this phase */
+    double gemm;         /* FLOP/s of the products timed right before and right after, on the first device, times the
+                            devices: what the floor is counted with */
+    int64_t memory_peak; /* bytes that the arena of a device held at most, up to the end of this phase */
 };
 
 struct bench_quantizer {

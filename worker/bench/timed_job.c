@@ -57,6 +57,8 @@ enum rc timed_job_run(const struct timed_job *j, struct job_time *time, struct e
     job.kind = job_kind_find(j->spec->common.kind);
     job.spec = j->spec;
     job.link = &link;
+    job.devices = j->worker->devices;
+    job.device_count = j->worker->device_count;
     job.state = &state;
     job_state_init(&state, NULL);
     double begin = monotonic_seconds();

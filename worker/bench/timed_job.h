@@ -1,5 +1,5 @@
-/* One job as the daemon would have it run, on a source in memory, with a clock beside it. Nothing is cached and no row
- * goes anywhere. Device thread only. */
+/* One job as the daemon would have it run, split over the worker's devices where there are several, on a source in
+ * memory, with a clock beside it. Nothing is cached and no row goes anywhere. Device thread only. */
 #ifndef HSAQ_WORKER_BENCH_TIMED_JOB_H
 #define HSAQ_WORKER_BENCH_TIMED_JOB_H
 

@@ -2,7 +2,8 @@
  *
  * Windows go in batches: a batch is one walk, and its rows are durable before the next begins, so that a killed job
  * resumes there, and hidden states do not grow with the text. Each batch quantizes anew, by the code that the profile
- * scored. */
+ * scored. Of a job that is split, each device takes its share of a batch's windows, with weights of its own: windows
+ * know nothing of each other. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,24 +17,37 @@
 #include "worker/pipeline/eval_result.h"
 #include "worker/pipeline/quantize.h"
 #include "worker/pipeline/source.h"
+#include "worker/pipeline/team.h"
 #include "worker/pipeline/upload.h"
 #include "worker/pipeline/walk.h"
 
 enum { REFERENCE = 0, QUANTIZED = 1 };
 
-struct eval {
-    const struct job *job;
-    const struct spec_eval *spec;
-    struct source source;
-    struct windows windows;
-    struct eval_table table;
-    struct candidate *recipe;               /* [linear_count]; METHOD_NONE keeps a Linear */
+struct eval;
+
+/* What a device has of its own. */
+struct scorer {
+    struct eval *v;
+    const struct job *job;                  /* on the device, while its thread runs */
     struct mat replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; room for the widest */
     void *replaced_memory;
     struct mat head, head_q;  /* [V, D]; head_q.data NULL: the reference's */
     float *head_bias;         /* [V] or NULL */
     double *nll, *nll_q, *kl; /* [length] of one window */
     uint8_t *agree;           /* [length] */
+};
+
+struct eval {
+    const struct job *job;
+    const struct spec_eval *spec;
+    struct source source;
+    struct windows windows;
+    struct eval_table table;  /* each window is filled by one device */
+    struct candidate *recipe; /* [linear_count]; METHOD_NONE keeps a Linear */
+    int devices;
+    struct scorer *scorers; /* [devices] */
+    struct span batch;
+    _Atomic int64_t batch_tokens_done;
     double seconds;
     int64_t tokens_walked;
 };
@@ -93,10 +107,10 @@ static struct mat dense(struct mat m, int64_t rows, int64_t cols) {
 }
 
 /* Room for a Linear's ŵ, of the type that the backend multiplies with. */
-static enum rc replacement(const struct eval *v, int64_t count, struct mat *out, struct err *e) {
-    const struct backend *b = v->job->backend;
+static enum rc replacement(const struct scorer *s, int64_t count, struct mat *out, struct err *e) {
+    const struct backend *b = s->job->backend;
     out->type = b->activation;
-    return b->alloc(v->job->device, (size_t)count * dtype_size(out->type), &out->data, e);
+    return b->alloc(s->job->device, (size_t)count * dtype_size(out->type), &out->data, e);
 }
 
 /* Elements of the widest Linear that any block has at this position. */
@@ -110,80 +124,114 @@ static int64_t widest(const struct model *model, int position) {
 }
 
 /* Side by side in one allocation, as block.c lays the reference's. */
-static size_t lay_out_replaced(struct eval *v, void *base) {
+static size_t lay_out_replaced(struct scorer *s, void *base) {
     struct carve c = {.base = base};
     for (int position = 0; position < BLOCK_LINEARS_MAX; position++) {
-        struct mat *m = &v->replaced[position];
-        m->type = v->job->backend->activation;
-        m->data = carve(&c, (size_t)widest(v->source.model, position) * dtype_size(m->type));
+        struct mat *m = &s->replaced[position];
+        m->type = s->job->backend->activation;
+        m->data = carve(&c, (size_t)widest(s->v->source.model, position) * dtype_size(m->type));
     }
     return c.used;
 }
 
-static enum rc allocate_replaced(struct eval *v, struct err *e) {
-    TRY(v->job->backend->alloc(v->job->device, lay_out_replaced(v, NULL), &v->replaced_memory, e));
-    lay_out_replaced(v, v->replaced_memory);
+static enum rc allocate_replaced(struct scorer *s, struct err *e) {
+    TRY(s->job->backend->alloc(s->job->device, lay_out_replaced(s, NULL), &s->replaced_memory, e));
+    lay_out_replaced(s, s->replaced_memory);
     return RC_OK;
 }
 
-static enum rc allocate(struct eval *v, struct err *e) {
-    const struct model *model = v->source.model;
+static enum rc upload_head(struct scorer *s, struct err *e) {
+    const struct model *model = s->v->source.model;
+    const struct candidate *c = &s->v->recipe[model->linear_count - 1];
+    TRY(upload_weights(s->job, model->head, &s->head, e));
+    TRY(upload_new(s->job, model->head_bias, &s->head_bias, e));
+    if (c->method == METHOD_NONE) return RC_OK;
+    TRY(replacement(s, s->head.rows * s->head.cols, &s->head_q, e));
+    s->head_q = dense(s->head_q, s->head.rows, s->head.cols);
+    return quantize_weights(s->job, s->head, c, s->head_q, NULL, e);
+}
+
+static enum rc open_scorer(void *ctx, int member, const struct job *job, struct err *e) {
+    struct eval *v = ctx;
+    struct scorer *s = &v->scorers[member];
     size_t length = (size_t)v->windows.length;
-    v->nll = xcalloc(3 * length, sizeof *v->nll);
-    v->nll_q = v->nll + length;
-    v->kl = v->nll_q + length;
-    v->agree = xcalloc(length, 1);
-    TRY(upload_weights(v->job, model->head, &v->head, e));
-    TRY(upload_new(v->job, model->head_bias, &v->head_bias, e));
-    const struct candidate *head = &v->recipe[model->linear_count - 1];
-    if (head->method != METHOD_NONE) {
-        TRY(replacement(v, v->head.rows * v->head.cols, &v->head_q, e));
-        v->head_q = dense(v->head_q, v->head.rows, v->head.cols);
-        TRY(quantize_weights(v->job, v->head, head, v->head_q, NULL, e));
-    }
-    return v->table.quantized ? allocate_replaced(v, e) : RC_OK;
+    *s = (struct scorer){.v = v, .job = job, .nll = xcalloc(3 * length, sizeof *s->nll), .agree = xcalloc(length, 1)};
+    s->nll_q = s->nll + length;
+    s->kl = s->nll_q + length;
+    TRY(upload_head(s, e));
+    return v->table.quantized ? allocate_replaced(s, e) : RC_OK;
+}
+
+static enum rc open_scorers(struct eval *v, struct err *e) {
+    v->devices = team_size(v->job);
+    v->scorers = xcalloc((size_t)v->devices, sizeof *v->scorers);
+    return team_run(v->job, open_scorer, v, e);
+}
+
+static void free_on(const struct job *job, void *memory) {
+    if (memory) job->backend->free(job->device, memory);
+}
+
+static void close_scorer(struct eval *v, int member) {
+    struct scorer *s = &v->scorers[member];
+    struct job job = team_job(v->job, member);
+    free_on(&job, s->head.data);
+    free_on(&job, s->head_q.data);
+    free_on(&job, s->head_bias);
+    free_on(&job, s->replaced_memory);
+    free(s->nll);
+    free(s->agree);
+}
+
+/* The first device last: the thread stays attached to it. */
+static void close_scorers(struct eval *v) {
+    for (int member = v->devices - 1; member >= 0; member--)
+        close_scorer(v, member);
+    free(v->scorers);
 }
 
 static enum rc replace_weights(void *ctx, int stream, int block, struct block_weights *w, struct err *e) {
-    struct eval *v = ctx;
+    struct scorer *s = ctx;
+    const struct eval *v = s->v;
     const int *linears = v->source.model->blocks[block].linears;
     for (int position = 0; stream == QUANTIZED && position < BLOCK_LINEARS_MAX && linears[position] >= 0; position++) {
         const struct candidate *c = &v->recipe[linears[position]];
         if (c->method == METHOD_NONE) continue;
-        struct mat *out = &v->replaced[position], from = w->linear[position];
+        struct mat *out = &s->replaced[position], from = w->linear[position];
         *out = dense(*out, from.rows, from.cols);
-        if (quantize_weights(v->job, from, c, *out, NULL, e) != RC_OK)
+        if (quantize_weights(s->job, from, c, *out, NULL, e) != RC_OK)
             return err_context(e, "%s", v->source.model->linears[linears[position]].name);
         w->linear[position] = *out;
     }
     return RC_OK;
 }
 
-static void sum_window(struct eval *v, struct eval_window *w) {
+static void sum_window(const struct scorer *s, struct eval_window *w) {
     for (int64_t i = 0; i < w->tokens; i++)
-        w->nll += v->nll[i];
-    if (!v->table.quantized) return;
+        w->nll += s->nll[i];
+    if (!s->v->table.quantized) return;
     w->token_kl = xcalloc((size_t)w->tokens, sizeof *w->token_kl);
     for (int64_t i = 0; i < w->tokens; i++) {
-        w->nll_q += v->nll_q[i];
-        w->kl += v->kl[i];
-        w->top1_agree += v->agree[i];
-        w->token_kl[i] = (float)v->kl[i];
-        double dp = exp(-v->nll_q[i]) - exp(-v->nll[i]);
+        w->nll_q += s->nll_q[i];
+        w->kl += s->kl[i];
+        w->top1_agree += s->agree[i];
+        w->token_kl[i] = (float)s->kl[i];
+        double dp = exp(-s->nll_q[i]) - exp(-s->nll[i]);
         w->dp2 += dp * dp;
     }
 }
 
-static enum rc send_window(const struct eval *v, int64_t window, struct err *e) {
-    if (v->table.quantized && !job_row(v->job, "_token_kl", window)) {
+static enum rc send_window(const struct scorer *s, int64_t window, struct err *e) {
+    const struct eval *v = s->v;
+    if (v->table.quantized && !job_row(s->job, "_token_kl", window)) {
         json_t *token_kl = eval_token_kl_encode(&v->table, window);
-        enum rc rc = emit_row(v->job, "_token_kl", window, token_kl, NULL, e);
+        enum rc rc = emit_row(s->job, "_token_kl", window, token_kl, NULL, e);
         json_decref(token_kl);
         TRY(rc);
     }
     json_t *data = eval_window_encode(&v->table, window);
     if (!data) return model_not_finite(v->source.model, "the model's logits are", e);
-    enum rc rc = emit_row(v->job, "window", window, data, NULL, e);
+    enum rc rc = emit_row(s->job, "window", window, data, NULL, e);
     json_decref(data);
     return rc;
 }
@@ -195,33 +243,37 @@ static struct mat scored(const struct eval *v, struct mat x) {
 }
 
 static enum rc score_window(void *ctx, int64_t window, const struct mat *x, struct err *e) {
-    struct eval *v = ctx;
+    struct scorer *s = ctx;
+    struct eval *v = s->v;
     struct eval_window *w = &v->table.windows[window];
     if (w->known) return RC_OK;
     const int32_t *ids = v->windows.ids + window * v->windows.length;
     struct score_args a = {.x = scored(v, x[REFERENCE]),
-                           .head = v->head,
-                           .bias = v->head_bias,
+                           .head = s->head,
+                           .bias = s->head_bias,
                            .logit_scale = (float)(1 / v->source.model->arch.logits_scaling),
                            .labels = ids + v->windows.first_label,
-                           .nll = v->nll};
+                           .nll = s->nll};
     if (v->table.quantized) {
         a.x_q = scored(v, x[QUANTIZED]);
-        a.head_q = v->head_q;
-        a.nll_q = v->nll_q;
-        a.kl = v->kl;
-        a.top1_agree = v->agree;
+        a.head_q = s->head_q;
+        a.nll_q = s->nll_q;
+        a.kl = s->kl;
+        a.top1_agree = s->agree;
     }
-    TRY(v->job->backend->score(v->job->device, &a, e));
-    sum_window(v, w);
+    TRY(s->job->backend->score(s->job->device, &a, e));
+    sum_window(s, w);
     w->known = true;
-    return send_window(v, window, e);
+    return send_window(s, window, e);
 }
 
 static enum rc measure_noise(struct eval *v, struct err *e) {
     if (!v->table.quantized || v->table.noise.known) return RC_OK;
-    struct noise_args a = {
-        .job = v->job, .model = v->source.model, .windows = &v->windows, .head = v->head, .head_bias = v->head_bias};
+    struct noise_args a = {.job = v->job,
+                           .model = v->source.model,
+                           .windows = &v->windows,
+                           .head = v->scorers[0].head,
+                           .head_bias = v->scorers[0].head_bias};
     TRY(eval_noise_measure(&a, &v->table.noise, e));
     json_t *data = eval_noise_encode(&v->table.noise);
     if (!data) return model_not_finite(v->source.model, "the model's logits are", e);
@@ -236,26 +288,44 @@ static int64_t first_unknown(const struct eval_table *t, int64_t from) {
     return from;
 }
 
-static enum rc walk_batches(struct eval *v, struct err *e) {
-    struct walk_hooks hooks = {.ctx = v, .weights = replace_weights, .final = score_window};
-    int64_t chunk = walk_chunk(v->job, &v->windows);
-    int64_t batch = v->job->backend->batch_tokens / (v->windows.length * chunk) * chunk;
-    int64_t unknown = first_unknown(&v->table, 0), skipped = walk_aligned(v->job, &v->windows, unknown);
-    if (batch == 0) batch = chunk;
-    struct walk walk = {.job = v->job,
+/* A device's windows of the batch. */
+static enum rc walk_share_of_batch(void *ctx, int member, const struct job *job, struct err *e) {
+    struct eval *v = ctx;
+    struct scorer *s = &v->scorers[member];
+    struct span share = walk_share(job, &v->windows, v->batch, member, v->devices);
+    struct walk_hooks hooks = {.ctx = s, .weights = replace_weights, .final = score_window};
+    struct walk walk = {.job = job,
                         .model = v->source.model,
                         .windows = &v->windows,
+                        .first = share.first,
+                        .count = share.count,
                         .streams = v->table.quantized ? 2 : 1,
                         .last_block = -1,
                         .hooks = &hooks,
-                        .head = &v->head,
+                        .head = &s->head,
                         .phase = "windows",
-                        .tokens_total = v->windows.count * v->windows.length};
+                        .tokens_before = v->batch.first * v->windows.length,
+                        .tokens_total = v->windows.count * v->windows.length,
+                        .tally = &v->batch_tokens_done};
+    s->job = job;
+    return share.count > 0 ? walk_run(&walk, e) : RC_OK;
+}
+
+/* As many windows as a batch has on one device, for each of them. */
+static int64_t batch_windows(const struct eval *v) {
+    int64_t chunk = walk_chunk(v->job, &v->windows);
+    int64_t chunks = v->job->backend->batch_tokens / (v->windows.length * chunk);
+    return (chunks > 0 ? chunks : 1) * chunk * v->devices;
+}
+
+static enum rc walk_batches(struct eval *v, struct err *e) {
+    int64_t most = batch_windows(v), unknown = first_unknown(&v->table, 0);
+    int64_t skipped = walk_aligned(v->job, &v->windows, unknown);
     for (; unknown < v->table.count; unknown = first_unknown(&v->table, unknown)) {
-        walk.first = walk_aligned(v->job, &v->windows, unknown);
-        walk.count = v->table.count - walk.first < batch ? v->table.count - walk.first : batch;
-        walk.tokens_before = walk.first * v->windows.length;
-        TRY(walk_run(&walk, e));
+        int64_t first = walk_aligned(v->job, &v->windows, unknown), left = v->table.count - first;
+        v->batch = (struct span){first, left < most ? left : most};
+        v->batch_tokens_done = 0;
+        TRY(team_run(v->job, walk_share_of_batch, v, e));
     }
     v->tokens_walked = (v->table.count - skipped) * v->windows.length;
     return RC_OK;
@@ -272,7 +342,7 @@ static enum rc run(struct eval *v, struct err *e) {
     TRY(open_windows(v, e));
     TRY(open_recipe(v, e));
     TRY(take_earlier_rows(v, e));
-    TRY(allocate(v, e));
+    TRY(open_scorers(v, e));
     TRY(measure_noise(v, e));
     double start = monotonic_seconds();
     TRY(walk_batches(v, e));
@@ -311,11 +381,7 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
 }
 
 static void release(struct eval *v) {
-    void *device[] = {v->head.data, v->head_q.data, v->head_bias, v->replaced_memory};
-    for (size_t i = 0; i < sizeof device / sizeof *device; i++)
-        if (device[i]) v->job->backend->free(v->job->device, device[i]);
-    free(v->nll);
-    free(v->agree);
+    close_scorers(v);
     free(v->recipe);
     eval_table_release(&v->table);
     windows_release(&v->windows);

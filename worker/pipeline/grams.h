@@ -25,7 +25,9 @@ void grams_release(struct grams *g);
 enum rc grams_begin(struct grams *g, const bool wanted[INPUT_COUNT], struct err *e);
 /* Nothing when the input is not active. x [T, K]. */
 enum rc grams_add(struct grams *g, enum linear_input input, struct mat x, struct err *e);
-/* After the last grams_add of the block, before h is read. */
+/* Of the same inputs on several devices: leaves the sum of all on each, grams[i] on device i. */
+enum rc grams_combine(struct grams *grams, int count, struct err *e);
+/* After the last grams_add of the block, and after they were combined, before h is read. */
 enum rc grams_finish(struct grams *g, struct err *e);
 
 #endif

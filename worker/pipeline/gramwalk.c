@@ -1,12 +1,29 @@
 #include "worker/pipeline/gramwalk.h"
 
+#include <stdlib.h>
+
+#include "base/mem.h"
 #include "worker/pipeline/grams.h"
+#include "worker/pipeline/team.h"
 #include "worker/pipeline/upload.h"
 #include "worker/pipeline/walk.h"
 
-struct gram_walker {
+/* One walk, on however many devices. */
+struct gram_run {
     const struct gram_walk *g;
-    struct grams grams;
+    int devices, last_block;    /* −1: none has a wanted Linear */
+    int64_t width[INPUT_COUNT]; /* K of the wanted inputs */
+    struct grams *grams;        /* [devices] */
+    _Atomic int64_t tokens_done;
+};
+
+/* One device's part of it. */
+struct gram_walker {
+    struct gram_run *run;
+    const struct gram_walk *g;
+    const struct job *job; /* on the device */
+    int member;
+    struct grams *grams;
 };
 
 static const struct linear *linear_at(const struct gram_walk *g, int block, int position, int64_t *index) {
@@ -26,80 +43,169 @@ static void wanted_inputs(const struct gram_walk *g, int block, bool wanted[INPU
         if (g->wanted[index]) wanted[linear->input] = true;
 }
 
+/* --- who measures which Linear --- */
+
+/* What quantizing a weight costs, in products of its error's N·K·K with H: about that of HQQ on a GPU. Only the balance
+ * between devices depends on it. */
+static const double quantizing = 2048;
+
+/* Of a candidate: quantizing, and the output error. */
+static double cost_at(const struct gram_walk *g, int block, int position) {
+    int64_t index;
+    const struct linear *linear = linear_at(g, block, position, &index);
+    if (!linear || !g->wanted[index]) return 0;
+    return (double)linear->rows * (double)linear->cols * ((double)linear->cols + quantizing);
+}
+
+static int costliest(const struct gram_walk *g, int block, const int owner[BLOCK_LINEARS_MAX]) {
+    int most = -1;
+    for (int position = 0; position < BLOCK_LINEARS_MAX; position++) {
+        double cost = cost_at(g, block, position);
+        if (owner[position] < 0 && cost > 0 && (most < 0 || cost > cost_at(g, block, most))) most = position;
+    }
+    return most;
+}
+
+static int least_busy(const double *load, int devices) {
+    int least = 0;
+    for (int i = 1; i < devices; i++)
+        if (load[i] < load[least]) least = i;
+    return least;
+}
+
+/* The costliest first, each to the device that has least; −1 for a Linear that is not wanted. The same on every device.
+ */
+static void divide_linears(const struct gram_run *run, int block, int owner[BLOCK_LINEARS_MAX]) {
+    double *load = xcalloc((size_t)run->devices, sizeof *load);
+    for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
+        owner[position] = -1;
+    for (int position; (position = costliest(run->g, block, owner)) >= 0;) {
+        owner[position] = least_busy(load, run->devices);
+        load[owner[position]] += cost_at(run->g, block, position);
+    }
+    free(load);
+}
+
+/* --- hooks --- */
+
 static enum rc begin_block(void *ctx, int stream, int block, struct block_weights *w, struct err *e) {
     (void)stream, (void)w;
     struct gram_walker *k = ctx;
     bool wanted[INPUT_COUNT] = {0};
     wanted_inputs(k->g, block, wanted);
-    return grams_begin(&k->grams, wanted, e);
+    return grams_begin(k->grams, wanted, e);
 }
 
 static enum rc add_input(void *ctx, const struct site *site, enum linear_input input, struct mat x, struct err *e) {
     (void)site;
     struct gram_walker *k = ctx;
-    return grams_add(&k->grams, input, x, e);
+    return grams_add(k->grams, input, x, e);
 }
 
-static enum rc end_block(void *ctx, int block, const struct block_weights *w, struct err *e) {
-    struct gram_walker *k = ctx;
+static enum rc combine(void *ctx, struct err *e) {
+    struct gram_run *run = ctx;
+    return grams_combine(run->grams, run->devices, e);
+}
+
+/* From here on every device has the H of all windows. The next block may begin on one while others still measure: what
+ * it clears is its own. */
+static enum rc finish_grams(struct gram_walker *k, struct err *e) {
+    if (k->run->devices > 1) TRY(team_meet(k->job->team, combine, k->run, e));
+    return grams_finish(k->grams, e);
+}
+
+static enum rc measure_linears(struct gram_walker *k, int block, const struct block_weights *w, struct err *e) {
+    int owner[BLOCK_LINEARS_MAX];
     int64_t index;
     const struct linear *linear;
-    TRY(grams_finish(&k->grams, e));
-    for (int position = 0; (linear = linear_at(k->g, block, position, &index)); position++)
-        if (k->g->wanted[index]) TRY(k->g->linear(k->g->ctx, index, w->linear[position], k->grams.h[linear->input], e));
+    divide_linears(k->run, block, owner);
+    for (int position = 0; (linear = linear_at(k->g, block, position, &index)); position++) {
+        if (owner[position] != k->member) continue;
+        struct gram_linear l = {index, w->linear[position], k->grams->h[linear->input]};
+        TRY(k->g->linear(k->g->ctx, k->job, &l, e));
+    }
     return RC_OK;
 }
 
-static enum rc add_final(void *ctx, int64_t window, const struct mat *x, struct err *e) {
+static enum rc end_block(void *ctx, int block, const struct block_weights *w, struct err *e) {
+    static const bool only_head[INPUT_COUNT] = {[INPUT_HEAD] = true};
     struct gram_walker *k = ctx;
-    bool only_head[INPUT_COUNT] = {[INPUT_HEAD] = true};
-    if (window == 0) TRY(grams_begin(&k->grams, only_head, e));
-    return grams_add(&k->grams, INPUT_HEAD, x[0], e);
+    TRY(finish_grams(k, e));
+    TRY(measure_linears(k, block, w, e));
+    bool head_follows = head_wanted(k->g) && block == k->g->model->arch.blocks - 1;
+    return head_follows ? grams_begin(k->grams, only_head, e) : RC_OK;
 }
 
-static enum rc end_head(struct gram_walker *k, struct err *e) {
+static enum rc add_final(void *ctx, int64_t window, const struct mat *x, struct err *e) {
+    (void)window;
+    struct gram_walker *k = ctx;
+    return grams_add(k->grams, INPUT_HEAD, x[0], e);
+}
+
+/* --- the walk --- */
+
+static enum rc measure_head(struct gram_walker *k, struct err *e) {
     const struct gram_walk *g = k->g;
-    const struct linear *head = &g->model->linears[g->model->linear_count - 1];
-    struct mat weights = {0};
-    enum rc rc = grams_finish(&k->grams, e);
-    if (rc == RC_OK) rc = upload_weights(g->job, head->weight, &weights, e);
-    if (rc == RC_OK) rc = g->linear(g->ctx, g->model->linear_count - 1, weights, k->grams.h[INPUT_HEAD], e);
-    if (weights.data) g->job->backend->free(g->job->device, weights.data);
+    struct gram_linear l = {.index = g->model->linear_count - 1, .h = k->grams->h[INPUT_HEAD]};
+    enum rc rc = upload_weights(k->job, g->model->linears[l.index].weight, &l.w, e);
+    if (rc == RC_OK) rc = g->linear(g->ctx, k->job, &l, e);
+    if (l.w.data) k->job->backend->free(k->job->device, l.w.data);
     return rc;
 }
 
-static enum rc run_walk(struct gram_walker *k, int last_block, struct err *e) {
+static enum rc end_head(struct gram_walker *k, struct err *e) {
+    TRY(finish_grams(k, e));
+    return k->member == 0 ? measure_head(k, e) : RC_OK;
+}
+
+static enum rc walk_windows(struct gram_walker *k, struct err *e) {
     const struct gram_walk *g = k->g;
     bool head = head_wanted(g);
+    struct span all = {0, g->windows->count};
+    struct span share = walk_share(k->job, g->windows, all, k->member, k->run->devices);
     struct walk_hooks hooks = {
         .ctx = k, .weights = begin_block, .input = add_input, .block_end = end_block, .final = head ? add_final : NULL};
-    struct walk walk = {.job = g->job,
+    struct walk walk = {.job = k->job,
                         .model = g->model,
                         .windows = g->windows,
-                        .count = g->windows->count,
+                        .first = share.first,
+                        .count = share.count,
                         .streams = 1,
-                        .last_block = head ? -1 : last_block,
+                        .last_block = head ? -1 : k->run->last_block,
                         .hooks = &hooks,
-                        .reserved = k->grams.bytes,
+                        .reserved = k->grams->bytes,
                         .phase = g->phase,
-                        .tokens_total = g->windows->count * g->windows->length};
+                        .tokens_total = g->windows->count * g->windows->length,
+                        .tally = &k->run->tokens_done};
     TRY(walk_run(&walk, e));
     return head ? end_head(k, e) : RC_OK;
 }
 
-enum rc gram_walk_run(const struct gram_walk *g, struct err *e) {
-    int64_t width[INPUT_COUNT] = {0};
-    int last_block = -1;
+static enum rc run_member(void *ctx, int member, const struct job *job, struct err *e) {
+    struct gram_run *run = ctx;
+    struct gram_walker k = {.run = run, .g = run->g, .job = job, .member = member, .grams = &run->grams[member]};
+    enum rc rc = grams_open(k.grams, job, run->width, e);
+    if (rc == RC_OK) rc = walk_windows(&k, e);
+    grams_release(k.grams);
+    return rc;
+}
+
+static void find_wanted(struct gram_run *run) {
+    const struct gram_walk *g = run->g;
     for (int64_t i = 0; i < g->model->linear_count; i++) {
         const struct linear *linear = &g->model->linears[i];
         if (!g->wanted[i]) continue;
-        if (linear->cols > width[linear->input]) width[linear->input] = linear->cols;
-        if (linear->block > last_block) last_block = linear->block;
+        if (linear->cols > run->width[linear->input]) run->width[linear->input] = linear->cols;
+        if (linear->block > run->last_block) run->last_block = linear->block;
     }
-    if (last_block < 0 && !head_wanted(g)) return RC_OK;
-    struct gram_walker k = {.g = g};
-    enum rc rc = grams_open(&k.grams, g->job, width, e);
-    if (rc == RC_OK) rc = run_walk(&k, last_block, e);
-    grams_release(&k.grams);
+}
+
+enum rc gram_walk_run(const struct gram_walk *g, struct err *e) {
+    struct gram_run run = {.g = g, .devices = team_size(g->job), .last_block = -1};
+    find_wanted(&run);
+    if (run.last_block < 0 && !head_wanted(g)) return RC_OK;
+    run.grams = xcalloc((size_t)run.devices, sizeof *run.grams);
+    enum rc rc = team_run(g->job, run_member, &run, e);
+    free(run.grams);
     return rc;
 }

@@ -4,6 +4,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "worker/pipeline/team.h"
+
 static const int64_t progress_interval_ns = 100 * 1000 * 1000;
 
 static const struct {
@@ -54,7 +56,7 @@ const json_t *job_row(const struct job *job, const char *phase, int64_t index) {
 }
 
 bool job_cancelled(const struct job *job) {
-    return job->cancelled && atomic_load_explicit(job->cancelled, memory_order_relaxed);
+    return (job->cancelled && atomic_load_explicit(job->cancelled, memory_order_relaxed)) || team_failed(job->team);
 }
 
 static int64_t monotonic_ns(void) {
@@ -70,11 +72,14 @@ static bool progress_due(struct job_state *state, struct msg_progress *m) {
     if (begins) {
         snprintf(state->phase, sizeof state->phase, "%s", m->phase);
         state->phase_ns = now;
-        state->phase_done = m->done;
+        state->phase_done = state->sent_done = m->done;
+    } else if (m->done < state->sent_done) {
+        return false; /* devices side by side may report in another order than they count */
     } else if (m->done != m->total && now - state->sent_ns < progress_interval_ns) {
         return false;
     }
     state->sent_ns = now;
+    state->sent_done = m->done;
     double seconds = (double)(now - state->phase_ns) * 1e-9;
     if (m->done > state->phase_done && seconds > 0) {
         m->rate = (double)(m->done - state->phase_done) / seconds;
@@ -92,8 +97,11 @@ enum rc emit_progress(const struct job *job, const char *phase, int64_t done, in
                                      .done = done,
                                      .total = total,
                                      .eta_seconds = done == total ? 0 : -1}};
-    if (job->state && !progress_due(job->state, &m.progress)) return RC_OK;
-    return job->link->send(job->link->ctx, &m, e);
+    team_lock(job->team);
+    bool due = !job->state || progress_due(job->state, &m.progress);
+    enum rc rc = due ? job->link->send(job->link->ctx, &m, e) : RC_OK;
+    team_unlock(job->team);
+    return rc;
 }
 
 enum rc emit_row(const struct job *job, const char *phase, int64_t index, const json_t *data, const char *cache_key,
@@ -101,5 +109,8 @@ enum rc emit_row(const struct job *job, const char *phase, int64_t index, const 
     struct message m = {
         .type = MSG_ROW,
         .row = {.job = job->id, .phase = phase, .index = index, .data = (json_t *)data, .cache_key = cache_key}};
-    return job->link->send(job->link->ctx, &m, e);
+    team_lock(job->team);
+    enum rc rc = job->link->send(job->link->ctx, &m, e);
+    team_unlock(job->team);
+    return rc;
 }

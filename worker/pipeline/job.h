@@ -1,9 +1,10 @@
 /* What a job kind's pipeline gets and may do: the decoded spec, its inputs, and a way to report.
  *
- * Every pipeline function runs on the worker's GPU thread, one job at a time. It reports through `emit_*`, asks
- * `job_cancelled` between steps that take longer than some 50 ms, and returns RC_OK with `*result` set (a new
- * reference), RC_CANCELLED, or an error that the client will read. Emitting is ordered and never blocks on the daemon
- * for longer than the socket takes; a lost daemon makes emit return RC_UNAVAILABLE, and the pipeline passes it on. */
+ * Every pipeline function runs on the worker's GPU thread, one job at a time; a job that is split over devices also
+ * runs parts of itself on a thread for each of them (team.h). It reports through `emit_*`, asks `job_cancelled` between
+ * steps that take longer than some 50 ms, and returns RC_OK with `*result` set (a new reference), RC_CANCELLED, or an
+ * error that the client will read. Emitting is ordered and never blocks on the daemon for longer than the socket takes;
+ * a lost daemon makes emit return RC_UNAVAILABLE, and the pipeline passes it on. */
 #ifndef HSAQ_WORKER_PIPELINE_JOB_H
 #define HSAQ_WORKER_PIPELINE_JOB_H
 
@@ -29,6 +30,7 @@ struct job_link {
 struct job_state {
     char phase[32];
     int64_t phase_done;        /* `done` when the phase began: resumed work does not count for the rate */
+    int64_t sent_done;         /* `done` as told last */
     int64_t phase_ns, sent_ns; /* monotonic clock */
     json_t *rows;              /* "phase/index" → data */
 };
@@ -36,6 +38,7 @@ void job_state_init(struct job_state *state, const json_t *rows); /* rows of msg
 void job_state_release(struct job_state *state);
 
 struct source; /* source.h */
+struct team;   /* team.h */
 
 struct job {
     const char *id;
@@ -45,6 +48,9 @@ struct job {
     const struct source *source; /* borrowed, used in place of model and dataset; NULL: these are opened */
     const struct backend *backend;
     struct backend_state *device;
+    struct backend_state *const *devices; /* [device_count] of a job that is split; the first is `device` */
+    int device_count;                     /* 0 or 1: it is not split */
+    struct team *team;                    /* of whose threads one is using this copy of the job; NULL: of none */
     int64_t ram_limit;   /* bytes for hidden states and Grams before they spill to `scratch`; 0: no limit */
     const char *scratch; /* folder for unlinked spill files */
     const struct job_link *link;
@@ -53,7 +59,8 @@ struct job {
 };
 
 bool job_cancelled(const struct job *job);
-/* Throttled to ten a second; rate and ETA are computed here. A new phase or done == total always goes out. */
+/* Throttled to ten a second, and never back within a phase; rate and ETA are computed here. A new phase or done ==
+ * total always goes out. */
 enum rc emit_progress(const struct job *job, const char *phase, int64_t done, int64_t total, const char *unit,
                       struct err *e);
 /* `data` is borrowed. cache_key NULL: the row is not cached. */

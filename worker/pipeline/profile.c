@@ -27,8 +27,9 @@ struct profile {
     struct windows windows;
     struct fingerprints *prints;
     struct drift_table table;
-    int64_t *place; /* [table.linear_count] index into model.linears */
-    int64_t computed, cached, resumed;
+    int64_t *place;           /* [table.linear_count] index into model.linears */
+    _Atomic int64_t computed; /* by several devices at once */
+    int64_t cached, resumed;
     double seconds; /* of the walk */
     json_t *inversions;
 };
@@ -105,13 +106,14 @@ static const char *cache_key(const struct profile *p, size_t l, size_t c, char k
     return fingerprints_drift_key(p->prints, p->place[l], id, p->job->backend->arithmetic, key);
 }
 
-static enum rc send_row(const struct profile *p, size_t l, size_t c, struct err *e) {
+/* By whoever has it: `job` is the profile's, or a device's copy of it. */
+static enum rc send_row(const struct profile *p, const struct job *job, size_t l, size_t c, struct err *e) {
     char key[HASH_TEXT_SIZE];
     bool keep = !drift_at(&p->table, l, c)->cached;
     if (keep) cache_key(p, l, c, key);
     json_t *data = drift_row_encode(&p->table, l, c);
     if (!data) return model_not_finite(p->source.model, "the inputs of its Linears are", e);
-    enum rc rc = emit_row(p->job, row_phase, row_index(p, l, c), data, keep ? key : NULL, e);
+    enum rc rc = emit_row(job, row_phase, row_index(p, l, c), data, keep ? key : NULL, e);
     json_decref(data);
     return rc;
 }
@@ -137,7 +139,7 @@ static enum rc take_cached_rows(struct profile *p, const json_t *found, struct e
             TRY(drift_row_decode(data, row, e));
             row->cached = true;
             p->cached++;
-            TRY(send_row(p, l, c, e));
+            TRY(send_row(p, p->job, l, c, e));
         }
     return RC_OK;
 }
@@ -150,7 +152,7 @@ static enum rc fill_exact_rows(struct profile *p, struct err *e) {
             if (row->known || p->table.candidates[c].method != METHOD_NONE) continue;
             *row = drift_row_none(p->table.linears[l]);
             p->computed++;
-            TRY(send_row(p, l, c, e));
+            TRY(send_row(p, p->job, l, c, e));
         }
     return RC_OK;
 }
@@ -208,7 +210,7 @@ static enum rc fill_linear(struct profile *p, size_t l, struct bench *b, struct 
         if (fill_row(b, &p->table.candidates[c], p->table.linears[l], row, e) != RC_OK)
             return err_context(e, "%s", p->table.linears[l]->name);
         p->computed++;
-        TRY(send_row(p, l, c, e));
+        TRY(send_row(p, b->job, l, c, e));
     }
     return RC_OK;
 }
@@ -220,14 +222,15 @@ static size_t table_place(const struct profile *p, int64_t index) {
     return l;
 }
 
-static enum rc profile_linear(void *ctx, int64_t index, struct mat w, struct mat h, struct err *e) {
+static enum rc profile_linear(void *ctx, const struct job *job, const struct gram_linear *linear, struct err *e) {
     struct profile *p = ctx;
-    struct bench b = {.job = p->job, .w = w, .w_hat = matf(NULL, w.rows, w.cols), .h = h};
+    int64_t rows = linear->w.rows, cols = linear->w.cols;
+    struct bench b = {.job = job, .w = linear->w, .w_hat = matf(NULL, rows, cols), .h = linear->h};
     float *w_hat = NULL;
-    TRY(device_floats(p->job, w.rows * w.cols, &w_hat, e));
+    TRY(device_floats(job, rows * cols, &w_hat, e));
     b.w_hat.data = w_hat;
-    enum rc rc = fill_linear(p, table_place(p, index), &b, e);
-    p->job->backend->free(p->job->device, w_hat);
+    enum rc rc = fill_linear(p, table_place(p, linear->index), &b, e);
+    job->backend->free(job->device, w_hat);
     return rc;
 }
 

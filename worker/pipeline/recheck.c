@@ -82,27 +82,27 @@ static enum rc ask_cache(struct recheck *r, struct err *e) {
     return rc;
 }
 
-static enum rc send_row(const struct recheck *r, const struct pair *p, struct err *e) {
+static enum rc send_row(const struct recheck *r, const struct job *job, const struct pair *p, struct err *e) {
     char key[HASH_TEXT_SIZE];
     json_t *data = inversion_encode(&p->inversion);
     if (!data) return err_set(e, RC_INTERNAL, "an inversion's drift is not a finite number");
-    enum rc rc = emit_row(r->args->job, row_phase, row_index(r, p), data, cache_key(r, p, key), e);
+    enum rc rc = emit_row(job, row_phase, row_index(r, p), data, cache_key(r, p, key), e);
     json_decref(data);
     return rc;
 }
 
-static enum rc recompute(void *ctx, int64_t index, struct mat w, struct mat h, struct err *e) {
+static enum rc recompute(void *ctx, const struct job *job, const struct gram_linear *linear, struct err *e) {
     struct recheck *r = ctx;
     const struct candidate *candidates = r->args->table->candidates;
     for (size_t i = 0; i < r->count; i++) {
         struct pair *p = &r->pairs[i];
-        if (p->known || r->args->profiled->place[p->linear] != index) continue;
+        if (p->known || r->args->profiled->place[p->linear] != linear->index) continue;
         struct inversion_args a = {
-            .job = r->args->job, .w = w, .h = h, .pair = {&candidates[p->low], &candidates[p->high]}};
+            .job = job, .w = linear->w, .h = linear->h, .pair = {&candidates[p->low], &candidates[p->high]}};
         if (inversion_recompute(&a, &p->inversion, e) != RC_OK)
             return err_context(e, "%s", r->args->table->linears[p->linear]->name);
         p->known = true;
-        TRY(send_row(r, p, e));
+        TRY(send_row(r, job, p, e));
     }
     return RC_OK;
 }

@@ -19,7 +19,7 @@ struct walker {
     struct mat *finals;     /* [streams] of [T, D] */
     float *final_norm;      /* [D] */
     int32_t *ids;           /* [T] of one chunk */
-    int64_t steps, steps_total;
+    int64_t steps, steps_total, tokens_done;
 };
 
 int64_t walk_chunk(const struct job *job, const struct windows *windows) {
@@ -29,6 +29,12 @@ int64_t walk_chunk(const struct job *job, const struct windows *windows) {
 
 int64_t walk_aligned(const struct job *job, const struct windows *windows, int64_t window) {
     return window - window % walk_chunk(job, windows);
+}
+
+struct span walk_share(const struct job *job, const struct windows *windows, struct span all, int part, int parts) {
+    int64_t chunk = walk_chunk(job, windows), chunks = (all.count + chunk - 1) / chunk;
+    int64_t from = chunks * part / parts * chunk, to = chunks * (part + 1) / parts * chunk;
+    return (struct span){all.first + from, (to < all.count ? to : all.count) - from};
 }
 
 static int last_block(const struct walk *w) {
@@ -180,7 +186,9 @@ static enum rc ready_block(struct walker *k, int block, struct err *e) {
 static enum rc report(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
     int64_t tokens = w->count * w->windows->length;
-    int64_t done = (int64_t)((double)k->steps / (double)k->steps_total * (double)tokens);
+    int64_t done = (int64_t)((double)k->steps / (double)k->steps_total * (double)tokens), fresh = done - k->tokens_done;
+    k->tokens_done = done;
+    if (w->tally) done = atomic_fetch_add(w->tally, fresh) + fresh;
     return emit_progress(w->job, w->phase, w->tokens_before + done, w->tokens_total, "tokens", e);
 }
 

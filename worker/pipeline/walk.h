@@ -8,8 +8,8 @@
  *   walk(model, streams, hooks): embed → for each block: load → for each stream, for each chunk: forward → hooks at
  * each distinct Linear input and at the block's end → final norm of each chunk → hooks
  *
- * A stream is a set of windows with its hidden states (fp32 residual, hidden.h) and the weights it sees. GPU thread
- * only. */
+ * A stream is a set of windows with its hidden states (fp32 residual, hidden.h) and the weights it sees. Walks of one
+ * job on several devices go on side by side, a thread each; none knows of the others. */
 #ifndef HSAQ_WORKER_PIPELINE_WALK_H
 #define HSAQ_WORKER_PIPELINE_WALK_H
 
@@ -54,7 +54,16 @@ struct walk {
      * `tokens_before` of `tokens_total`. */
     const char *phase;
     int64_t tokens_before, tokens_total;
+    _Atomic int64_t *tally; /* tokens done by all the walks side by side, which report their sum; NULL: this is alone */
 };
+
+/* Windows [first, first + count). */
+struct span {
+    int64_t first, count;
+};
+/* Those of `all`, which begins aligned, that are for one of so many walks: whole chunks, but for the last. May be none.
+ */
+struct span walk_share(const struct job *job, const struct windows *windows, struct span all, int part, int parts);
 
 /* How many windows a chunk holds. */
 int64_t walk_chunk(const struct job *job, const struct windows *windows);
