@@ -258,8 +258,8 @@ static void time_all(void) {
 
 static enum rc open_device(const char *choice) {
     b = &backend_cpu;
-    if (strcmp(choice, "cpu"))
-        TRY(backend_cuda_load(strcmp(choice, "fp32") ? DTYPE_BF16 : DTYPE_F32, &b, &err));
+    if (strcmp(choice, "cpu") != 0)
+        TRY(backend_cuda_load(strcmp(choice, "fp32") == 0 ? DTYPE_F32 : DTYPE_BF16, &b, &err));
     else
         tokens = LENGTH;
     return b->open(&(struct backend_options){0}, &state, &err);
@@ -274,7 +274,7 @@ int main(int argc, char **argv) {
     must(rc);
     printf("%s, %s, %lld tokens\n\n", b->hardware(state), b->arithmetic, (long long)tokens);
     printf("%-28s %10s %10s %10s\n", "", "us", "TFLOP/s", "GB/s");
-    if (argc > 2 && !strcmp(argv[2], "quantize"))
+    if (argc > 2 && strcmp(argv[2], "quantize") == 0)
         time_quantizers();
     else
         time_all();

@@ -65,7 +65,13 @@ static int64_t monotonic_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Fills rate and ETA; false when this report is too soon after the last one. */
+/* Too soon after the last report, or behind it: devices side by side may report in another order than they count. */
+static bool superfluous(const struct job_state *state, const struct msg_progress *m, int64_t now) {
+    bool too_soon = m->done != m->total && now - state->sent_ns < progress_interval_ns;
+    return too_soon || m->done < state->sent_done;
+}
+
+/* Fills rate and ETA; false when this report need not go out. */
 static bool progress_due(struct job_state *state, struct msg_progress *m) {
     int64_t now = monotonic_ns();
     bool begins = strncmp(state->phase, m->phase, sizeof state->phase - 1) != 0;
@@ -73,9 +79,7 @@ static bool progress_due(struct job_state *state, struct msg_progress *m) {
         snprintf(state->phase, sizeof state->phase, "%s", m->phase);
         state->phase_ns = now;
         state->phase_done = state->sent_done = m->done;
-    } else if (m->done < state->sent_done) {
-        return false; /* devices side by side may report in another order than they count */
-    } else if (m->done != m->total && now - state->sent_ns < progress_interval_ns) {
+    } else if (superfluous(state, m, now)) {
         return false;
     }
     state->sent_ns = now;
