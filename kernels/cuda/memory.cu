@@ -169,16 +169,15 @@ enum rc cuda_converted(struct backend_state *state, const struct mat *m, struct 
     return RC_OK;
 }
 
-enum rc cuda_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e) {
-    TRY(check_download(device, bytes, host, e));
-    if (bytes > 0) CUDA_TRY(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, state->stream));
-    CUDA_TRY(cudaStreamSynchronize(state->stream));
-    return RC_OK;
-}
-
 enum rc cuda_offload(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e) {
     TRY(check_download(device, bytes, host, e));
     if (bytes > 0) CUDA_TRY(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, state->stream));
+    return RC_OK;
+}
+
+enum rc cuda_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e) {
+    TRY(cuda_offload(state, device, bytes, host, e));
+    CUDA_TRY(cudaStreamSynchronize(state->stream));
     return RC_OK;
 }
 

@@ -185,6 +185,44 @@ static void chunks_resume_bit_for_bit(void **state) {
     run_release(&whole);
 }
 
+/* A device whose loads are under way until they are waited for: nothing may go that they read or write. */
+static atomic_bool *cancelled_when_loading;
+static int loads_under_way, loads_begun, last_load;
+
+static enum rc begin_load(struct backend_state *state, const struct load_item *items, size_t count, struct err *e) {
+    loads_under_way = 1;
+    if (++loads_begun == last_load) atomic_store(cancelled_when_loading, true);
+    return backend_cpu.load(state, items, count, e);
+}
+
+static enum rc end_load(struct backend_state *state, struct err *e) {
+    loads_under_way = 0;
+    return backend_cpu.loaded(state, e);
+}
+
+static void free_what_is_at_rest(struct backend_state *state, void *memory) {
+    assert_false(loads_under_way);
+    backend_cpu.free(state, memory);
+}
+
+static void cancel_waits_for_what_is_being_loaded(void **state) {
+    (void)state;
+    struct backend device = device_like();
+    device.load = begin_load;
+    device.loaded = end_load;
+    device.free = free_what_is_at_rest;
+    for (last_load = 2; last_load < 8; last_load++) {
+        struct run r;
+        run_init(&r);
+        r.backend = &device;
+        cancelled_when_loading = &r.cancelled;
+        loads_begun = 0;
+        assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, rtn3, NULL, NULL), RC_CANCELLED);
+        assert_true(loads_begun >= last_load);
+        run_release(&r);
+    }
+}
+
 /* Rows of an older version, or of another eval, are not read as zeros. */
 static void earlier_rows_must_be_complete(void **state) {
     (void)state;
@@ -253,6 +291,7 @@ int main(void) {
         cmocka_unit_test(noise_floor_is_measured),
         cmocka_unit_test(windows_come_out_the_same_in_chunks),
         cmocka_unit_test(chunks_resume_bit_for_bit),
+        cmocka_unit_test(cancel_waits_for_what_is_being_loaded),
         cmocka_unit_test(earlier_rows_must_be_complete),
         cmocka_unit_test(allocation_is_applied_by_name),
         cmocka_unit_test(compare_pairs_with_an_earlier_eval),

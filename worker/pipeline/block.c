@@ -62,8 +62,12 @@ enum rc block_open(const struct job *job, const struct model *model, int last, s
     return job->backend->alloc(job->device, most, &b->memory, e);
 }
 
+/* After a cancel or an error the next block may still be on its way, from a file that is about to be closed. */
 void block_close(struct block *b) {
-    if (b->memory) b->job->backend->free(b->job->device, b->memory);
+    struct err ignored; /* whoever closes knows of a worse one, or needs the block no more */
+    if (!b->memory) return;
+    (void)b->job->backend->loaded(b->job->device, &ignored);
+    b->job->backend->free(b->job->device, b->memory);
     b->memory = NULL;
 }
 

@@ -31,7 +31,7 @@ struct block {
 
 /* For the blocks 0 … last of the model. */
 enum rc block_open(const struct job *job, const struct model *model, int last, struct block *b, struct err *e);
-void block_close(struct block *b);
+void block_close(struct block *b); /* waits for what block_load has begun */
 
 /* Begins to load; the backend's `loaded` ends it. */
 enum rc block_load(struct block *b, int block, struct err *e);

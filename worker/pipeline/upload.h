@@ -1,4 +1,5 @@
-/* Tensors of a model file → fp32 in device memory. GPU thread only. */
+/* Tensors of a model file → device memory, and back: fp32, or Linear weights as the backend computes on them. GPU
+ * thread only. */
 #ifndef HSAQ_WORKER_PIPELINE_UPLOAD_H
 #define HSAQ_WORKER_PIPELINE_UPLOAD_H
 

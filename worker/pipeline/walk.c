@@ -103,14 +103,14 @@ static void device_free(const struct job *job, void *memory) {
 
 static void walker_release(struct walker *k) {
     const struct job *job = k->walk->job;
+    block_close(&k->blocks[0]); /* first: they wait for loads under way */
+    block_close(&k->blocks[1]);
     hidden_close(k->hidden);
     for (int stream = 0; k->finals && stream < k->walk->streams; stream++)
         device_free(job, k->finals[stream].data);
     free(k->finals);
     free(k->ids);
     device_free(job, k->final_norm);
-    block_close(&k->blocks[0]);
-    block_close(&k->blocks[1]);
     forward_release(&k->forward);
 }
 
