@@ -1,14 +1,7 @@
 #include "worker/bench/rates.h"
 
-#include <time.h>
-
+#include "base/clock.h"
 #include "worker/pipeline/block.h"
-
-double monotonic_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 static void release(const struct job *job, struct mat *m) {
     if (m->data) job->backend->free(job->device, m->data);

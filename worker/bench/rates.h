@@ -20,6 +20,4 @@ enum rc rate_gemm(const struct job *job, const struct model *model, int64_t toke
 enum rc rate_quantize(const struct job *job, const struct model *model, const struct candidate *candidate,
                       double seconds, struct rate *rate, struct err *e);
 
-double monotonic_seconds(void);
-
 #endif

@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/json.h"
-#include "worker/bench/rates.h"
 
 #define CLEAR_LINE "\r\033[K"
 

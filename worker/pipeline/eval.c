@@ -7,8 +7,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "worker/model/finite.h"
@@ -329,12 +329,6 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
     }
     v->tokens_walked = (v->table.count - skipped) * v->windows.length;
     return RC_OK;
-}
-
-static double monotonic_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
 static enum rc run(struct eval *v, struct err *e) {

@@ -2,8 +2,8 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "worker/pipeline/team.h"
 
 static const int64_t progress_interval_ns = 100 * 1000 * 1000;
@@ -57,12 +57,6 @@ const json_t *job_row(const struct job *job, const char *phase, int64_t index) {
 
 bool job_cancelled(const struct job *job) {
     return (job->cancelled && atomic_load_explicit(job->cancelled, memory_order_relaxed)) || team_failed(job->team);
-}
-
-static int64_t monotonic_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 /* Too soon after the last report, or behind it: devices side by side may report in another order than they count. */

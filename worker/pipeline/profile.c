@@ -3,8 +3,8 @@
  * A row comes from an earlier attempt, from the cache, or from the walk, in this order; the walk covers only what is
  * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end. */
 #include <stdlib.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "worker/model/fingerprint.h"
@@ -254,12 +254,6 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
     enum rc rc = gram_walk_run(&g, e);
     free(wanted);
     return rc;
-}
-
-static double monotonic_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
 static struct profiled_model profiled_model(const struct profile *p) {
