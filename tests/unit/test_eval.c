@@ -160,15 +160,36 @@ static void windows_come_out_the_same_in_chunks(void **state) {
     run_release(&chunked);
 }
 
+/* The first and last token of every chunk that was embedded; a chunk may be met again, but no other. */
+static struct {
+    int32_t ends[64][2];
+    int count;
+    bool closed;
+} chunks;
+
+static enum rc note_chunk(struct backend_state *state, const struct embed_args *a, struct err *e) {
+    int32_t ends[2] = {a->ids[0], a->ids[a->out.rows - 1]};
+    int i = 0;
+    while (i < chunks.count && memcmp(chunks.ends[i], ends, sizeof ends) != 0)
+        i++;
+    if (i == chunks.count) {
+        assert_false(chunks.closed);
+        memcpy(chunks.ends[chunks.count++], ends, sizeof ends);
+    }
+    return backend_cpu.embed(state, a, e);
+}
+
 /* Whatever rows are there already, a window is computed in its place of its chunk. */
 static void chunks_resume_bit_for_bit(void **state) {
     (void)state;
     struct backend device = device_like();
+    device.embed = note_chunk;
     struct run whole;
     run_init(&whole);
     whole.backend = &device;
     must_run(&whole, HELDOUT, rtn3, NULL);
     without_time(whole.result);
+    chunks.closed = true;
     for (int64_t stop = 1; stop < 13; stop += 2) {
         struct run cut, rest;
         run_init(&cut);

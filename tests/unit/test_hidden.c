@@ -76,8 +76,10 @@ static float value(int64_t round, int64_t slot, int64_t i) {
     return (float)(round * 1000003 + slot * FLOATS + i) * 1.1f;
 }
 
+/* In either order: what lies in the memory that slots share must not pass for what was kept. */
 static void write_slots(struct hidden *h, int64_t round) {
-    for (int64_t slot = SLOTS - 1; slot >= 0; slot--) {
+    for (int64_t n = 0; n < SLOTS; n++) {
+        int64_t slot = round % 2 ? n : SLOTS - 1 - n;
         float *out = hidden_at(h, slot);
         for (int64_t i = 0; i < FLOATS; i++)
             out[i] = value(round, slot, i);
