@@ -1,7 +1,8 @@
 /* A candidate: the complete recipe by which one Linear may be quantized.
  *
- * Its canonical id ("hqq4g64", "rtn3g128-sym", "rtn4g0", "none") names it in every table and cache key: two candidates
- * with the same id are the same recipe, and anything that changes the codes or the bytes is in the id. */
+ * Its canonical id ("hqq4g64", "rtn3g128-sym", "gptq4g64-actorder", "none") names it in every table and cache key: two
+ * candidates with the same id are the same recipe, and anything that changes the codes or the bytes is in the id. What
+ * is its method's default is not. */
 #ifndef HSAQ_BASE_CANDIDATE_H
 #define HSAQ_BASE_CANDIDATE_H
 
@@ -12,26 +13,50 @@
 #include "base/err.h"
 #include "base/schema.h"
 
-enum method { METHOD_NONE, METHOD_RTN, METHOD_HQQ };
+enum method { METHOD_NONE, METHOD_RTN, METHOD_HQQ, METHOD_GPTQ, METHOD_AWQ, METHOD_AWQ_GPTQ, METHOD_FP8, METHODS };
 enum zero_type { ZERO_FLOAT, ZERO_INTEGER };
 /* How codes are stored, hence what they cost: a dense LSB-first bitstream per row (compressed-tensors), or the HQQ
  * library's containers (3-bit ten to a word, 5 and 6 bits in bytes). See kernels/formats.h. */
 enum layout { LAYOUT_DENSE, LAYOUT_HQQ };
+/* Which part of a group's range the grid spans: all of it, or what a search over smaller ones finds best. */
+enum range_choice {
+    RANGE_FULL,       /* min … max */
+    RANGE_MSE,        /* least Σ e² */
+    RANGE_WEIGHTED,   /* least Σ h e²: h is H's diagonal, for GPTQ 1/U_kk² */
+    RANGE_OUTPUT,     /* least eᵀ H e, H of the group's channels */
+    RANGE_PERCENTILE, /* the given share of the weights, as many cut off at either end */
+    RANGE_RATIO,      /* the given share of min and max */
+};
+/* The order in which GPTQ rounds columns: groups as a whole and the columns in each by falling diag H; as they lie; all
+ * by falling diag H, in groups of that order (stored as g_idx), or in the groups in which they lie. */
+enum column_order { ORDER_GROUP_AWARE, ORDER_NATURAL, ORDER_ACTIVATION, ORDER_STATIC_GROUPS };
+enum fp8_scale { FP8_PER_ROW, FP8_PER_TENSOR };
 
 extern const char *const method_names[]; /* NULL-terminated, indexed by enum method */
 extern const char *const zero_type_names[];
 extern const char *const layout_names[];
 
+enum { PARTS = 10000 }; /* clip and damp are counted in these */
+
 struct candidate {
     enum method method;
-    int bits;  /* 2, 3, 4, 5, 6 or 8; 16 for METHOD_NONE */
+    int bits;  /* 2, 3, 4, 5, 6 or 8; 8 for METHOD_FP8, 16 for METHOD_NONE */
     int group; /* 16–1024, or 0: the whole row; a group that does not divide K leaves a short last group */
     bool symmetric;
-    enum zero_type zero; /* of an asymmetric candidate: float (default) or integer */
+    enum zero_type zero; /* of an asymmetric candidate; ZERO_FLOAT for others */
     enum layout layout;
+    enum range_choice range;
+    int clip;                /* of RANGE_PERCENTILE and RANGE_RATIO, in 1/PARTS; else 0 */
+    enum column_order order; /* of GPTQ */
+    int damp;                /* of GPTQ: share of the mean of diag H that is added to it, in 1/PARTS; else 0 */
+    bool sequential; /* calibrated on what the model quantized so far computes; else on what the reference does */
+    enum fp8_scale fp8_scale;
 };
 
-enum { CANDIDATE_ID_SIZE = 48 };
+enum { CANDIDATE_ID_SIZE = 96 };
+
+/* What a method is when nothing else is said of it. */
+struct candidate candidate_default(enum method method, int bits, int group);
 
 /* Fills `id` with the canonical id and returns it. */
 const char *candidate_id(const struct candidate *c, char id[CANDIDATE_ID_SIZE]);
@@ -41,7 +66,13 @@ enum rc candidate_from_id(const char *id, struct candidate *c, struct err *e);
 /* Which recipes exist: RC_OK, or RC_INVALID naming the member at fault in e->pointer ("/symmetric"). */
 enum rc candidate_check(const struct candidate *c, struct err *e);
 
-/* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product.
+/* Whether GPTQ rounds its codes; whether AWQ scales its columns; whether either, or its range, looks at H. */
+bool candidate_uses_gptq(const struct candidate *c);
+bool candidate_uses_awq(const struct candidate *c);
+bool candidate_needs_gram(const struct candidate *c);
+
+/* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product. Members
+ * that are not given have the method's default.
  * Stores the expansion, without duplicates, in the order written, as the struct list of struct candidate at `member`;
  * at most CANDIDATES_MAX. */
 enum { CANDIDATES_MAX = 256 };

@@ -118,14 +118,52 @@ struct combine_args {
     int count;
 };
 
+/* out[n][k] = m[n][k] · by_row[n] · by_col[k]; a factor that is NULL is 1. out may be m. How AWQ's scales get into a
+ * Linear (columns), out of its producer (rows), and into H (both). */
+struct scale_args {
+    struct mat m;                 /* [N, K] any float type, or fp64 */
+    const float *by_row, *by_col; /* [N], [K] device memory */
+    struct mat out;               /* [N, K] fp64 where m is; else fp32 or the activation type */
+};
+
+/* share[k] = mean over n of |w[n][k]| / (the largest |w| of its row's group; 0 / 0 is 0): AWQ's measure of a column's
+ * weight. The groups are those of RTN. */
+struct column_share_args {
+    struct mat w;  /* [N, K] */
+    int group;     /* 0: whole rows */
+    double *share; /* [K] host memory */
+};
+
+/* What GPTQ needs of H (algorithms §4), for every candidate and Linear with this input, group (where the order depends
+ * on it) and damping: with H′ = H + damp·mean(diag H)·I and its rows and columns in the order in which columns are
+ * rounded, H′⁻¹ = UᵀU. A dead column (H_kk = 0) gets H′_kk = 1. Where H′ is not positive definite in fp64, damp is
+ * doubled until it is. */
+struct factor {
+    int64_t cols;   /* K */
+    float *upper;   /* [K, K] U; zeros below the diagonal */
+    int32_t *order; /* [K] host memory: the column rounded at each step */
+    uint8_t *dead;  /* [K] host memory, by column */
+    double damp;    /* what it took */
+};
+struct factor_args {
+    struct mat h; /* [K, K] of the backend's gram type, finished */
+    enum column_order order;
+    int group;          /* 0: whole rows */
+    double damp;        /* to begin with */
+    struct factor *out; /* buffers by factor_alloc */
+};
+
 /* A quantized Linear, unpacked. Groups run along K; group g of row n is w[n, g·group : (g+1)·group], the last may be
- * short. ŵ = (q − zero)·scale. scale and zero are already rounded to the 16-bit floats that storage keeps. */
+ * short; or column k is in group group_of[k]. ŵ = (q − zero)·scale. scale and zero are already rounded to the 16-bit
+ * floats that storage keeps. */
 struct quantized {
     int64_t rows, cols, groups; /* N, K, G = ceil(K / group) */
     int bits, group;            /* group = K for whole rows */
+    bool fp8;                   /* codes are e4m3 floats: ŵ = code·scale, groups = 1, zero = 0, scale is a bf16 */
     uint8_t *codes;             /* [N, K]; symmetric codes are stored with 2^(bits−1) added */
     float *scale;               /* [N, G] */
     float *zero;                /* [N, G]; 2^(bits−1) everywhere when symmetric */
+    int32_t *group_of;          /* [K] for ORDER_ACTIVATION; else NULL */
 };
 
 /* What a quantizer has to say about its own work. */
@@ -134,11 +172,14 @@ struct quantize_report {
     int64_t rtn_groups;      /* HQQ: groups where RTN's parameters had the smaller weight error and were kept */
 };
 
-/* algorithms: RTN §2, HQQ §3. RC_INVALID naming row and column when w holds NaN or Inf. */
+/* algorithms: RTN §2, HQQ §3, GPTQ §4, clipping §7; METHOD_AWQ is RTN here: its scales are in w and h already.
+ * RC_INVALID naming row and column when w holds NaN or Inf. */
 struct quantize_args {
     struct mat w; /* [N, K] */
     struct candidate candidate;
-    struct quantized *out; /* buffers by quantized_alloc */
+    struct mat h;                /* [K, K] for RANGE_WEIGHTED without GPTQ and RANGE_OUTPUT; else {0} */
+    const struct factor *factor; /* for GPTQ, of the candidate's order, group and damp; else NULL */
+    struct quantized *out;       /* buffers by quantized_alloc */
     struct quantize_report *report;
 };
 
@@ -225,6 +266,9 @@ struct backend {
     enum rc (*gram)(struct backend_state *state, const struct gram_args *a, struct err *e);
     enum rc (*gram_finish)(struct backend_state *state, struct mat h, struct err *e); /* mirrors the upper triangle */
     enum rc (*combine)(const struct combine_args *a, struct err *e);
+    enum rc (*scale)(struct backend_state *state, const struct scale_args *a, struct err *e);
+    enum rc (*column_share)(struct backend_state *state, const struct column_share_args *a, struct err *e);
+    enum rc (*factor)(struct backend_state *state, const struct factor_args *a, struct err *e);
     enum rc (*quantize)(struct backend_state *state, const struct quantize_args *a, struct err *e);
     enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
@@ -243,5 +287,8 @@ enum rc backend_cuda_load(enum dtype activation, const struct backend **backend,
 enum rc quantized_alloc(const struct backend *b, struct backend_state *state, int64_t rows, int64_t cols,
                         const struct candidate *candidate, struct quantized *out, struct err *e);
 void quantized_release(const struct backend *b, struct backend_state *state, struct quantized *q);
+enum rc factor_alloc(const struct backend *b, struct backend_state *state, int64_t cols, struct factor *out,
+                     struct err *e);
+void factor_release(const struct backend *b, struct backend_state *state, struct factor *f);
 
 #endif

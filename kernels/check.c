@@ -183,6 +183,39 @@ enum rc check_candidate(const struct candidate *c, struct err *e) {
     return RC_OK;
 }
 
+enum rc check_scale(const struct scale_args *a, struct err *e) {
+    TRY(matrix("scale: m", &a->m, e));
+    TRY(matrix_of("scale: out", &a->out, a->m.rows, a->m.cols, e));
+    if ((a->m.type == DTYPE_F64) != (a->out.type == DTYPE_F64))
+        return err_set(e, RC_UNSUPPORTED, "scale: fp64 stays fp64, and nothing else becomes it");
+    return RC_OK;
+}
+
+enum rc check_column_share(const struct column_share_args *a, struct err *e) {
+    TRY(matrix("column_share: w", &a->w, e));
+    if (a->w.rows < 1 || a->w.cols < 1 || a->group < 0)
+        return err_set(e, RC_INVALID, "column_share: [%lld, %lld] in groups of %d is no Linear", (long long)a->w.rows,
+                       (long long)a->w.cols, a->group);
+    return present("column_share: share", a->share, a->w.cols, e);
+}
+
+/* What GPTQ is given of H is of this many channels. */
+static enum rc check_factor_form(const struct factor *f, int64_t cols, struct err *e) {
+    if (f == NULL || f->upper == NULL || f->order == NULL || f->dead == NULL)
+        return err_set(e, RC_INVALID, "the factor of H has no buffers");
+    if (f->cols == cols) return RC_OK;
+    return err_set(e, RC_INVALID, "the factor is of %lld channels where %lld are needed", (long long)f->cols,
+                   (long long)cols);
+}
+
+enum rc check_factor(const struct factor_args *a, struct err *e) {
+    TRY(matrix_of("factor: h", &a->h, a->h.cols, a->h.cols, e));
+    if (a->h.cols < 1 || a->group < 0 || !(a->damp > 0 && a->damp <= 1))
+        return err_set(e, RC_INVALID, "factor: %lld channels, groups of %d, damping %g", (long long)a->h.cols, a->group,
+                       a->damp);
+    return check_factor_form(a->out, a->h.cols, e);
+}
+
 enum rc check_quantized(const struct quantized *q, struct err *e) {
     bool sizes = q->rows > 0 && q->cols > 0 && q->rows <= INT_MAX && q->cols <= INT_MAX && q->bits >= 2 &&
                  q->bits <= 8 && q->group > 0 && q->group <= q->cols &&
@@ -195,6 +228,14 @@ enum rc check_quantized(const struct quantized *q, struct err *e) {
     return RC_OK;
 }
 
+/* What the candidate needs of H is there. */
+static enum rc check_calibrated(const struct quantize_args *a, struct err *e) {
+    const struct candidate *c = &a->candidate;
+    if (candidate_uses_gptq(c)) return check_factor_form(a->factor, a->w.cols, e);
+    if (c->range != RANGE_WEIGHTED && c->range != RANGE_OUTPUT) return RC_OK;
+    return matrix_of("quantize: h", &a->h, a->w.cols, a->w.cols, e);
+}
+
 enum rc check_quantize(const struct quantize_args *a, struct err *e) {
     TRY(check_candidate(&a->candidate, e));
     TRY(check_quantized(a->out, e));
@@ -202,6 +243,7 @@ enum rc check_quantize(const struct quantize_args *a, struct err *e) {
     if (a->out->bits != a->candidate.bits || a->out->group != group)
         return err_set(e, RC_INVALID, "quantize: the buffers were made for another candidate");
     if (a->report == NULL) return err_set(e, RC_INVALID, "quantize: nowhere to report");
+    TRY(check_calibrated(a, e));
     return matrix_of("quantize: w", &a->w, a->out->rows, a->out->cols, e);
 }
 

@@ -25,6 +25,9 @@ enum rc check_score(const struct score_args *a, struct err *e);
 enum rc check_gram(const struct gram_args *a, struct err *e);
 enum rc check_gram_finish(struct mat h, struct err *e);
 enum rc check_combine(const struct combine_args *a, struct err *e);
+enum rc check_scale(const struct scale_args *a, struct err *e);
+enum rc check_column_share(const struct column_share_args *a, struct err *e);
+enum rc check_factor(const struct factor_args *a, struct err *e);
 /* Bits 2–8, group 0 or more, a method that quantizes. */
 enum rc check_candidate(const struct candidate *c, struct err *e);
 /* Buffers present, and rows, cols and groups as the candidate gives them. */

@@ -52,6 +52,9 @@ enum rc cpu_score(struct backend_state *state, const struct score_args *a, struc
 enum rc cpu_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
 enum rc cpu_gram_finish(struct backend_state *state, struct mat h, struct err *e);
 enum rc cpu_combine(const struct combine_args *a, struct err *e);
+enum rc cpu_scale(struct backend_state *state, const struct scale_args *a, struct err *e);
+enum rc cpu_column_share(struct backend_state *state, const struct column_share_args *a, struct err *e);
+enum rc cpu_factor(struct backend_state *state, const struct factor_args *a, struct err *e);
 enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);

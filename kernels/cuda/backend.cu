@@ -148,7 +148,8 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
     .download = cuda_download, .offload = cuda_offload, .keep_pace = cuda_keep_pace, .embed = cuda_embed,              \
     .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention,                        \
     .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram, .gram_finish = cuda_gram_finish,                \
-    .combine = cuda_combine, .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
+    .combine = cuda_combine, .scale = cuda_scale, .column_share = cuda_column_share, .factor = cuda_factor,            \
+    .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
 
 extern "C" {
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */

@@ -120,6 +120,9 @@ enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct
 enum rc cuda_gram_finish(struct backend_state *state, struct mat h, struct err *e);
 enum rc cuda_combine(const struct combine_args *a, struct err *e);
 void cuda_collective_close(struct backend_state *state);
+enum rc cuda_scale(struct backend_state *state, const struct scale_args *a, struct err *e);
+enum rc cuda_column_share(struct backend_state *state, const struct column_share_args *a, struct err *e);
+enum rc cuda_factor(struct backend_state *state, const struct factor_args *a, struct err *e);
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);

@@ -189,7 +189,7 @@ static void time_quantize(const char *id) {
     must(candidate_from_id(id, &c, &err));
     must(quantized_alloc(b, state, HIDDEN, INTERMEDIATE, &c, &q, &err));
     struct mat w = weights(HIDDEN, INTERMEDIATE), w_hat = filled(HIDDEN, INTERMEDIATE, b->activation);
-    struct quantize_args a = {w, c, &q, &report};
+    struct quantize_args a = {.w = w, .candidate = c, .out = &q, .report = &report};
     const double count = (double)HIDDEN * INTERMEDIATE;
     char name[64];
     snprintf(name, sizeof name, "quantize %s (G weights)", id);

@@ -42,6 +42,10 @@ void assert_close_at(const float *got, const double *want, const double *scale, 
 #define assert_near(got, want, tolerance) assert_near_at((got), (want), (tolerance), __FILE__, __LINE__)
 void assert_near_at(double got, double want, double tolerance, const char *file, int line);
 
+/* A candidate by what RTN and HQQ have, in initializers. */
+#define CANDIDATE(m, b, g, s, z, l)                                                                                    \
+    { .method = (m), .bits = (b), .group = (g), .symmetric = (s), .zero = (z), .layout = (l) }
+
 /* Reproducible numbers. */
 void seed(uint64_t value);
 double uniform(void); /* [0, 1) */

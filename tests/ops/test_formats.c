@@ -23,7 +23,14 @@ struct linear {
 static void linear_shape(struct linear *l, int64_t rows, int64_t cols, const struct candidate *c) {
     int group = c->group > 0 && c->group < cols ? c->group : (int)cols;
     memset(l, FILLER, sizeof *l);
-    l->q = (struct quantized){rows, cols, (cols + group - 1) / group, c->bits, group, l->codes, l->scale, l->zero};
+    l->q = (struct quantized){.rows = rows,
+                              .cols = cols,
+                              .groups = (cols + group - 1) / group,
+                              .bits = c->bits,
+                              .group = group,
+                              .codes = l->codes,
+                              .scale = l->scale,
+                              .zero = l->zero};
 }
 
 /* Random codes, scales that 16 bits hold, and zeros as the candidate stores them. */
@@ -57,27 +64,27 @@ static void sizes_are_those_of_the_layouts(void **state) {
         int64_t rows, cols, codes, scales, zeros;
     } cases[] = {
         /* dense: rows of whole 32-bit words; float zeros as scales, integer zeros in words along the rows */
-        {{METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 8, 128, 8 * 64, 8 * 2 * 2, 8 * 2 * 2},
-        {{METHOD_RTN, 3, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 5, 100, 5 * 40, 5 * 2 * 2, 5 * 2 * 2},
-        {{METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_DENSE}, 8, 128, 8 * 64, 8 * 2 * 2, 0},
-        {{METHOD_RTN, 4, 64, false, ZERO_INTEGER, LAYOUT_DENSE}, 8, 128, 8 * 64, 8 * 2 * 2, 1 * 2 * 4},
-        {{METHOD_RTN, 4, 64, false, ZERO_INTEGER, LAYOUT_DENSE}, 9, 128, 9 * 64, 9 * 2 * 2, 2 * 2 * 4},
-        {{METHOD_RTN, 8, 0, false, ZERO_FLOAT, LAYOUT_DENSE}, 3, 33, 3 * 36, 3 * 2, 3 * 2},
-        {{METHOD_RTN, 8, 33, false, ZERO_FLOAT, LAYOUT_DENSE}, 3, 33, 3 * 36, 3 * 2, 3 * 2},
-        {{METHOD_RTN, 8, 1024, false, ZERO_FLOAT, LAYOUT_DENSE}, 3, 33, 3 * 36, 3 * 2, 3 * 2},
+        {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 8, 128, 8 * 64, 8 * 2 * 2, 8 * 2 * 2},
+        {CANDIDATE(METHOD_RTN, 3, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 5, 100, 5 * 40, 5 * 2 * 2, 5 * 2 * 2},
+        {CANDIDATE(METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_DENSE), 8, 128, 8 * 64, 8 * 2 * 2, 0},
+        {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_INTEGER, LAYOUT_DENSE), 8, 128, 8 * 64, 8 * 2 * 2, 1 * 2 * 4},
+        {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_INTEGER, LAYOUT_DENSE), 9, 128, 9 * 64, 9 * 2 * 2, 2 * 2 * 4},
+        {CANDIDATE(METHOD_RTN, 8, 0, false, ZERO_FLOAT, LAYOUT_DENSE), 3, 33, 3 * 36, 3 * 2, 3 * 2},
+        {CANDIDATE(METHOD_RTN, 8, 33, false, ZERO_FLOAT, LAYOUT_DENSE), 3, 33, 3 * 36, 3 * 2, 3 * 2},
+        {CANDIDATE(METHOD_RTN, 8, 1024, false, ZERO_FLOAT, LAYOUT_DENSE), 3, 33, 3 * 36, 3 * 2, 3 * 2},
         /* hqq: rows × groups of `group` codes, so many to a container */
-        {{METHOD_HQQ, 8, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 16 * 64, 16 * 2, 16 * 2},
-        {{METHOD_HQQ, 6, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 16 * 64, 16 * 2, 16 * 2},
-        {{METHOD_HQQ, 5, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 16 * 64, 16 * 2, 16 * 2},
-        {{METHOD_HQQ, 4, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 8 * 64, 16 * 2, 16 * 2},
-        {{METHOD_HQQ, 2, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 4 * 64, 16 * 2, 16 * 2},
-        {{METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 2 * 64 * 4, 16 * 2, 16 * 2},
-        {{METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ}, 7, 100, 2 * 64 * 4, 14 * 2, 14 * 2},
-        {{METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_HQQ}, 8, 128, 8 * 64, 16 * 2, 0},
+        {CANDIDATE(METHOD_HQQ, 8, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 16 * 64, 16 * 2, 16 * 2},
+        {CANDIDATE(METHOD_HQQ, 6, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 16 * 64, 16 * 2, 16 * 2},
+        {CANDIDATE(METHOD_HQQ, 5, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 16 * 64, 16 * 2, 16 * 2},
+        {CANDIDATE(METHOD_HQQ, 4, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 8 * 64, 16 * 2, 16 * 2},
+        {CANDIDATE(METHOD_HQQ, 2, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 4 * 64, 16 * 2, 16 * 2},
+        {CANDIDATE(METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 2 * 64 * 4, 16 * 2, 16 * 2},
+        {CANDIDATE(METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 7, 100, 2 * 64 * 4, 14 * 2, 14 * 2},
+        {CANDIDATE(METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 8 * 64, 16 * 2, 0},
         {{.method = METHOD_NONE, .bits = 16}, 8, 128, 8 * 128 * 2, 0, 0},
-        {{METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 1, 1, 4, 2, 2},
-        {{METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 0, 128, 0, 0, 0},
-        {{METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE}, 8, 0, 0, 0, 0},
+        {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 1, 1, 4, 2, 2},
+        {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 0, 128, 0, 0, 0},
+        {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 8, 0, 0, 0, 0},
     };
     FOR_EACH(i, cases) {
         struct packed p = packed_sizes(&cases[i].c, cases[i].rows, cases[i].cols);
@@ -94,7 +101,7 @@ static void dense_codes_are_a_bitstream_along_each_row(void **state) {
     (void)state;
     enum { N = 37, K = 75 };
     FOR_EACH(b, bit_widths) {
-        struct candidate c = {METHOD_RTN, bit_widths[b], 32, false, ZERO_INTEGER, LAYOUT_DENSE};
+        struct candidate c = CANDIDATE(METHOD_RTN, bit_widths[b], 32, false, ZERO_INTEGER, LAYOUT_DENSE);
         struct linear l;
         struct packed p;
         linear_shape(&l, N, K, &c);
@@ -127,7 +134,7 @@ static void hqq_codes_lie_in_row_blocks(void **state) {
         int bits, blocks, bytes;
     } packings[] = {{8, 1, 1}, {6, 1, 1}, {5, 1, 1}, {4, 2, 1}, {2, 4, 1}, {3, 10, 4}};
     FOR_EACH(i, packings) {
-        struct candidate c = {METHOD_HQQ, packings[i].bits, G, false, ZERO_FLOAT, LAYOUT_HQQ};
+        struct candidate c = CANDIDATE(METHOD_HQQ, packings[i].bits, G, false, ZERO_FLOAT, LAYOUT_HQQ);
         struct linear l;
         struct packed p;
         linear_shape(&l, N, K, &c);
@@ -152,7 +159,7 @@ static void hqq_codes_lie_in_row_blocks(void **state) {
 static void scales_and_float_zeros_are_halves_in_order(void **state) {
     (void)state;
     enum { N = 3, K = 70 };
-    struct candidate c = {METHOD_RTN, 4, 32, false, ZERO_FLOAT, LAYOUT_DENSE};
+    struct candidate c = CANDIDATE(METHOD_RTN, 4, 32, false, ZERO_FLOAT, LAYOUT_DENSE);
     struct linear l;
     struct packed p;
     linear_shape(&l, N, K, &c);
@@ -205,7 +212,7 @@ static void what_does_not_fit_is_not_packed(void **state) {
     (void)state;
     enum { N = 4, K = 40 };
     static const float no_zeros[] = {-1, 16, 1.5f, NAN, INFINITY};
-    struct candidate c = {METHOD_RTN, 4, 16, false, ZERO_INTEGER, LAYOUT_DENSE}, other = c;
+    struct candidate c = CANDIDATE(METHOD_RTN, 4, 16, false, ZERO_INTEGER, LAYOUT_DENSE), other = c;
     struct linear l;
     struct packed p;
     linear_shape(&l, N, K, &c);
@@ -234,7 +241,7 @@ static void what_does_not_fit_is_not_packed(void **state) {
 static void buffers_of_another_size_are_not_unpacked(void **state) {
     (void)state;
     enum { N = 4, K = 40 };
-    struct candidate c = {METHOD_RTN, 4, 16, false, ZERO_FLOAT, LAYOUT_DENSE}, other = c;
+    struct candidate c = CANDIDATE(METHOD_RTN, 4, 16, false, ZERO_FLOAT, LAYOUT_DENSE), other = c;
     struct linear l;
     struct packed p, bad;
     linear_shape(&l, N, K, &c);
@@ -263,7 +270,7 @@ static void buffers_of_another_size_are_not_unpacked(void **state) {
 /* Bytes come from files: five bits in a container of eight may be a lie. */
 static void codes_beyond_their_bits_are_not_unpacked(void **state) {
     (void)state;
-    struct candidate c = {METHOD_HQQ, 5, 16, false, ZERO_FLOAT, LAYOUT_HQQ};
+    struct candidate c = CANDIDATE(METHOD_HQQ, 5, 16, false, ZERO_FLOAT, LAYOUT_HQQ);
     struct linear l;
     struct packed p;
     linear_shape(&l, 2, 32, &c);

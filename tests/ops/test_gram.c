@@ -133,7 +133,8 @@ static struct linear_case linear_case(int64_t tokens, int64_t rows, int64_t cols
     struct quantized q = device_quantized(rows, cols, c);
     struct quantize_report report;
     l.args.w = put_matrix(l.w, rows, cols, 3);
-    assert_ok(dev.b->quantize(dev.s, &(struct quantize_args){l.args.w, *c, &q, &report}, &err));
+    assert_ok(dev.b->quantize(
+        dev.s, &(struct quantize_args){.w = l.args.w, .candidate = *c, .out = &q, .report = &report}, &err));
     l.args.w_hat = put_matrix(l.w, rows, cols, 1);
     assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){&q, l.args.w_hat}, &err));
     l.w_hat = get_matrix(l.args.w_hat);

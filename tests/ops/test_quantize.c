@@ -15,7 +15,7 @@ struct outcome {
 
 static struct outcome quantize(const float *w, int64_t rows, int64_t cols, const struct candidate *c) {
     struct outcome o = {.q = device_quantized(rows, cols, c)};
-    struct quantize_args a = {put_matrix(w, rows, cols, 3), *c, &o.q, &o.report};
+    struct quantize_args a = {.w = put_matrix(w, rows, cols, 3), .candidate = *c, .out = &o.q, .report = &o.report};
     memset(&o.report, 0xff, sizeof o.report);
     assert_ok(dev.b->quantize(dev.s, &a, &err));
     o.codes = get_bytes(o.q.codes, rows * cols);
@@ -123,8 +123,8 @@ static void constant_groups_are_exact(void **state) {
             bool wide = v >= 9;
             if (wide && (kinds[k].symmetric || kinds[k].zero == ZERO_INTEGER)) continue;
             if (method == METHOD_HQQ && kinds[k].symmetric) continue;
-            struct candidate c = {(enum method)method, bit_widths[b], 64,
-                                  kinds[k].symmetric,  kinds[k].zero, LAYOUT_DENSE};
+            struct candidate c =
+                CANDIDATE((enum method)method, bit_widths[b], 64, kinds[k].symmetric, kinds[k].zero, LAYOUT_DENSE);
             float *w = host_zeros(N * K);
             for (int i = 0; i < N * K; i++)
                 w[i] = wide ? float_zero_only[v - 9] : values[v];
@@ -158,8 +158,8 @@ static void extreme_weights_stay_finite(void **state) {
     for (int method = METHOD_RTN; method <= METHOD_HQQ; method++)
         FOR_EACH(b, bit_widths) FOR_EACH(k, kinds) FOR_EACH(m, magnitudes) {
             if (method == METHOD_HQQ && kinds[k].symmetric) continue;
-            struct candidate c = {(enum method)method, bit_widths[b], 32,
-                                  kinds[k].symmetric,  kinds[k].zero, LAYOUT_DENSE};
+            struct candidate c =
+                CANDIDATE((enum method)method, bit_widths[b], 32, kinds[k].symmetric, kinds[k].zero, LAYOUT_DENSE);
             seed(42);
             float *w = host_zeros(N * K);
             for (int i = 0; i < N * K; i++)
@@ -216,7 +216,7 @@ static void a_weight_that_is_no_number_is_named(void **state) {
             if (cases[i].row < 39) w[39 * K] = NAN; /* the first one counts */
             struct quantized q = device_quantized(N, K, &c);
             struct quantize_report report;
-            struct quantize_args a = {put_matrix(w, N, K, 0), c, &q, &report};
+            struct quantize_args a = {.w = put_matrix(w, N, K, 0), .candidate = c, .out = &q, .report = &report};
             assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, cases[i].part);
         }
 }

@@ -177,7 +177,10 @@ static struct quantized *quantized(void) {
 }
 
 static struct quantize_args quantize_arguments(void) {
-    return (struct quantize_args){fp32_zeros(N, K), four_bits, quantized(), host_bytes(sizeof(struct quantize_report))};
+    return (struct quantize_args){.w = fp32_zeros(N, K),
+                                  .candidate = four_bits,
+                                  .out = quantized(),
+                                  .report = host_bytes(sizeof(struct quantize_report))};
 }
 
 static void quantize_refuses_buffers_of_another_candidate(void **state) {

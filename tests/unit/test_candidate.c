@@ -47,43 +47,80 @@ static void expect_problem(const char *text, const char *pointer) {
     arena_release(&f.arena);
 }
 
+/* A candidate of every kind there could be, whether it exists or not. */
+static struct candidate recipe(int n) {
+    static const int bits[] = {2, 3, 4, 5, 6, 8, 16}, groups[] = {0, 16, 17, 64, 1000, 1024}, damps[] = {0, 100, 1234};
+    static const int clips[] = {0, 9000, 9999};
+    struct candidate c = {0};
+    int *const fields[] = {(int *)&c.method, (int *)&c.zero, (int *)&c.layout,    &c.bits, &c.group, (int *)&c.range,
+                           (int *)&c.order,  &c.damp,        (int *)&c.fp8_scale, &c.clip};
+    const int counts[] = {METHODS, 2, 2, 7, 6, RANGE_RATIO + 1, ORDER_STATIC_GROUPS + 1, 3, 2, 3};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        *fields[i] = n % counts[i];
+        n /= counts[i];
+    }
+    c.bits = bits[c.bits];
+    c.group = groups[c.group];
+    c.damp = damps[c.damp];
+    c.clip = clips[c.clip];
+    c.symmetric = n & 1;
+    c.sequential = n >> 1 & 1;
+    return c;
+}
+
+static bool equal(const struct candidate *a, const struct candidate *b) {
+    return a->method == b->method && a->bits == b->bits && a->group == b->group && a->symmetric == b->symmetric &&
+           a->zero == b->zero && a->layout == b->layout && a->range == b->range && a->clip == b->clip &&
+           a->order == b->order && a->damp == b->damp && a->sequential == b->sequential && a->fp8_scale == b->fp8_scale;
+}
+
 static void every_recipe_has_an_id_that_reads_back(void **state) {
     (void)state;
-    static const int bits[] = {2, 3, 4, 5, 6, 8}, groups[] = {0, 16, 17, 64, 128, 1000, 1024};
-    int valid = 0;
-    for (int n = 0; n < 2 * 6 * 7 * 2 * 2 * 2; n++) {
-        struct candidate c = {.method = n & 1 ? METHOD_HQQ : METHOD_RTN,
-                              .symmetric = n >> 1 & 1,
-                              .zero = n >> 2 & 1 ? ZERO_INTEGER : ZERO_FLOAT,
-                              .layout = n >> 3 & 1 ? LAYOUT_HQQ : LAYOUT_DENSE,
-                              .bits = bits[(n >> 4) % 6],
-                              .group = groups[(n >> 4) / 6]};
-        struct candidate back;
+    enum { RECIPES = METHODS * 2 * 2 * 7 * 6 * 6 * 4 * 3 * 2 * 3 * 4 };
+    int valid[METHODS] = {0};
+    for (int n = 0; n < RECIPES; n += 1) {
+        struct candidate c = recipe(n), back;
         struct err e;
         char id[CANDIDATE_ID_SIZE], again[CANDIDATE_ID_SIZE];
+        if (candidate_check(&c, NULL) != RC_OK) continue;
+        c = c.method == METHOD_NONE || c.method == METHOD_FP8 ? candidate_default(c.method, 0, 0) : c;
         candidate_id(&c, id);
-        if (candidate_check(&c, NULL) != RC_OK) {
-            assert_int_equal(candidate_from_id(id, &back, &e), RC_INVALID);
-            continue;
-        }
-        valid++;
-        assert_int_equal(candidate_from_id(id, &back, &e), RC_OK);
-        assert_int_equal(back.method, c.method);
-        assert_int_equal(back.bits, c.bits);
-        assert_int_equal(back.group, c.group);
-        assert_int_equal(back.symmetric, c.symmetric);
-        assert_int_equal(back.zero, c.zero);
-        assert_int_equal(back.layout, c.layout);
+        valid[c.method]++;
+        if (candidate_from_id(id, &back, &e) != RC_OK) fail_msg("%s does not read back", id);
+        assert_true(equal(&back, &c));
         assert_string_equal(candidate_id(&back, again), id);
     }
-    assert_int_equal(valid,
-                     42 * (4 + 3)); /* rtn: dense × {float, integer, symmetric} + hqq layout; hqq: no symmetric */
+    /* bits × groups × ranges and clips × zero, symmetric, layout × what else it takes */
+    assert_int_equal(valid[METHOD_RTN], 6 * 6 * (4 + 2 * 2) * (2 + 1 + 1));
+    assert_int_equal(valid[METHOD_HQQ], 6 * 6 * 4 * (2 + 1));
+    assert_int_equal(valid[METHOD_AWQ], 6 * 6 * (4 + 2 * 2) * (2 + 1) * 2);
+    assert_int_equal(valid[METHOD_GPTQ], 6 * 6 * (3 + 2 * 2) * (2 + 1) * 4 * 2 * 2);
+    assert_int_equal(valid[METHOD_AWQ_GPTQ], valid[METHOD_GPTQ]);
 }
 
 static void knows_the_canonical_spelling(void **state) {
     (void)state;
-    static const char *const ids[] = {"none",   "hqq4g64",  "rtn3g128-sym", "rtn4g64-intzero", "hqq3g64-hqqpack",
-                                      "rtn8g0", "hqq2g1024"};
+    static const char *const ids[] = {"none",
+                                      "hqq4g64",
+                                      "rtn3g128-sym",
+                                      "rtn4g64-intzero",
+                                      "hqq3g64-hqqpack",
+                                      "rtn8g0",
+                                      "hqq2g1024",
+                                      "gptq4g64",
+                                      "awq3g64",
+                                      "awq+gptq3g128",
+                                      "fp8",
+                                      "fp8-tensor",
+                                      "gptq3g64-sym-weighted-actorder-damp0.05-static",
+                                      "gptq4g0-floatzero-minmax-natural",
+                                      "awq4g64-minmax-sequential",
+                                      "awq+gptq2g64-staticgroups",
+                                      "rtn4g64-pct0.999",
+                                      "rtn4g64-sym-ratio0.9",
+                                      "rtn4g64-intzero-weighted",
+                                      "hqq3g64-mse",
+                                      "gptq4g64-pct0.9999"};
     struct candidate c;
     struct err e;
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
@@ -108,7 +145,23 @@ static void refuses_other_spellings(void **state) {
                                       "rtn4g64-",
                                       "rtn4g64 ",
                                       "RTN4g64",
-                                      "gptq4g64",
+                                      "gptq4g64-mse",
+                                      "gptq4g64-intzero",
+                                      "gptq4g64-damp0.01",
+                                      "gptq4g64-damp0.010",
+                                      "gptq4g64-output",
+                                      "gptq4g64-sequential",
+                                      "gptq4g64-hqqpack",
+                                      "rtn4g64-pct",
+                                      "rtn4g64-pct0",
+                                      "rtn4g64-pct1.5",
+                                      "rtn4g64-actorder",
+                                      "rtn4g64-static",
+                                      "hqq4g64-ratio0.9",
+                                      "fp8-row",
+                                      "fp84g64",
+                                      "awq+gptq",
+                                      "awq+",
                                       "none4g64",
                                       "none-sym",
                                       "rtn4g64-sym-intzero",
@@ -143,7 +196,20 @@ static void faults_are_where_they_stand(void **state) {
     expect_problem("[7]", "/0");
     expect_problem("[{}]", "/0/method");
     expect_problem("[{\"method\":\"rtn\"}]", "/0/bits");
-    expect_problem("[{\"method\":\"gptq\",\"bits\":4}]", "/0/method");
+    expect_problem("[{\"method\":\"gguf\",\"bits\":4}]", "/0/method");
+    expect_problem("[{\"method\":\"gptq\"}]", "/0/bits");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"layout\":\"hqq\"}]", "/0/layout");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"range\":\"output\"}]", "/0/range");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"damp\":0}]", "/0/damp");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"damp\":[0.01,0.00001]}]", "/0/damp/1");
+    expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"damp\":0.01}]", "/0/damp");
+    expect_problem("[{\"method\":[\"gptq\",\"rtn\"],\"bits\":4,\"order\":\"natural\"}]", "/0/order");
+    expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"range\":\"percentile\"}]", "/0/clip");
+    expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"clip\":0.9}]", "/0/clip");
+    expect_problem("[{\"method\":\"hqq\",\"bits\":4,\"range\":\"ratio\"}]", "/0/range");
+    expect_problem("[{\"method\":\"awq\",\"bits\":4,\"order\":\"natural\"}]", "/0/order");
+    expect_problem("[{\"method\":\"fp8\",\"bits\":8}]", "/0/bits");
+    expect_problem("[{\"method\":\"fp8\",\"per\":\"group\"}]", "/0/per");
     expect_problem("[{\"method\":\"rtn\",\"bits\":[2,3,7]}]", "/0/bits/2");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4294967298}]", "/0/bits");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4.0}]", "/0/bits");
@@ -160,13 +226,19 @@ static void faults_are_where_they_stand(void **state) {
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"zero\":\"int\"}]", "/0/zero");
 }
 
-static void names_methods_that_come_later(void **state) {
+/* What is not said is the method's default, and what is said is kept. */
+static void methods_have_their_defaults(void **state) {
     (void)state;
-    struct fixture f;
-    decode(&f, "[{\"method\":\"awq\",\"bits\":4}]", true);
-    assert_non_null(strstr(f.problems.items[0].detail, "not available in this version"));
-    assert_non_null(strstr(f.problems.items[0].detail, "none, rtn, hqq"));
-    arena_release(&f.arena);
+    struct candidate c = candidate_default(METHOD_GPTQ, 4, 64);
+    assert_true(c.zero == ZERO_INTEGER && c.range == RANGE_MSE && c.order == ORDER_GROUP_AWARE && c.sequential);
+    assert_int_equal(c.damp, PARTS / 100);
+    expect_ids("[{\"method\":[\"gptq\",\"awq\",\"awq+gptq\"],\"bits\":[3,4]},{\"method\":\"fp8\"}]",
+               "gptq3g64 gptq4g64 awq3g64 awq4g64 awq+gptq3g64 awq+gptq4g64 fp8");
+    expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"symmetric\":[true,false]}]", "gptq4g64-sym gptq4g64");
+    expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"damp\":[0.01,0.05,1],\"sequential\":false}]",
+               "gptq4g64-static gptq4g64-damp0.05-static gptq4g64-damp1-static");
+    expect_ids("[{\"method\":\"rtn\",\"bits\":4,\"range\":[\"percentile\",\"ratio\"],\"clip\":0.9999}]",
+               "rtn4g64-pct0.9999 rtn4g64-ratio0.9999");
 }
 
 static void bounds_the_product(void **state) {
@@ -208,7 +280,7 @@ int main(void) {
         cmocka_unit_test(refuses_other_spellings),
         cmocka_unit_test(lists_multiply_in_order_without_duplicates),
         cmocka_unit_test(faults_are_where_they_stand),
-        cmocka_unit_test(names_methods_that_come_later),
+        cmocka_unit_test(methods_have_their_defaults),
         cmocka_unit_test(bounds_the_product),
         cmocka_unit_test(one_candidate_takes_no_lists),
     };

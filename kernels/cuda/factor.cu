@@ -1,0 +1,7 @@
+#include "kernels/cuda/device.cuh"
+
+enum rc cuda_factor(struct backend_state *state, const struct factor_args *a, struct err *e) {
+    (void)state;
+    TRY(check_factor(a, e));
+    return err_set(e, RC_UNSUPPORTED, "factor is not implemented");
+}
