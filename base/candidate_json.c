@@ -12,18 +12,12 @@ static const char *const order_names[] = {"group_aware", "natural", "activation"
 static const char *const per_names[] = {"row", "tensor", NULL};
 
 const struct option_row candidate_options[OPTIONS] = {
-    [OPTION_METHOD] = {"method", OPTION_NAME, method_names},
-    [OPTION_BITS] = {"bits", OPTION_SIZE, NULL},
-    [OPTION_GROUP] = {"group", OPTION_SIZE, NULL},
-    [OPTION_SYMMETRIC] = {"symmetric", OPTION_FLAG, NULL},
-    [OPTION_ZERO] = {"zero", OPTION_NAME, zero_type_names},
-    [OPTION_LAYOUT] = {"layout", OPTION_NAME, layout_names},
-    [OPTION_RANGE] = {"range", OPTION_NAME, range_names},
-    [OPTION_CLIP] = {"clip", OPTION_SHARE, NULL},
-    [OPTION_ORDER] = {"order", OPTION_NAME, order_names},
-    [OPTION_DAMP] = {"damp", OPTION_SHARE, NULL},
-    [OPTION_SEQUENTIAL] = {"sequential", OPTION_FLAG, NULL},
-    [OPTION_PER] = {"per", OPTION_NAME, per_names},
+    [OPTION_METHOD] = {"method", OPTION_NAME, method_names}, [OPTION_BITS] = {"bits", OPTION_SIZE, NULL},
+    [OPTION_GROUP] = {"group", OPTION_SIZE, NULL},           [OPTION_SYMMETRIC] = {"symmetric", OPTION_FLAG, NULL},
+    [OPTION_ZERO] = {"zero", OPTION_NAME, zero_type_names},  [OPTION_LAYOUT] = {"layout", OPTION_NAME, layout_names},
+    [OPTION_RANGE] = {"range", OPTION_NAME, range_names},    [OPTION_CLIP] = {"clip", OPTION_SHARE, NULL},
+    [OPTION_ORDER] = {"order", OPTION_NAME, order_names},    [OPTION_DAMP] = {"damp", OPTION_SHARE, NULL},
+    [OPTION_SEQUENTIAL] = {"sequential", OPTION_FLAG, NULL}, [OPTION_PER] = {"per", OPTION_NAME, per_names},
 };
 
 /* The values of one member: several when the candidate is a product. Not given: one value that no one reads. */
@@ -80,14 +74,10 @@ static bool decode_share(const json_t *value, int *out, struct decode *d) {
 
 static bool decode_value(enum option option, const json_t *value, int *out, struct decode *d) {
     switch (candidate_options[option].type) {
-    case OPTION_NAME:
-        return decode_name(option, value, out, d);
-    case OPTION_SIZE:
-        return decode_size(option, value, out, d);
-    case OPTION_FLAG:
-        return decode_flag(value, out, d);
-    case OPTION_SHARE:
-        return decode_share(value, out, d);
+    case OPTION_NAME: return decode_name(option, value, out, d);
+    case OPTION_SIZE: return decode_size(option, value, out, d);
+    case OPTION_FLAG: return decode_flag(value, out, d);
+    case OPTION_SHARE: return decode_share(value, out, d);
     }
     return false;
 }
@@ -286,12 +276,9 @@ static json_t *describe_option(enum option option) {
     switch (candidate_options[option].type) {
     case OPTION_NAME:
         return json_pack("{s:s, s:o}", "type", "string", "enum", name_array(candidate_options[option].names));
-    case OPTION_SIZE:
-        return describe_size(option);
-    case OPTION_FLAG:
-        return json_pack("{s:s}", "type", "boolean");
-    case OPTION_SHARE:
-        return json_pack("{s:s, s:f, s:i}", "type", "number", "minimum", 1.0 / PARTS, "maximum", 1);
+    case OPTION_SIZE: return describe_size(option);
+    case OPTION_FLAG: return json_pack("{s:s}", "type", "boolean");
+    case OPTION_SHARE: return json_pack("{s:s, s:f, s:i}", "type", "number", "minimum", 1.0 / PARTS, "maximum", 1);
     }
     return NULL;
 }

@@ -19,46 +19,63 @@ static enum rc check_limit(const struct job *job, int64_t bytes, struct err *e) 
                    job->team ? " for each device" : "");
 }
 
-enum rc grams_open(struct grams *g, const struct job *job, const int64_t width[INPUT_COUNT], struct err *e) {
-    *g = (struct grams){.job = job};
-    enum dtype type = job->backend->gram_type;
+static enum rc open_stats(struct grams *g, int i, struct err *e) {
+    void *memory = NULL;
+    size_t bytes = (size_t)g->h[i].cols * sizeof(double);
+    TRY(g->job->backend->alloc(g->job->device, bytes, &memory, e));
+    g->sum_abs[i] = memory;
+    g->mean_abs[i] = xcalloc(1, bytes);
+    return RC_OK;
+}
+
+static enum rc open_input(struct grams *g, int i, int64_t width, bool stats, struct err *e) {
+    enum dtype type = g->job->backend->gram_type;
+    void *memory = NULL;
+    TRY(g->job->backend->alloc(g->job->device, (size_t)(width * width) * dtype_size(type), &memory, e));
+    g->h[i] = (struct mat){memory, width, width, width, type};
+    return stats ? open_stats(g, i, e) : RC_OK;
+}
+
+enum rc grams_open(struct grams *g, const struct grams_args *a, struct err *e) {
+    *g = (struct grams){.job = a->job, .tokens = a->tokens};
     for (int i = 0; i < INPUT_COUNT; i++)
-        g->bytes += width[i] * width[i] * (int64_t)dtype_size(type);
-    TRY(check_limit(job, g->bytes, e));
-    for (int i = 0; i < INPUT_COUNT; i++) {
-        void *memory = NULL;
-        if (width[i])
-            TRY(job->backend->alloc(job->device, (size_t)(width[i] * width[i]) * dtype_size(type), &memory, e));
-        g->h[i] = (struct mat){memory, width[i], width[i], width[i], type};
-    }
+        g->bytes += a->width[i] * a->width[i] * (int64_t)dtype_size(a->job->backend->gram_type);
+    TRY(check_limit(a->job, g->bytes, e));
+    for (int i = 0; i < INPUT_COUNT; i++)
+        if (a->width[i]) TRY(open_input(g, i, a->width[i], a->stats, e));
     return RC_OK;
 }
 
 void grams_release(struct grams *g) {
-    for (int i = 0; i < INPUT_COUNT; i++)
+    for (int i = 0; i < INPUT_COUNT; i++) {
         if (g->h[i].data) g->job->backend->free(g->job->device, g->h[i].data);
+        if (g->sum_abs[i]) g->job->backend->free(g->job->device, g->sum_abs[i]);
+        free(g->mean_abs[i]);
+    }
     *g = (struct grams){.job = g->job};
 }
 
 enum rc grams_begin(struct grams *g, const bool wanted[INPUT_COUNT], struct err *e) {
     for (int i = 0; i < INPUT_COUNT; i++) {
         g->active[i] = wanted[i];
-        if (wanted[i]) TRY(clear(g->job, g->h[i], e));
+        if (!wanted[i]) continue;
+        TRY(clear(g->job, g->h[i], e));
+        if (g->sum_abs[i]) TRY(clear(g->job, matd(g->sum_abs[i], 1, g->h[i].cols), e));
     }
     return RC_OK;
 }
 
 enum rc grams_add(struct grams *g, enum linear_input input, struct mat x, struct err *e) {
     if (!g->active[input]) return RC_OK;
-    struct gram_args a = {.x = x, .h = g->h[input]};
+    struct gram_args a = {.x = x, .h = g->h[input], .sum_abs = g->sum_abs[input]};
     return g->job->backend->gram(g->job->device, &a, e);
 }
 
-static enum rc combine_input(const struct grams *grams, int count, int input, struct err *e) {
+static enum rc combine_parts(const struct grams *grams, int count, int input, bool stats, struct err *e) {
     const struct job *job = grams[0].job;
     struct mat *parts = xcalloc((size_t)count, sizeof *parts);
     for (int i = 0; i < count; i++)
-        parts[i] = grams[i].h[input];
+        parts[i] = stats ? matd(grams[i].sum_abs[input], 1, grams[i].h[input].cols) : grams[i].h[input];
     struct combine_args a = {.states = job->devices, .parts = parts, .count = count};
     enum rc rc = job->backend->combine(&a, e);
     free(parts);
@@ -66,13 +83,28 @@ static enum rc combine_input(const struct grams *grams, int count, int input, st
 }
 
 enum rc grams_combine(struct grams *grams, int count, struct err *e) {
-    for (int i = 0; i < INPUT_COUNT; i++)
-        if (grams[0].active[i]) TRY(combine_input(grams, count, i, e));
+    for (int i = 0; i < INPUT_COUNT; i++) {
+        if (!grams[0].active[i]) continue;
+        TRY(combine_parts(grams, count, i, false, e));
+        if (grams[0].sum_abs[i]) TRY(combine_parts(grams, count, i, true, e));
+    }
+    return RC_OK;
+}
+
+static enum rc finish_stats(struct grams *g, int i, struct err *e) {
+    int64_t channels = g->h[i].cols;
+    size_t bytes = (size_t)channels * sizeof(double);
+    TRY(g->job->backend->download(g->job->device, g->sum_abs[i], bytes, g->mean_abs[i], e));
+    for (int64_t k = 0; k < channels; k++)
+        g->mean_abs[i][k] /= (double)g->tokens;
     return RC_OK;
 }
 
 enum rc grams_finish(struct grams *g, struct err *e) {
-    for (int i = 0; i < INPUT_COUNT; i++)
-        if (g->active[i]) TRY(g->job->backend->gram_finish(g->job->device, g->h[i], e));
+    for (int i = 0; i < INPUT_COUNT; i++) {
+        if (!g->active[i]) continue;
+        TRY(g->job->backend->gram_finish(g->job->device, g->h[i], e));
+        if (g->sum_abs[i]) TRY(finish_stats(g, i, e));
+    }
     return RC_OK;
 }

@@ -11,14 +11,22 @@
 
 struct grams {
     const struct job *job;
-    struct mat h[INPUT_COUNT]; /* [K, K]; data NULL: never needed */
-    bool active[INPUT_COUNT];  /* accumulated in this block */
+    struct mat h[INPUT_COUNT];     /* [K, K]; data NULL: never needed */
+    double *sum_abs[INPUT_COUNT];  /* [K] Σ|x|, where stats were asked for */
+    double *mean_abs[INPUT_COUNT]; /* [K] host memory, after grams_finish: mean |x| */
+    int64_t tokens;                /* of the whole calibration */
+    bool active[INPUT_COUNT];      /* accumulated in this block */
     int64_t bytes;
 };
 
-/* width[i]: K of input i, 0 when no block needs it. RC_NO_MEMORY when they exceed the job's ram_limit (in host memory).
- */
-enum rc grams_open(struct grams *g, const struct job *job, const int64_t width[INPUT_COUNT], struct err *e);
+struct grams_args {
+    const struct job *job;
+    int64_t width[INPUT_COUNT]; /* K of input i, 0 when no block needs it */
+    int64_t tokens;             /* that all devices together will add */
+    bool stats;                 /* mean |x| of the channels too */
+};
+/* RC_NO_MEMORY when they exceed the job's ram_limit (in host memory). */
+enum rc grams_open(struct grams *g, const struct grams_args *a, struct err *e);
 void grams_release(struct grams *g);
 
 /* Zeroes and activates exactly the inputs wanted. */

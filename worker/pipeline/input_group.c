@@ -1,0 +1,84 @@
+#include "worker/pipeline/input_group.h"
+
+#include <string.h>
+
+#include "worker/pipeline/upload.h"
+
+void input_group_fold(struct input_group *g, const struct model *model, enum linear_input input) {
+    const struct arch *a = &model->arch;
+    g->foldable = input != INPUT_HEAD || !a->tied;
+    g->ties = (struct channel_ties){0};
+    if (input == INPUT_OUTPUT) g->ties = (struct channel_ties){a->head_dim, a->heads / a->kv_heads};
+}
+
+void input_group_release(struct input_group *g) {
+    factor_release(g->job->backend, g->job->device, &g->gram.factor);
+}
+
+struct candidate candidate_for(const struct candidate *c, const struct linear *linear) {
+    struct candidate out = *c;
+    bool q_or_k = !strcmp(linear->projection, "q_proj") || !strcmp(linear->projection, "k_proj");
+    if (c->method == METHOD_AWQ && c->range == RANGE_OUTPUT && q_or_k) out.range = RANGE_FULL;
+    return out;
+}
+
+static bool factor_fits(const struct factored_gram *g, const struct candidate *c, int group) {
+    return g->factor.upper && g->order == c->order && g->group == group && g->damp == c->damp;
+}
+
+/* Made anew only where it depends on something else than the last one. */
+static enum rc ready_factor(const struct job *job, struct factored_gram *g, const struct candidate *c, struct err *e) {
+    const struct backend *b = job->backend;
+    int group = c->order == ORDER_GROUP_AWARE ? c->group : 0;
+    if (factor_fits(g, c, group)) return RC_OK;
+    if (!g->factor.upper) TRY(factor_alloc(b, job->device, g->h.cols, &g->factor, e));
+    struct factor_args a = {
+        .h = g->h, .order = c->order, .group = group, .damp = (double)c->damp / PARTS, .out = &g->factor};
+    g->damp = 0; /* no candidate's: should this fail, nothing fits */
+    TRY(b->factor(job->device, &a, e));
+    g->order = c->order;
+    g->group = group;
+    g->damp = c->damp;
+    return RC_OK;
+}
+
+static bool is_scaled(const struct group_quantize_args *a) {
+    return a->scale && a->scale->by_col;
+}
+
+static enum rc quantize(const struct group_quantize_args *a, struct mat w, struct err *e) {
+    const struct job *job = a->group->job;
+    const struct candidate *c = a->candidate;
+    struct factored_gram *gram = is_scaled(a) ? &a->scale->gram : &a->group->gram;
+    struct quantize_report unread;
+    struct quantize_args q = {.w = w, .candidate = *c, .out = a->out, .report = a->report ? a->report : &unread};
+    if (candidate_needs_gram(c)) q.h = gram->h;
+    if (candidate_uses_gptq(c)) {
+        TRY(ready_factor(job, gram, c, e));
+        q.factor = &gram->factor;
+    }
+    return job->backend->quantize(job->device, &q, e);
+}
+
+enum rc group_quantize(const struct group_quantize_args *a, struct err *e) {
+    const struct job *job = a->group->job;
+    struct mat w = a->group->w[a->index];
+    if (job_cancelled(job)) return err_set(e, RC_CANCELLED, "cancelled");
+    if (!is_scaled(a)) return quantize(a, w, e);
+    float *scaled = NULL;
+    TRY(device_floats(job, w.rows * w.cols, &scaled, e));
+    struct scale_args s = {.m = w, .by_col = a->scale->by_col, .out = matf(scaled, w.rows, w.cols)};
+    enum rc rc = job->backend->scale(job->device, &s, e);
+    if (rc == RC_OK) rc = quantize(a, s.out, e);
+    job->backend->free(job->device, scaled);
+    return rc;
+}
+
+enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat out, struct err *e) {
+    const struct job *job = a->group->job;
+    const struct backend *b = job->backend;
+    TRY(group_quantize(a, e));
+    TRY(b->dequantize(job->device, &(struct dequantize_args){.q = a->out, .out = out}, e));
+    if (!is_scaled(a)) return RC_OK;
+    return b->scale(job->device, &(struct scale_args){.m = out, .by_col = a->scale->inverse, .out = out}, e);
+}

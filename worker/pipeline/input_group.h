@@ -1,0 +1,78 @@
+/* The Linears of a block that read one input, and how they are quantized together: GPTQ shares one factor of the input's
+ * H, AWQ one scale for each of its channels (algorithms §4, §5).
+ *
+ * The same code for every job kind, so that what a profile scored is what an eval runs. Deterministic; GPU thread only.
+ */
+#ifndef HSAQ_WORKER_PIPELINE_INPUT_GROUP_H
+#define HSAQ_WORKER_PIPELINE_INPUT_GROUP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/candidate.h"
+#include "kernels/backend.h"
+#include "worker/model/model.h"
+#include "worker/pipeline/job.h"
+
+/* Which channels of an input have to share a scale: where attention's output is scaled through the rows of v, all query
+ * heads of a kv head. Channel (head·width + j) shares with ((head / repeats)·repeats·width + j). */
+struct channel_ties {
+    int64_t width;   /* channels of a head */
+    int64_t repeats; /* heads that share; 0 and 1: none does */
+};
+
+/* An input's H, and GPTQ's factor of it, made when it is first needed and again when it has to be another one. */
+struct factored_gram {
+    struct mat h; /* [K, K] finished; data NULL: no candidate looks at it */
+    struct factor factor;
+    enum column_order order;
+    int group, damp; /* what the factor was made for */
+};
+
+struct input_group {
+    const struct job *job;
+    struct factored_gram gram; /* h is the caller's */
+    const double *mean_abs; /* [K] host memory, mean |x| of each channel; NULL: no AWQ */
+    const struct mat *w;    /* [count] of [N, K] */
+    int count;
+    bool foldable; /* a scale of the input's channels can be taken out of what computes them */
+    struct channel_ties ties;
+};
+
+/* What an input of a model's blocks is tied to and whether it can be folded. */
+void input_group_fold(struct input_group *g, const struct model *model, enum linear_input input);
+void input_group_release(struct input_group *g);
+
+/* By what AWQ multiplies each column of the group's weights, and divides the input's channels. */
+struct awq_scale {
+    double *by_channel;      /* [K] host memory */
+    float *by_col, *inverse; /* [K] device memory: the same, and its reciprocal */
+    struct factored_gram gram; /* of the scaled input; h is its own */
+    double ratio;              /* of the search */
+    bool duo;
+    double gain; /* output error of rounding to nearest with it, over that without */
+};
+
+/* The best scale for all Linears of the group, each rounded to nearest on its candidate's grid; candidates[i] that are
+ * METHOD_NONE count no error. All {NULL}: the group is not foldable. */
+enum rc awq_search(const struct input_group *g, const struct candidate *const *candidates, struct awq_scale *out,
+                   struct err *e);
+void awq_scale_release(const struct job *job, struct awq_scale *s);
+
+struct group_quantize_args {
+    struct input_group *group;
+    int index;                      /* which of its Linears */
+    const struct candidate *candidate;
+    struct awq_scale *scale;        /* of columns and of H; or NULL */
+    struct quantized *out;          /* by quantized_alloc; of the scaled weights */
+    struct quantize_report *report; /* or NULL */
+};
+enum rc group_quantize(const struct group_quantize_args *a, struct err *e);
+
+/* The same, and what the reference's input then meets: out [N, K] fp32 = ŵ with the scale taken out again. */
+enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat out, struct err *e);
+
+/* AWQ leaves the range of q and k alone (it would clip the few channels that rope and softmax amplify). */
+struct candidate candidate_for(const struct candidate *c, const struct linear *linear);
+
+#endif
