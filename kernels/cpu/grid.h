@@ -34,4 +34,15 @@ void grid_encode(const struct grid *g, const float *w, int64_t n, uint8_t *codes
 struct grid rtn_fit(const float *w, int64_t n, const struct candidate *c);
 struct grid hqq_fit(const float *w, int64_t n, const struct candidate *c, bool *kept_rtn);
 
+/* What the candidate's method and range make of one group. */
+struct fit_args {
+    const float *w; /* [n] */
+    int64_t n;
+    const struct candidate *candidate;
+    const float *weight; /* [n] for RANGE_WEIGHTED */
+    const double *h;     /* [n, n] for RANGE_OUTPUT */
+    int64_t h_stride;
+};
+struct grid grid_fit(const struct fit_args *a, bool *kept_rtn);
+
 #endif

@@ -49,6 +49,7 @@ enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a,
     TRY(check_quantize(a, e));
     TRY(CHECK_TYPE(DTYPE_F32, e, a->w));
     TRY(check_finite(state, &a->w, e));
+    if (candidate_uses_gptq(&a->candidate)) return gptq_quantize(state, a, e);
     int64_t constant = 0, rtn = 0;
 #pragma omp parallel for num_threads(state->threads) reduction(+ : constant, rtn)
     for (int64_t n = 0; n < a->w.rows; n++) {
