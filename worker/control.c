@@ -206,6 +206,7 @@ static enum rc send_hello(struct control *c, const char *device, struct err *e) 
                                   .pid = getpid(),
                                   .build = HSAQ_VERSION,
                                   .device = device,
+                                  .arithmetic = w->backend->arithmetic,
                                   .hardware = w->backend->hardware(w->device),
                                   .memory = w->backend->memory(w->device)}};
     return link_send(c, &m, e);
