@@ -159,9 +159,11 @@ static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
     TRY(check_cancel(w, e));
     gather_ids(k, &site);
     for (int stream = 0; stream < w->streams; stream++) {
-        a.out = hidden_matrix(k, slot(k, stream, chunk));
+        int64_t at = slot(k, stream, chunk);
+        a.out = hidden_matrix(k, at);
+        TRY(hidden_claim(k->hidden, at, e));
         TRY(w->job->backend->embed(w->job->device, &a, e));
-        TRY(hidden_keep(k->hidden, slot(k, stream, chunk), e));
+        TRY(hidden_keep(k->hidden, at, e));
     }
     return RC_OK;
 }
@@ -197,7 +199,7 @@ static enum rc walk_chunk_through(struct walker *k, const struct site *site, int
     const struct job *job = k->walk->job;
     struct forward_args a = {
         .x = hidden_matrix(k, at), .params = &block_buffer(k, site->block)->params, .weights = weights, .site = site};
-    TRY(hidden_recall(k->hidden, at, e));
+    TRY(hidden_recall(k->hidden, at, (at + 1) % (k->walk->streams * k->chunks), e));
     TRY(forward_block(&k->forward, &a, e));
     TRY(hidden_keep(k->hidden, at, e));
     TRY(job->backend->keep_pace(job->device, e));
@@ -225,11 +227,17 @@ static enum rc walk_block(struct walker *k, int block, struct err *e) {
     return w->hooks->block_end(w->hooks->ctx, block, &block_buffer(k, block)->weights, e);
 }
 
+/* All streams' share of a chunk, then the next chunk's. */
+static int64_t slot_finished_after(const struct walker *k, int stream, int64_t chunk) {
+    if (stream + 1 < k->walk->streams) return slot(k, stream + 1, chunk);
+    return chunk + 1 < k->chunks ? slot(k, 0, chunk + 1) : -1;
+}
+
 static enum rc norm_chunk(struct walker *k, int64_t chunk, struct err *e) {
     const struct walk *w = k->walk;
     for (int stream = 0; stream < w->streams; stream++) {
         int64_t at = slot(k, stream, chunk);
-        TRY(hidden_recall(k->hidden, at, e));
+        TRY(hidden_recall(k->hidden, at, slot_finished_after(k, stream, chunk), e));
         struct rmsnorm_args a = {.x = hidden_matrix(k, at),
                                  .weight = k->final_norm,
                                  .eps = (float)w->model->arch.norm_eps,
