@@ -426,19 +426,20 @@ static void weighted_ranges_lower_the_output_error(void **state) {
 
 static void constant_groups_are_counted_as_they_are_fitted(void **state) {
     (void)state;
-    enum { N = 3, K = 64 };
+    enum { N = 290, K = 64 };
     double *h = host_doubles(K * K); /* nothing hangs together: nothing is corrected */
     for (int k = 0; k < K; k++)
         h[k * K + k] = 1 + k;
     float *w = host_bf16(N * K, 0.02);
-    for (int k = 16; k < 32; k++)
-        w[K + k] = 0.5f;
+    for (int n = 5; n < N; n += 20)
+        for (int k = 16; k < 32; k++)
+            w[n * K + k] = 0.5f;
     FOR_EACH(o, orders) {
         if (orders[o] == ORDER_ACTIVATION) continue; /* its groups are others */
         struct calibration calibration = calibrate(h, K, orders[o], 16, 0.01);
         struct candidate c = {.method = METHOD_GPTQ, .bits = 4, .group = 16, .order = orders[o]};
         struct outcome outcome = quantize(w, N, K, &c, &calibration.factor);
-        assert_int_equal(outcome.report.constant_groups, 1);
+        assert_int_equal(outcome.report.constant_groups, 15);
         assert_int_equal(outcome.report.rtn_groups, 0);
         release(&calibration.factor);
     }
@@ -469,6 +470,11 @@ static void what_does_not_fit_together_is_refused(void **state) {
         other.order[k] = (k * 5) % K;
     assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
     other.order[0] = K;
+    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    a.candidate.order = ORDER_STATIC_GROUPS;
+    other.order[0] = -1;
+    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    other.order[0] = other.order[1];
     assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
     a = good;
     a.candidate.order = ORDER_ACTIVATION;
