@@ -21,6 +21,7 @@ struct steps {
     int first, count, of;
 };
 static const struct steps fine = {100, 80, 100}, coarse = {20, 10, 20};
+enum { TRIES_MAX = 80 };
 
 /* --- Criteria --- */
 
@@ -119,14 +120,55 @@ static double judge(const struct fit_args *a, const struct grid *g) {
 
 /* --- Searches --- */
 
+static inline double clamp(double value, double least, double most) {
+    value = value > least ? value : least;
+    return value < most ? value : most;
+}
+
 /* `p` of the range. */
-static struct span shrunk(struct span s, double p, enum range_choice range) {
-    if (range == RANGE_OUTPUT) {
-        double limit = p * fmax(fabs(s.min), fabs(s.max));
-        return (struct span){fmin(fmax(s.min, -limit), limit), fmin(fmax(s.max, -limit), limit)};
-    }
-    double fixed = fmin(fmax(0, s.min), s.max);
+static inline struct span shrunk(struct span s, double p, enum range_choice range) {
+    double limit = p * (-s.min > s.max ? -s.min : s.max), fixed = clamp(0, s.min, s.max);
+    if (range == RANGE_OUTPUT) return (struct span){clamp(s.min, -limit, limit), clamp(s.max, -limit, limit)};
     return (struct span){fixed + p * (s.min - fixed), fixed + p * (s.max - fixed)};
+}
+
+/* The group's extreme weights, and what counts their error. */
+struct extremes {
+    struct span at, weight;
+};
+
+static struct extremes find_extremes(const struct fit_args *a, struct span s) {
+    struct extremes found = {s, {1, 1}};
+    if (a->candidate->range == RANGE_OUTPUT) found.weight = (struct span){0, 0}; /* errors may cancel */
+    if (a->candidate->range != RANGE_WEIGHTED) return found;
+    for (int64_t i = 0; i < a->n; i++) {
+        if (a->w[i] == s.min) found.weight.min = a->weight[i];
+        if (a->w[i] == s.max) found.weight.max = a->weight[i];
+    }
+    return found;
+}
+
+/* The grids of a search, and below which no criterion can be: what cutting off the extremes costs alone. As a rule that
+ * spares judging the smaller half of the ranges. */
+struct tries {
+    float scale[TRIES_MAX], zero[TRIES_MAX];
+    double floor[TRIES_MAX];
+};
+static const double ROUNDING = 0.999; /* of sums in fp32 */
+
+SIMD static void lay_out(struct span s, struct steps steps, const struct candidate *c, const struct extremes *extremes,
+                         struct tries *out) {
+    for (int i = 0; i < steps.count; i++) {
+        struct span part = shrunk(s, (double)(steps.first - i) / steps.of, c->range);
+        struct grid g = grid_between(part.min, part.max, c);
+        double above = extremes->at.max - (g.top - (double)g.zero) * g.scale;
+        double below = -(double)g.zero * g.scale - extremes->at.min;
+        above = above > 0 ? above : 0;
+        below = below > 0 ? below : 0;
+        out->scale[i] = g.scale;
+        out->zero[i] = g.zero;
+        out->floor[i] = ROUNDING * (extremes->weight.max * above * above + extremes->weight.min * below * below);
+    }
 }
 
 struct choice {
@@ -144,11 +186,13 @@ static struct choice rtn_search(const struct fit_args *a, struct span s) {
     struct choice best = {.grid = rtn_over(s.min, s.max, a->w, a->n, c)};
     best.error = judge(a, &best.grid);
     struct steps steps = c->range == RANGE_OUTPUT ? coarse : fine;
+    struct extremes extremes = find_extremes(a, s);
+    struct tries tries;
     if (c->zero == ZERO_INTEGER) s = (struct span){fmin(s.min, 0), fmax(s.max, 0)};
-    for (int i = 0; i < steps.count; i++) {
-        struct span part = shrunk(s, (double)(steps.first - i) / steps.of, c->range);
-        compete(a, grid_between(part.min, part.max, c), &best);
-    }
+    lay_out(s, steps, c, &extremes, &tries);
+    for (int i = 0; i < steps.count; i++)
+        if (!(tries.floor[i] > best.error))
+            compete(a, (struct grid){tries.scale[i], tries.zero[i], best.grid.top}, &best);
     return best;
 }
 

@@ -13,19 +13,6 @@ static struct grid better(struct grid a, struct grid b, const float *w, int64_t 
     return grid_error(&b, w, n) < grid_error(&a, w, n) ? b : a;
 }
 
-struct grid grid_between(double min, double max, const struct candidate *c) {
-    struct grid g = {.top = (1 << c->bits) - 1};
-    if (c->symmetric) {
-        int half = 1 << (c->bits - 1);
-        g.scale = grid_store_scale(fmax(fabs(min), fabs(max)) / (half - 1));
-        g.zero = (float)half;
-        return g;
-    }
-    g.scale = grid_store_scale((max - min) / g.top);
-    g.zero = grid_store_zero(-min / g.scale, c);
-    return g;
-}
-
 static struct grid symmetric(double min, double max, const float *w, int64_t n, const struct candidate *c) {
     struct grid narrow = grid_between(min, max, c), wide = narrow;
     wide.scale = grid_store_scale(fmax(fabs(min), fabs(max)) / (1 << (c->bits - 1)));
