@@ -11,7 +11,7 @@
 
 #define F16_MAX 65504.0
 #define F16_MIN_NORMAL 0x1p-14
-#define F16_LEAST 0x1p-24f
+#define F16_LEAST 0x1p-24
 
 struct grid {
     float scale, zero; /* 16-bit floats, both finite, scale > 0 */
@@ -36,28 +36,29 @@ static inline float round_f16(float value) {
 
 /* Nearest 16-bit scale, rounded up where rounding down would cut off the range (subnormals), never 0 or Inf. */
 static inline float grid_store_scale(double scale) {
-    float half = round_f16((float)(scale < F16_MAX ? scale : F16_MAX));
-    bool up = half == 0 || (scale < F16_MIN_NORMAL && half < scale);
-    return up ? half + F16_LEAST : half;
+    double half = round_f16((float)(scale < F16_MAX ? scale : F16_MAX));
+    double subnormal = half < scale || half == 0 ? half + F16_LEAST : half;
+    return (float)(scale < F16_MIN_NORMAL ? subnormal : half);
 }
 
-/* Nearest 16-bit zero, never Inf; integer zeros also lie in 0…top, since storage gives them no more bits. */
+/* Nearest 16-bit zero, never Inf; integer zeros also lie in 0…top, since storage gives them no more bits; a symmetric
+ * candidate has but one. */
 static inline float grid_store_zero(double zero, const struct candidate *c) {
     bool integer = c->zero == ZERO_INTEGER;
-    double least = integer ? 0 : -F16_MAX, most = integer ? (1 << c->bits) - 1 : F16_MAX;
+    double half = 1 << (c->bits - 1), least = integer ? 0 : -F16_MAX, most = integer ? 2 * half - 1 : F16_MAX;
+    least = c->symmetric ? half : least;
+    most = c->symmetric ? half : most;
     double value = integer ? rint(zero) : zero;
     value = value > least ? value : least;
     value = value < most ? value : most;
-    return integer ? (float)value : round_f16((float)value);
+    return round_f16((float)value);
 }
 
-/* The grid from min to max; symmetric: from −m to m at codes ±(2^(b−1) − 1), m the larger of |min| and |max|. */
+/* The grid from min to max; from −max to max where symmetric, at codes ±(2^(b−1) − 1). */
 static inline struct grid grid_between(double min, double max, const struct candidate *c) {
-    int half = 1 << (c->bits - 1), top = 2 * half - 1;
-    double extreme = -min > max ? -min : max;
-    float scale = grid_store_scale(c->symmetric ? extreme / (half - 1) : (max - min) / top);
-    float zero = c->symmetric ? (float)half : grid_store_zero(-min / scale, c);
-    return (struct grid){scale, zero, top};
+    int top = (1 << c->bits) - 1;
+    float scale = grid_store_scale((max - min) / (c->symmetric ? top - 1 : top));
+    return (struct grid){scale, grid_store_zero(-min / scale, c), top};
 }
 
 /* The grid that holds `value`: exactly, when a 16-bit scale (and a 16-bit float zero) can say it: every bf16 and fp16
@@ -69,8 +70,8 @@ double grid_error(const struct grid *g, const float *w, int64_t n);
 /* q = clamp(round(w/scale + zero)), ties to even, in fp64 so that only true ties are ties. */
 void grid_encode(const struct grid *g, const float *w, int64_t n, uint8_t *codes);
 
-/* The quantizers for one group of n weights that are not all equal: RTN over a given range, and HQQ's iteration from
- * one. */
+/* The quantizers for one group of n weights that are not all equal: RTN over a given range (symmetric: to the larger of
+ * |min| and |max|), and HQQ's iteration from one. */
 struct grid rtn_over(double min, double max, const float *w, int64_t n, const struct candidate *c);
 struct grid hqq_from(double min, double max, const float *w, int64_t n, const struct candidate *c);
 

@@ -128,8 +128,10 @@ static inline double clamp(double value, double least, double most) {
 /* `p` of the range. */
 static inline struct span shrunk(struct span s, double p, enum range_choice range) {
     double limit = p * (-s.min > s.max ? -s.min : s.max), fixed = clamp(0, s.min, s.max);
-    if (range == RANGE_OUTPUT) return (struct span){clamp(s.min, -limit, limit), clamp(s.max, -limit, limit)};
-    return (struct span){fixed + p * (s.min - fixed), fixed + p * (s.max - fixed)};
+    limit = range == RANGE_OUTPUT ? limit : INFINITY;
+    p = range == RANGE_OUTPUT ? 1 : p;
+    return (struct span){clamp(fixed + p * (s.min - fixed), -limit, limit),
+                         clamp(fixed + p * (s.max - fixed), -limit, limit)};
 }
 
 /* The group's extreme weights, and what counts their error. */
@@ -156,18 +158,17 @@ struct tries {
 };
 static const double ROUNDING = 0.999; /* of sums in fp32 */
 
-SIMD static void lay_out(struct span s, struct steps steps, const struct candidate *c, const struct extremes *extremes,
+SIMD static void lay_out(struct span s, struct steps steps, const struct candidate *c, const struct extremes *x,
                          struct tries *out) {
     for (int i = 0; i < steps.count; i++) {
         struct span part = shrunk(s, (double)(steps.first - i) / steps.of, c->range);
         struct grid g = grid_between(part.min, part.max, c);
-        double above = extremes->at.max - (g.top - (double)g.zero) * g.scale;
-        double below = -(double)g.zero * g.scale - extremes->at.min;
+        double above = x->at.max - (g.top - (double)g.zero) * g.scale, below = -(double)g.zero * g.scale - x->at.min;
         above = above > 0 ? above : 0;
         below = below > 0 ? below : 0;
         out->scale[i] = g.scale;
         out->zero[i] = g.zero;
-        out->floor[i] = ROUNDING * (extremes->weight.max * above * above + extremes->weight.min * below * below);
+        out->floor[i] = ROUNDING * (x->weight.max * above * above + x->weight.min * below * below);
     }
 }
 
@@ -188,6 +189,7 @@ static struct choice rtn_search(const struct fit_args *a, struct span s) {
     struct steps steps = c->range == RANGE_OUTPUT ? coarse : fine;
     struct extremes extremes = find_extremes(a, s);
     struct tries tries;
+    if (c->symmetric) s.min = -(s.max = fmax(-s.min, s.max));
     if (c->zero == ZERO_INTEGER) s = (struct span){fmin(s.min, 0), fmax(s.max, 0)};
     lay_out(s, steps, c, &extremes, &tries);
     for (int i = 0; i < steps.count; i++)
