@@ -180,6 +180,13 @@ enum rc check_candidate(const struct candidate *c, struct err *e) {
     if (c->group < 0) return err_set(e, RC_INVALID, "group %d is negative", c->group);
     if (c->method == METHOD_HQQ && c->symmetric)
         return err_set(e, RC_UNSUPPORTED, "hqq moves the zero, which a symmetric candidate does not have: use rtn");
+    if (c->method == METHOD_FP8 && (c->bits != 8 || c->group != 0))
+        return err_set(e, RC_UNSUPPORTED, "fp8 has 8 bits and a scale a row");
+    if (candidate_uses_gptq(c) && c->range == RANGE_OUTPUT)
+        return err_set(e, RC_UNSUPPORTED, "gptq does not round to nearest: its range cannot be chosen by the output");
+    bool clips = c->range == RANGE_PERCENTILE || c->range == RANGE_RATIO;
+    if (clips && (c->clip < 1 || c->clip > PARTS))
+        return err_set(e, RC_INVALID, "%d of %d of the weights are no range", c->clip, PARTS);
     return RC_OK;
 }
 
@@ -240,7 +247,8 @@ enum rc check_quantize(const struct quantize_args *a, struct err *e) {
     TRY(check_candidate(&a->candidate, e));
     TRY(check_quantized(a->out, e));
     int64_t group = a->candidate.group > 0 && a->candidate.group < a->w.cols ? a->candidate.group : a->w.cols;
-    if (a->out->bits != a->candidate.bits || a->out->group != group)
+    if (a->out->bits != a->candidate.bits || a->out->group != group ||
+        a->out->fp8 != (a->candidate.method == METHOD_FP8))
         return err_set(e, RC_INVALID, "quantize: the buffers were made for another candidate");
     if (a->report == NULL) return err_set(e, RC_INVALID, "quantize: nowhere to report");
     TRY(check_calibrated(a, e));
