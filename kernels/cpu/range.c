@@ -1,12 +1,12 @@
 /* Which part of a group's range its grid spans.
  *
- * The searches try a range ever smaller and judge each grid as storage keeps it, every weight at its nearest code:
- * RANGE_MSE by Σ e² and RANGE_WEIGHTED by Σ weight·e² over the steps of GPTQ's code (quant.py, find_params: 1, 0.99 …
- * 0.21 of min and max), RANGE_OUTPUT by eᵀHe over those of AWQ's (auto_clip: 1, 0.95 … 0.55 of max|w|, beyond which
- * both ends are cut). RTN over the full range always competes, and what is no better does not replace it, so no group
- * is worse than RTN by its criterion; of equals the larger range stays. A range that does not contain 0 shrinks towards
- * its end nearest to 0. HQQ iterates from each of the ten ranges 1, 0.95 … 0.55, and RTN of the same choice competes.
- */
+ * The searches try ranges ever smaller and judge each grid as storage keeps it, every weight at its nearest code:
+ * RANGE_MSE by Σ e², over the steps of GPTQ's code (quant.py, find_params: 1, 0.99 … 0.21 of min and max);
+ * RANGE_WEIGHTED by Σ weight·e², over 1.10 … 0.31: a wider range may put its grid on the weights that count;
+ * RANGE_OUTPUT by eᵀHe, over those of AWQ's (auto_clip: 1, 0.95 … 0.55 of max|w|, beyond which both ends are cut). RTN
+ * over the full range always competes, and what is no better does not replace it, so no group is worse than RTN by its
+ * criterion; of equals the larger range stays. A range that does not contain 0 shrinks towards its end nearest to 0.
+ * HQQ iterates from each of the ten ranges 1, 0.95 … 0.55, and RTN of the same choice competes. */
 #include <math.h>
 
 #include "kernels/cpu/grid.h"
@@ -20,7 +20,7 @@ struct span {
 struct steps {
     int first, count, of;
 };
-static const struct steps fine = {100, 80, 100}, coarse = {20, 10, 20};
+static const struct steps fine = {100, 80, 100}, wider = {110, 80, 100}, coarse = {20, 10, 20};
 enum { TRIES_MAX = 80 };
 
 /* --- Criteria --- */
@@ -182,11 +182,15 @@ static void compete(const struct fit_args *a, struct grid grid, struct choice *b
     if (error < best->error) *best = (struct choice){grid, error};
 }
 
+static struct steps steps_of(enum range_choice range) {
+    return range == RANGE_OUTPUT ? coarse : range == RANGE_WEIGHTED ? wider : fine;
+}
+
 static struct choice rtn_search(const struct fit_args *a, struct span s) {
     const struct candidate *c = a->candidate;
     struct choice best = {.grid = rtn_over(s.min, s.max, a->w, a->n, c)};
     best.error = judge(a, &best.grid);
-    struct steps steps = c->range == RANGE_OUTPUT ? coarse : fine;
+    struct steps steps = steps_of(c->range);
     struct extremes extremes = find_extremes(a, s);
     struct tries tries;
     if (c->symmetric) s.min = -(s.max = fmax(-s.min, s.max));
