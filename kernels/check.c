@@ -195,11 +195,14 @@ enum rc check_scale(const struct scale_args *a, struct err *e) {
     TRY(matrix_of("scale: out", &a->out, a->m.rows, a->m.cols, e));
     if ((a->m.type == DTYPE_F64) != (a->out.type == DTYPE_F64))
         return err_set(e, RC_UNSUPPORTED, "scale: fp64 stays fp64, and nothing else becomes it");
-    return RC_OK;
+    if (a->m.type == DTYPE_F64) return RC_OK;
+    TRY(float_type(a->m.type, e));
+    return float_type(a->out.type, e);
 }
 
 enum rc check_column_share(const struct column_share_args *a, struct err *e) {
     TRY(matrix("column_share: w", &a->w, e));
+    TRY(float_type(a->w.type, e));
     if (a->w.rows < 1 || a->w.cols < 1 || a->group < 0)
         return err_set(e, RC_INVALID, "column_share: [%lld, %lld] in groups of %d is no Linear", (long long)a->w.rows,
                        (long long)a->w.cols, a->group);
