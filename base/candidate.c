@@ -55,16 +55,19 @@ struct candidate candidate_default(enum method method, int bits, int group) {
     return c;
 }
 
-bool candidate_uses_gptq(const struct candidate *c) {
-    return c->method == METHOD_GPTQ || c->method == METHOD_AWQ_GPTQ;
+struct candidate candidate_rtn(const struct candidate *c) {
+    struct candidate rtn = candidate_default(METHOD_RTN, c->bits, c->group);
+    rtn.symmetric = c->symmetric;
+    rtn.zero = c->zero;
+    rtn.layout = c->layout;
+    return rtn;
 }
 
-bool candidate_uses_awq(const struct candidate *c) {
-    return c->method == METHOD_AWQ || c->method == METHOD_AWQ_GPTQ;
-}
-
-bool candidate_needs_gram(const struct candidate *c) {
-    return candidate_uses_gptq(c) || candidate_uses_awq(c) || c->range == RANGE_WEIGHTED || c->range == RANGE_OUTPUT;
+bool candidate_same_but_bits(const struct candidate *a, const struct candidate *b) {
+    char left[CANDIDATE_ID_SIZE], right[CANDIDATE_ID_SIZE];
+    struct candidate other = *b;
+    other.bits = a->bits;
+    return strcmp(candidate_id(a, left), candidate_id(&other, right)) == 0;
 }
 
 /* --- Which exist --- */

@@ -66,10 +66,21 @@ enum rc candidate_from_id(const char *id, struct candidate *c, struct err *e);
 /* Which recipes exist: RC_OK, or RC_INVALID naming the member at fault in e->pointer ("/symmetric"). */
 enum rc candidate_check(const struct candidate *c, struct err *e);
 
+/* Round to nearest on the same grid: what every other method has to beat. */
+struct candidate candidate_rtn(const struct candidate *c);
+/* The same recipe at as many bits, whatever those are. */
+bool candidate_same_but_bits(const struct candidate *a, const struct candidate *b);
+
 /* Whether GPTQ rounds its codes; whether AWQ scales its columns; whether either, or its range, looks at H. */
-bool candidate_uses_gptq(const struct candidate *c);
-bool candidate_uses_awq(const struct candidate *c);
-bool candidate_needs_gram(const struct candidate *c);
+static inline bool candidate_uses_gptq(const struct candidate *c) {
+    return c->method == METHOD_GPTQ || c->method == METHOD_AWQ_GPTQ;
+}
+static inline bool candidate_uses_awq(const struct candidate *c) {
+    return c->method == METHOD_AWQ || c->method == METHOD_AWQ_GPTQ;
+}
+static inline bool candidate_needs_gram(const struct candidate *c) {
+    return candidate_uses_gptq(c) || candidate_uses_awq(c) || c->range == RANGE_WEIGHTED || c->range == RANGE_OUTPUT;
+}
 
 /* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product. Members
  * that are not given have the method's default.

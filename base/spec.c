@@ -173,23 +173,30 @@ static const struct schema budget_schema = {
 
 static void rule_check(void *object, struct decode *d) {
     const struct spec_rule *rule = object;
-    bool bounded = rule->has_min_bits || rule->has_max_bits;
-    bool selects = rule->match != NULL || rule->has_first || rule->has_last || rule->tie.count > 0;
+    bool bounded = rule->has_min_bits || rule->has_max_bits || rule->has_method;
+    bool selects =
+        rule->match != NULL || rule->except != NULL || rule->has_first || rule->has_last || rule->tie.count > 0;
     bool acts = bounded || rule->pin != NULL || rule->tie.count > 0;
-    if (!selects) problem_here(d, "says not which Linears it is for; give match, first, last or tie");
-    if (!acts) problem_here(d, "says not what holds for them; give min_bits, max_bits, pin or tie");
+    if (!selects) problem_here(d, "says not which Linears it is for; give match, except, first, last or tie");
+    if (!acts) problem_here(d, "says not what holds for them; give min_bits, max_bits, method, pin or tie");
     if (rule->has_min_bits && rule->has_max_bits && rule->min_bits > rule->max_bits)
         problem_at(d, "min_bits", "is above max_bits; no candidate could satisfy both");
     if (bounded && rule->pin != NULL)
-        problem_at(d, "pin", "already settles the bits; leave min_bits and max_bits out, or the pin");
+        problem_at(d, "pin", "already settles the candidate; leave min_bits, max_bits and method out, or the pin");
 }
 
 static const struct field rule_fields[] = {
     {.name = "match", .type = FIELD_REGEX, .offset = offsetof(struct spec_rule, match), .min = 1},
+    {.name = "except", .type = FIELD_REGEX, .offset = offsetof(struct spec_rule, except), .min = 1},
     OPTIONAL_FIELD(struct spec_rule, first, FIELD_INT, 0, BLOCKS_MAX),
     OPTIONAL_FIELD(struct spec_rule, last, FIELD_INT, 0, BLOCKS_MAX),
     OPTIONAL_FIELD(struct spec_rule, min_bits, FIELD_INT, BITS_MIN, BITS_MAX),
     OPTIONAL_FIELD(struct spec_rule, max_bits, FIELD_INT, BITS_MIN, BITS_MAX),
+    {.name = "method",
+     .type = FIELD_ENUM,
+     .offset = offsetof(struct spec_rule, method),
+     .presence = offsetof(struct spec_rule, has_method) + 1,
+     .values = method_names},
     {.name = "pin",
      .type = FIELD_CUSTOM,
      .offset = offsetof(struct spec_rule, pin),

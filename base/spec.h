@@ -53,10 +53,11 @@ struct spec_budget {
     double average_bits;                            /* code bits weighted by parameters */
 };
 
-/* Which Linears (match, or the first and last blocks), and what holds for them. */
+/* Which Linears (match and not except, or the first and last blocks), and what holds for them. */
 struct spec_rule {
-    const char *match;
-    bool has_first, has_last, has_min_bits, has_max_bits;
+    const char *match, *except;
+    bool has_first, has_last, has_min_bits, has_max_bits, has_method;
+    int method;          /* enum method: this one alone */
     int64_t first, last; /* blocks from either end */
     int64_t min_bits, max_bits;
     struct candidate *pin;

@@ -240,7 +240,8 @@ enum rc check_quantize(const struct quantize_args *a, struct err *e) {
     TRY(check_candidate(&a->candidate, e));
     TRY(check_quantized(a->out, e));
     int64_t group = a->candidate.group > 0 && a->candidate.group < a->w.cols ? a->candidate.group : a->w.cols;
-    if (a->out->bits != a->candidate.bits || a->out->group != group)
+    bool indexed = candidate_uses_gptq(&a->candidate) && a->candidate.order == ORDER_ACTIVATION;
+    if (a->out->bits != a->candidate.bits || a->out->group != group || (a->out->group_of != NULL) != indexed)
         return err_set(e, RC_INVALID, "quantize: the buffers were made for another candidate");
     if (a->report == NULL) return err_set(e, RC_INVALID, "quantize: nowhere to report");
     TRY(check_calibrated(a, e));

@@ -30,8 +30,24 @@ double grid_error(const struct grid *g, const float *w, int64_t n);
 /* q = clamp(round(w/scale + zero)), ties to even, in fp64 so that only true ties are ties. */
 void grid_encode(const struct grid *g, const float *w, int64_t n, uint8_t *codes);
 
-/* The quantizers: the grid for one group of n weights. */
-struct grid rtn_fit(const float *w, int64_t n, const struct candidate *c);
-struct grid hqq_fit(const float *w, int64_t n, const struct candidate *c, bool *kept_rtn);
+/* The grid from min to max; symmetric: from −m to m at codes ±(2^(b−1) − 1), m the larger of |min| and |max|. */
+struct grid grid_between(double min, double max, const struct candidate *c);
+
+/* The quantizers for one group of n weights that are not all equal: RTN over a given range, and HQQ's iteration from
+ * one. */
+struct grid rtn_over(double min, double max, const float *w, int64_t n, const struct candidate *c);
+struct grid hqq_from(double min, double max, const float *w, int64_t n, const struct candidate *c);
+
+/* One group and what its range is chosen by; all finite. */
+struct fit_args {
+    const float *w; /* [n] */
+    int64_t n;
+    const struct candidate *candidate; /* its method: HQQ, or RTN's grid for all others */
+    const float *weight;               /* [n] for RANGE_WEIGHTED */
+    const double *h;                   /* [n, n] for RANGE_OUTPUT, rows h_stride apart */
+    int64_t h_stride;
+};
+/* range.c: the candidate's grid; `kept_rtn`: whether RTN's stood in for HQQ's. */
+struct grid grid_fit(const struct fit_args *a, bool *kept_rtn);
 
 #endif

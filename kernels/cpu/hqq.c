@@ -4,7 +4,7 @@
  * that what is compared is what is stored. Where the shrinkage is idle (errors below about 0.15, all LLM weights) each
  * step gives the zero of least squared error for the codes at hand, so the squared error of a group never rises; each
  * group therefore runs until its own zero rests instead of until the mean error of the whole tensor rises, and keeps
- * its best iterate. RTN's grid competes at the end: no group is worse than RTN's. */
+ * its best iterate. RTN's grid competes at the end (range.c): no group is worse than RTN's. */
 #include <math.h>
 
 #include "kernels/cpu/grid.h"
@@ -60,9 +60,8 @@ static float shrunk(const struct grid *g, const float *w, int64_t n, double beta
     return (float)(sum * inverse);
 }
 
-static struct grid initial(struct range r, const struct candidate *c) {
+static struct grid initial(double min, double max, const struct candidate *c) {
     struct grid g = {.top = (1 << c->bits) - 1};
-    double min = r.min, max = r.max;
     if (c->zero == ZERO_INTEGER) {
         min = fmin(min, 0);
         max = fmax(max, 0);
@@ -101,11 +100,6 @@ static struct grid iterate(struct grid moving, const float *w, int64_t n, const 
     return best;
 }
 
-struct grid hqq_fit(const float *w, int64_t n, const struct candidate *c, bool *kept_rtn) {
-    *kept_rtn = false;
-    struct range r = grid_range(w, n);
-    if (r.min == r.max) return grid_constant(r.min, c);
-    struct grid best = iterate(initial(r, c), w, n, c), rtn = rtn_fit(w, n, c);
-    *kept_rtn = grid_error(&rtn, w, n) < grid_error(&best, w, n);
-    return *kept_rtn ? rtn : best;
+struct grid hqq_from(double min, double max, const float *w, int64_t n, const struct candidate *c) {
+    return iterate(initial(min, max, c), w, n, c);
 }

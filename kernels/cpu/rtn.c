@@ -13,27 +13,29 @@ static struct grid better(struct grid a, struct grid b, const float *w, int64_t 
     return grid_error(&b, w, n) < grid_error(&a, w, n) ? b : a;
 }
 
-static struct grid over_range(double min, double max, const struct candidate *c) {
+struct grid grid_between(double min, double max, const struct candidate *c) {
     struct grid g = {.top = (1 << c->bits) - 1};
+    if (c->symmetric) {
+        int half = 1 << (c->bits - 1);
+        g.scale = grid_store_scale(fmax(fabs(min), fabs(max)) / (half - 1));
+        g.zero = (float)half;
+        return g;
+    }
     g.scale = grid_store_scale((max - min) / g.top);
     g.zero = grid_store_zero(-min / g.scale, c);
     return g;
 }
 
-static struct grid symmetric(double max_abs, const float *w, int64_t n, const struct candidate *c) {
-    int half = 1 << (c->bits - 1);
-    struct grid narrow = {.scale = grid_store_scale(max_abs / (half - 1)), .zero = (float)half, .top = 2 * half - 1};
-    struct grid wide = narrow;
-    wide.scale = grid_store_scale(max_abs / half);
+static struct grid symmetric(double min, double max, const float *w, int64_t n, const struct candidate *c) {
+    struct grid narrow = grid_between(min, max, c), wide = narrow;
+    wide.scale = grid_store_scale(fmax(fabs(min), fabs(max)) / (1 << (c->bits - 1)));
     return better(narrow, wide, w, n);
 }
 
-struct grid rtn_fit(const float *w, int64_t n, const struct candidate *c) {
-    struct range r = grid_range(w, n);
-    if (r.min == r.max) return grid_constant(r.min, c);
-    if (c->symmetric) return symmetric(fmax(fabs((double)r.min), fabs((double)r.max)), w, n, c);
-    struct grid plain = over_range(r.min, r.max, c);
-    if (r.min <= 0 && r.max >= 0) return plain;
-    struct grid extended = over_range(fmin(r.min, 0), fmax(r.max, 0), c);
+struct grid rtn_over(double min, double max, const float *w, int64_t n, const struct candidate *c) {
+    if (c->symmetric) return symmetric(min, max, w, n, c);
+    struct grid plain = grid_between(min, max, c);
+    if (min <= 0 && max >= 0) return plain;
+    struct grid extended = grid_between(fmin(min, 0), fmax(max, 0), c);
     return c->zero == ZERO_INTEGER ? extended : better(plain, extended, w, n);
 }

@@ -273,6 +273,43 @@ static void rules_bound_pin_and_tie(void **state) {
     json_decref(result);
 }
 
+/* The listed Linears by one method and all others by another, whichever scores better. */
+static void rules_choose_the_method(void **state) {
+    (void)state;
+    json_t *result, *inputs = make_inputs(), *rows = json_object_get(json_object_get(inputs, "profile"), "rows");
+    struct err e;
+    size_t count = json_array_size(rows);
+    for (size_t i = 0; i < count; i++) { /* AWQ everywhere too, at half the drift */
+        json_t *row = json_deep_copy(json_array_get(rows, i)), *data = json_object_get(row, "data");
+        const char *id = json_string_value(json_object_get(data, "candidate"));
+        char awq[32];
+        bool other = !id || strcmp(id, "none") == 0;
+        snprintf(awq, sizeof awq, "awq%sg64", other ? "" : (char[]){id[3], '\0'});
+        if (!other) {
+            json_object_set_new(data, "candidate", json_string(awq));
+            json_object_set_new(data, "drift", json_real(json_real_value(json_object_get(data, "drift")) / 2));
+            json_array_append(rows, row);
+        }
+        json_decref(row);
+    }
+    assert_int_equal(run_over(inputs,
+                              "\"budget\":{\"average_bits\":4},\"rules\":["
+                              "{\"match\":\"(1.*down_proj|v_proj)$\",\"method\":\"awq\"},"
+                              "{\"except\":\"(1.*down_proj|v_proj)$\",\"method\":\"rtn\"}]",
+                              &result, &e),
+                     RC_OK);
+    size_t i;
+    const json_t *entry;
+    json_array_foreach(json_object_get(result, "assignment"), i, entry) {
+        const char *name = json_string_value(json_object_get(entry, "name"));
+        const char *candidate = json_string_value(json_object_get(entry, "candidate"));
+        bool listed = strstr(name, "v_proj") || strstr(name, ".1.mlp.down_proj");
+        if (strncmp(candidate, listed ? "awq" : "rtn", 3) != 0) fail_msg("%s has %s", name, candidate);
+    }
+    json_decref(result);
+    json_decref(inputs);
+}
+
 /* Overlapping ties become one, and a rule for one member holds for all. */
 static void ties_join_and_share_their_rules(void **state) {
     (void)state;
@@ -341,6 +378,7 @@ static void rules_that_cannot_hold_are_refused_where_they_stand(void **state) {
         {"{\"match\":\"k_proj\",\"min_bits\":8},{\"match\":\"k_proj\",\"pin\":{\"method\":\"rtn\",\"bits\":2,\"group\":"
          "64}}",
          "/rules/1/pin", "model.layers.0.self_attn.k_proj"},
+        {"{\"match\":\"q_proj\",\"method\":\"gptq\"}", "/rules/0/method", "of method gptq"},
         {"{\"match\":\"gate\",\"min_bits\":4}", "/rules/0/match", "none of the profile's Linears"},
         {"{\"tie\":[\"q_proj\",\"lm_head\"]}", "/rules/0/tie", "no block has two"},
         {"{\"match\":\"q_proj\",\"max_bits\":3},{\"match\":\"k_proj\",\"min_bits\":4},{\"tie\":[\"q_proj\",\"k_proj\"]"
@@ -450,6 +488,7 @@ int main(void) {
         cmocka_unit_test(infeasible_budgets_state_the_smallest_in_their_unit),
         cmocka_unit_test(absurd_contexts_do_not_overflow),
         cmocka_unit_test(rules_bound_pin_and_tie),
+        cmocka_unit_test(rules_choose_the_method),
         cmocka_unit_test(ties_join_and_share_their_rules),
         cmocka_unit_test(the_head_is_in_no_block),
         cmocka_unit_test(wide_attention_sets_the_workspace),

@@ -50,9 +50,7 @@ static enum rc our_energy(const struct job *job, struct mat w, struct mat h, int
     return RC_OK;
 }
 
-static enum rc compare(void *ctx, const struct job *job, const struct gram_linear *linear, struct err *e) {
-    struct comparison *c = ctx;
-    struct mat w = linear->w, h = linear->h;
+static enum rc compare_linear(struct comparison *c, const struct job *job, struct mat w, struct mat h, struct err *e) {
     enum rc rc = RC_OK;
     double whole = energy(w, NULL, h), ours = 0, *library = calloc((size_t)(w.rows * w.cols), sizeof *library);
     for (int i = 0; rc == RC_OK && i < WIDTHS; i++) {
@@ -65,6 +63,12 @@ static enum rc compare(void *ctx, const struct job *job, const struct gram_linea
     }
     free(library);
     return rc;
+}
+
+static enum rc compare(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
+    for (int n = 0; n < in->count; n++)
+        if (in->mine[n]) TRY(compare_linear(ctx, job, in->w[n], in->h, e));
+    return RC_OK;
 }
 
 /* Both choose by the error of the weights, which the outputs follow on the whole and not Linear by Linear: so the sum
@@ -84,7 +88,7 @@ static void drift_is_at_or_below_the_librarys(void **state) {
                              .windows = &windows,
                              .phase = "compare",
                              .wanted = wanted,
-                             .linear = compare,
+                             .input = compare,
                              .ctx = &c};
     bare_must(&b, gram_walk_run(&walk, &b.err));
     for (int i = 0; i < WIDTHS; i++) {

@@ -119,7 +119,15 @@ struct device {
     struct job job;
     float *w, *w_hat;
     double *h;
+    struct mat weights; /* w, as a group has them */
 };
+
+static const struct linear some_linear = {.projection = "down_proj"};
+
+static struct input_group group_of(struct device *d) {
+    d->weights = matf(d->w, 1, COLS);
+    return (struct input_group){.job = &d->job, .gram = {.h = matd(d->h, COLS, COLS)}, .w = &d->weights, .count = 1};
+}
 
 static struct device device_open(void) {
     static const struct backend_options options = {.threads = 1};
@@ -168,8 +176,8 @@ static void quantizer_alone_inverts(void **state) {
     struct err err = {0};
     candidate_from_id("hqq3g64", &low, &err);
     candidate_from_id("hqq4g64", &high, &err);
-    struct inversion_args a = {
-        .job = &d.job, .w = matf(d.w, 1, COLS), .h = matd(d.h, COLS, COLS), .pair = {&low, &high}};
+    struct input_group group = group_of(&d);
+    struct inversion_args a = {.group = &group, .linear = &some_linear, .pair = {&low, &high}};
     struct inversion v;
     assert_int_equal(inversion_recompute(&a, &v, &err), RC_OK);
     assert_true(fabs(v.drift[0] - hqq3) <= 1e-12 && fabs(v.drift[1] - hqq4) <= 1e-12);
@@ -208,8 +216,8 @@ static void recomputation_is_the_output_error(void **state) {
         den += output * output;
     }
     struct candidate three = {.method = METHOD_RTN, .bits = 3, .group = 64};
-    struct inversion_args a = {
-        .job = &d.job, .w = matf(d.w, 1, COLS), .h = matd(d.h, COLS, COLS), .pair = {&three, &three}};
+    struct input_group group = group_of(&d);
+    struct inversion_args a = {.group = &group, .linear = &some_linear, .pair = {&three, &three}};
     struct inversion v;
     struct err err = {0};
     assert_int_equal(inversion_recompute(&a, &v, &err), RC_OK);

@@ -355,7 +355,7 @@ static void hqq_above_rtn_is_flagged(void **state) {
     struct run r;
     run_init(&r);
     must_run(&r, CALIBRATION, spec, NULL);
-    const json_t *flagged = json_object_get(r.result, "hqq_above_rtn");
+    const json_t *flagged = json_object_get(r.result, "above_rtn");
     size_t i, above = 0;
     json_t *row;
     json_array_foreach(r.rows, i, row) {

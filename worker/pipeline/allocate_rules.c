@@ -11,8 +11,8 @@
 struct rule {
     const struct spec_rule *spec;
     int index;
-    struct match *match; /* NULL: every name */
-    int blocks;          /* of the profile */
+    struct match *match, *except; /* NULL: every name, none */
+    int blocks;                   /* of the profile */
 };
 
 static enum rc fault(const struct rule *rule, const char *member, const char *message, struct err *e) {
@@ -39,6 +39,9 @@ static enum rc selects(const struct rule *rule, const struct profiled_linear *li
     }
     if (*yes && spec->tie.count) *yes = linear->block >= 0 && has_projection(&spec->tie, linear->projection);
     if (*yes && rule->match) TRY(match_test(rule->match, linear->name, yes, e));
+    bool excepted = false;
+    if (*yes && rule->except) TRY(match_test(rule->except, linear->name, &excepted, e));
+    *yes = *yes && !excepted;
     return RC_OK;
 }
 
@@ -55,6 +58,7 @@ static bool satisfies(const struct spec_rule *spec, const struct candidate *cand
         char pin[CANDIDATE_ID_SIZE];
         return strcmp(candidate_id(spec->pin, pin), id) == 0;
     }
+    if (spec->has_method && candidate->method != (enum method)spec->method) return false;
     return (!spec->has_min_bits || candidate->bits >= spec->min_bits) &&
            (!spec->has_max_bits || candidate->bits <= spec->max_bits);
 }
@@ -67,12 +71,17 @@ static enum rc nothing_left(const struct profile_table *table, const struct rule
     if (spec->pin)
         snprintf(wanted, sizeof wanted, "is %s", candidate_id(spec->pin, id));
     else
-        snprintf(wanted, sizeof wanted, "has %lld to %lld bits", spec->has_min_bits ? (long long)spec->min_bits : 2,
-                 spec->has_max_bits ? (long long)spec->max_bits : 16);
+        snprintf(wanted, sizeof wanted, "has %lld to %lld bits%s%s", spec->has_min_bits ? (long long)spec->min_bits : 2,
+                 spec->has_max_bits ? (long long)spec->max_bits : 16, spec->has_method ? " and is of method " : "",
+                 spec->has_method ? method_names[spec->method] : "");
     snprintf(message, sizeof message, "leaves %s without a candidate: of what it had (%s) none %s",
              table->linears[linear].name, had.data ? had.data : "nothing", wanted);
     strbuf_release(&had);
-    return fault(rule, spec->pin ? "pin" : spec->has_min_bits ? "min_bits" : "max_bits", message, e);
+    const char *member = spec->pin            ? "pin"
+                         : spec->has_min_bits ? "min_bits"
+                         : spec->has_max_bits ? "max_bits"
+                                              : "method";
+    return fault(rule, member, message, e);
 }
 
 static enum rc filter(struct profile_table *table, const struct rule *rule, int linear, struct err *e) {
@@ -123,7 +132,7 @@ static enum rc apply_to_selected(struct profile_table *table, const struct rule 
     const char *by = spec->match ? "match" : spec->tie.count ? "tie" : NULL;
     if (!any) return fault(rule, by, "is about none of the profile's Linears", e);
     if (spec->tie.count) TRY(tie(table, rule, selected, e));
-    if (!spec->pin && !spec->has_min_bits && !spec->has_max_bits) return RC_OK;
+    if (!spec->pin && !spec->has_min_bits && !spec->has_max_bits && !spec->has_method) return RC_OK;
     for (int i = 0; i < table->linear_count; i++)
         if (selected[i]) TRY(filter(table, rule, i, e));
     return RC_OK;
@@ -184,9 +193,11 @@ enum rc rules_apply(struct profile_table *table, const struct list *rules, struc
     int blocks = count_blocks(table);
     for (size_t r = 0; r < rules->count; r++) {
         struct rule rule = {.spec = &specs[r], .index = (int)r, .blocks = blocks};
-        if (specs[r].match) TRY(match_new(specs[r].match, &rule.match, e));
-        enum rc rc = apply(table, &rule, e);
+        enum rc rc = specs[r].match ? match_new(specs[r].match, &rule.match, e) : RC_OK;
+        if (rc == RC_OK && specs[r].except) rc = match_new(specs[r].except, &rule.except, e);
+        if (rc == RC_OK) rc = apply(table, &rule, e);
         match_free(rule.match);
+        match_free(rule.except);
         TRY(rc);
     }
     return check_ties(table, e);

@@ -84,7 +84,8 @@ static enum rc upload_scale(struct search *s, struct err *e) {
 static enum rc output_error(struct search *s, int i, double *sum, struct err *e) {
     const struct job *job = s->g->job;
     const struct backend *b = job->backend;
-    struct mat w = s->g->w[i], scaled = matf(s->scaled.data, w.rows, w.cols), back = matf(s->w_hat.data, w.rows, w.cols);
+    struct mat w = s->g->w[i], scaled = matf(s->scaled.data, w.rows, w.cols),
+               back = matf(s->w_hat.data, w.rows, w.cols);
     struct candidate plain = *s->candidates[i];
     plain.method = METHOD_RTN;
     plain.range = RANGE_FULL;

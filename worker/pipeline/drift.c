@@ -10,15 +10,18 @@ double error_ratio(double num, double den) {
     return num > 0 ? 1 : 0;
 }
 
-struct drift_row drift_row_measured(const struct error_report *report, double rtn_drift, int64_t bytes) {
+struct drift_row drift_row_measured(const struct error_report *report, int64_t bytes) {
     return (struct drift_row){.drift = error_ratio(report->drift_num, report->drift_den),
                               .drift_num = report->drift_num,
                               .drift_den = report->drift_den,
                               .relative_error = error_ratio(report->frobenius, report->weight_frobenius),
                               .max_abs_error = report->max_abs,
-                              .rtn_drift = rtn_drift,
                               .bytes = bytes,
                               .known = true};
+}
+
+bool drift_is_guarded(const struct candidate *c) {
+    return c->method != METHOD_NONE && c->method != METHOD_RTN && c->method != METHOD_FP8;
 }
 
 struct drift_row drift_row_none(const struct linear *linear) {
@@ -35,13 +38,15 @@ json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t cand
     const struct drift_row *r = drift_at(t, linear, candidate);
     int64_t params = l->rows * l->cols;
     char id[CANDIDATE_ID_SIZE];
-    return json_pack("{ss si ss s[II] sI ss sf sf sf sf sf so sI sf sb}", "name", l->name, "block", l->block,
+    return json_pack("{ss si ss s[II] sI ss sb sf sf sf sf sf so so so sI sf sb}", "name", l->name, "block", l->block,
                      "projection", l->projection, "shape", (json_int_t)l->rows, (json_int_t)l->cols, "params",
-                     (json_int_t)params, "candidate", candidate_id(c, id), "drift", r->drift, "drift_num", r->drift_num,
-                     "drift_den", r->drift_den, "relative_error", r->relative_error, "max_abs_error", r->max_abs_error,
-                     "rtn_drift", c->method == METHOD_HQQ ? json_real(r->rtn_drift) : json_null(), "bytes",
-                     (json_int_t)r->bytes, "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached",
-                     r->cached);
+                     (json_int_t)params, "candidate", candidate_id(c, id), "static", c->sequential, "drift", r->drift,
+                     "drift_num", r->drift_num, "drift_den", r->drift_den, "relative_error", r->relative_error,
+                     "max_abs_error", r->max_abs_error, "rtn_drift",
+                     drift_is_guarded(c) ? json_real(r->rtn_drift) : json_null(), "damp",
+                     candidate_uses_gptq(c) ? json_real(r->damp) : json_null(), "awq_gain",
+                     candidate_uses_awq(c) ? json_real(r->awq_gain) : json_null(), "bytes", (json_int_t)r->bytes,
+                     "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached", r->cached);
 }
 
 static enum rc get_number(const json_t *data, const char *key, bool optional, double *out, struct err *e) {
@@ -58,6 +63,8 @@ enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *
     TRY(get_number(data, "relative_error", false, &row->relative_error, e));
     TRY(get_number(data, "max_abs_error", false, &row->max_abs_error, e));
     TRY(get_number(data, "rtn_drift", true, &row->rtn_drift, e));
+    TRY(get_number(data, "damp", true, &row->damp, e));
+    TRY(get_number(data, "awq_gain", true, &row->awq_gain, e));
     TRY(json_get_int(data, "bytes", 0, INT64_MAX, &row->bytes, e));
     if (row->bytes < 0) return err_set(e, RC_INVALID, "a stored drift row lacks \"bytes\"");
     TRY(json_get_bool(data, "cached", &row->cached, e));
@@ -65,16 +72,12 @@ enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *
     return RC_OK;
 }
 
-static bool same_but_bits(const struct candidate *a, const struct candidate *b) {
-    return a->method == b->method && a->group == b->group && a->symmetric == b->symmetric && a->zero == b->zero &&
-           a->layout == b->layout;
-}
-
 int drift_next_bits(const struct drift_table *t, size_t candidate) {
     const struct candidate *all = t->candidates, *low = &all[candidate];
     int best = -1;
     for (size_t c = 0; c < t->candidate_count; c++)
-        if (same_but_bits(&all[c], low) && all[c].bits > low->bits && (best < 0 || all[c].bits < all[best].bits))
+        if (candidate_same_but_bits(&all[c], low) && all[c].bits > low->bits &&
+            (best < 0 || all[c].bits < all[best].bits))
             best = (int)c;
     return best;
 }
@@ -112,7 +115,7 @@ json_t *drift_guard(const struct drift_table *t) {
     for (size_t l = 0; l < t->linear_count; l++)
         for (size_t c = 0; c < t->candidate_count; c++) {
             const struct drift_row *r = drift_at(t, l, c);
-            if (t->candidates[c].method != METHOD_HQQ || r->drift <= r->rtn_drift) continue;
+            if (!drift_is_guarded(&t->candidates[c]) || r->drift <= r->rtn_drift) continue;
             char id[CANDIDATE_ID_SIZE];
             json_array_append_new(guard, json_pack("{ss ss sf sf}", "name", t->linears[l]->name, "candidate",
                                                    candidate_id(&t->candidates[c], id), "drift", r->drift, "rtn_drift",

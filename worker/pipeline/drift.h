@@ -15,7 +15,9 @@
 struct drift_row {
     double drift, drift_num, drift_den;
     double relative_error, max_abs_error; /* ‖D‖/‖W‖, max |D| */
-    double rtn_drift; /* HQQ: RTN's drift at the same bits and group, so that a row says when HQQ is no gain; else 0 */
+    double rtn_drift; /* RTN's on the same grid, so that a row says when another method is no gain; of RTN itself 0 */
+    double damp;      /* GPTQ: what its factor took; else 0 */
+    double awq_gain;  /* AWQ: output error of rounding to nearest with its scale, over that without; else 0 */
     int64_t bytes;    /* packed */
     bool known, cached;
 };
@@ -30,12 +32,15 @@ struct drift_table {
 
 /* A ratio of two sums of squares; 0/0 is 0 and x/0 is 1, so that a dead input is never NaN in a table. */
 double error_ratio(double num, double den);
+/* Whether RTN is measured beside it. */
+bool drift_is_guarded(const struct candidate *c);
 /* From what the backend measured; `none` rows are exact and cost 2 bytes a weight. */
-struct drift_row drift_row_measured(const struct error_report *report, double rtn_drift, int64_t bytes);
+struct drift_row drift_row_measured(const struct error_report *report, int64_t bytes);
 struct drift_row drift_row_none(const struct linear *linear);
 
 /* As clients read it and the cache keeps it: {name, block, projection, shape, params, candidate, drift, drift_num,
- * drift_den, relative_error, max_abs_error, rtn_drift, bytes, bits_per_weight, cached}; rtn_drift null unless HQQ. */
+ * drift_den, relative_error, max_abs_error, rtn_drift, damp, awq_gain, static, bytes, bits_per_weight, cached}. static:
+ * scored on the reference's inputs, where a job that quantizes runs it on those of the model quantized so far. */
 json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t candidate);
 /* The measured numbers of such an object; RC_INVALID when one is missing. `cached` as it stands there. */
 enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *e);
@@ -48,7 +53,7 @@ bool drift_inverted(const struct drift_table *t, size_t linear, size_t candidate
 
 /* [{candidate, bytes, bits_per_weight, drift_sum, drift_mean, drift_max}] in the order of candidates. */
 json_t *drift_totals(const struct drift_table *t);
-/* [{name, candidate, drift, rtn_drift}]: where HQQ is worse than RTN. */
+/* [{name, candidate, drift, rtn_drift}]: where a method is worse than RTN. */
 json_t *drift_guard(const struct drift_table *t);
 
 #endif

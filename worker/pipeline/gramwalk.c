@@ -1,6 +1,7 @@
 #include "worker/pipeline/gramwalk.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "worker/pipeline/grams.h"
@@ -114,15 +115,31 @@ static enum rc finish_grams(struct gram_walker *k, struct err *e) {
     return grams_finish(k->grams, e);
 }
 
-static enum rc measure_linears(struct gram_walker *k, int block, const struct block_weights *w, struct err *e) {
-    int owner[BLOCK_LINEARS_MAX];
+/* The Linears that read the input, as far as it is one that this device has something to do for. */
+static bool gather_input(const struct gram_walker *k, int block, const int owner[BLOCK_LINEARS_MAX],
+                         const struct block_weights *w, struct gram_input *out) {
     int64_t index;
     const struct linear *linear;
-    divide_linears(k->run, block, owner);
+    bool any = false;
     for (int position = 0; (linear = linear_at(k->g, block, position, &index)); position++) {
-        if (owner[position] != k->member) continue;
-        struct gram_linear l = {index, w->linear[position], k->grams->h[linear->input]};
-        TRY(k->g->linear(k->g->ctx, k->job, &l, e));
+        if (linear->input != out->input) continue;
+        out->index[out->count] = index;
+        out->w[out->count] = w->linear[position];
+        out->mine[out->count++] = owner[position] == k->member;
+        any = any || owner[position] == k->member;
+    }
+    return any;
+}
+
+static enum rc measure_linears(struct gram_walker *k, int block, const struct block_weights *w, struct err *e) {
+    int owner[BLOCK_LINEARS_MAX];
+    divide_linears(k->run, block, owner);
+    for (int input = 0; input < INPUT_HEAD; input++) {
+        struct gram_input in = {.block = block,
+                                .input = (enum linear_input)input,
+                                .h = k->grams->h[input],
+                                .mean_abs = k->grams->mean_abs[input]};
+        if (gather_input(k, block, owner, w, &in)) TRY(k->g->input(k->g->ctx, k->job, &in, e));
     }
     return RC_OK;
 }
@@ -146,10 +163,16 @@ static enum rc add_final(void *ctx, int64_t window, const struct mat *x, struct 
 
 static enum rc measure_head(struct gram_walker *k, struct err *e) {
     const struct gram_walk *g = k->g;
-    struct gram_linear l = {.index = g->model->linear_count - 1, .h = k->grams->h[INPUT_HEAD]};
-    enum rc rc = upload_weights(k->job, g->model->linears[l.index].weight, &l.w, e);
-    if (rc == RC_OK) rc = g->linear(g->ctx, k->job, &l, e);
-    if (l.w.data) k->job->backend->free(k->job->device, l.w.data);
+    struct gram_input in = {.block = -1,
+                            .input = INPUT_HEAD,
+                            .h = k->grams->h[INPUT_HEAD],
+                            .mean_abs = k->grams->mean_abs[INPUT_HEAD],
+                            .count = 1,
+                            .index = {g->model->linear_count - 1},
+                            .mine = {true}};
+    enum rc rc = upload_weights(k->job, g->model->linears[in.index[0]].weight, &in.w[0], e);
+    if (rc == RC_OK) rc = g->input(g->ctx, k->job, &in, e);
+    if (in.w[0].data) k->job->backend->free(k->job->device, in.w[0].data);
     return rc;
 }
 
@@ -184,7 +207,10 @@ static enum rc walk_windows(struct gram_walker *k, struct err *e) {
 static enum rc run_member(void *ctx, int member, const struct job *job, struct err *e) {
     struct gram_run *run = ctx;
     struct gram_walker k = {.run = run, .g = run->g, .job = job, .member = member, .grams = &run->grams[member]};
-    enum rc rc = grams_open(k.grams, job, run->width, e);
+    struct grams_args a = {
+        .job = job, .tokens = run->g->windows->count * run->g->windows->length, .stats = run->g->stats};
+    memcpy(a.width, run->width, sizeof a.width);
+    enum rc rc = grams_open(k.grams, &a, e);
     if (rc == RC_OK) rc = walk_windows(&k, e);
     grams_release(k.grams);
     return rc;
@@ -208,4 +234,10 @@ enum rc gram_walk_run(const struct gram_walk *g, struct err *e) {
     enum rc rc = team_run(g->job, run_member, &run, e);
     free(run.grams);
     return rc;
+}
+
+struct input_group gram_input_group(const struct job *job, const struct model *model, const struct gram_input *in) {
+    struct input_group g = {.job = job, .gram = {.h = in->h}, .mean_abs = in->mean_abs, .w = in->w, .count = in->count};
+    input_group_fold(&g, model, in->input);
+    return g;
 }

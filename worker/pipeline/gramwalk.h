@@ -1,5 +1,5 @@
-/* One walk of the reference model over calibration windows that hands over, for every Linear asked for, its weights and
- * the Gram matrix H = XᵀX of its input. It ends after the last block that has one.
+/* One walk of the reference model over calibration windows that hands over, for every input of a Linear asked for, its
+ * Gram matrix H = XᵀX and the weights that read it. It ends after the last block that has one.
  *
  * A job that is split over devices walks a share of the windows on each. At a block's end the parts of H are added up
  * over the devices, and the block's Linears are divided among them; nothing else passes between devices. */
@@ -10,11 +10,18 @@
 
 #include "worker/model/model.h"
 #include "worker/model/windows.h"
+#include "worker/pipeline/input_group.h"
 #include "worker/pipeline/job.h"
 
-struct gram_linear {
-    int64_t index;   /* into model.linears */
-    struct mat w, h; /* [N, K], [K, K] */
+struct gram_input {
+    int block; /* −1: of lm_head */
+    enum linear_input input;
+    struct mat h;                     /* [K, K] */
+    const double *mean_abs;           /* [K] host memory, mean |x|; NULL unless asked for */
+    int count;                        /* all the Linears that read it, in model order */
+    int64_t index[BLOCK_LINEARS_MAX]; /* into model.linears */
+    struct mat w[BLOCK_LINEARS_MAX];  /* [N, K] */
+    bool mine[BLOCK_LINEARS_MAX];     /* wanted, and of a job that is split, for this device to measure */
 };
 
 struct gram_walk {
@@ -23,11 +30,15 @@ struct gram_walk {
     const struct windows *windows;
     const char *phase;  /* of the progress */
     const bool *wanted; /* [model.linear_count] */
-    /* Its matrices are valid during the call. Linears come in model order; of a job that is split, each device
-     * calls for its own, at the same time as others: `job` is the device's. */
-    enum rc (*linear)(void *ctx, const struct job *job, const struct gram_linear *linear, struct err *e);
+    bool stats;         /* mean |x| too */
+    /* Its matrices are valid during the call. Inputs come in model order; of a job that is split, each device calls for
+     * those with Linears of its own, at the same time as others: `job` is the device's. */
+    enum rc (*input)(void *ctx, const struct job *job, const struct gram_input *input, struct err *e);
     void *ctx;
 };
+
+/* For quantizing what the callback got; input_group_release it. */
+struct input_group gram_input_group(const struct job *job, const struct model *model, const struct gram_input *in);
 
 /* Nothing wanted: nothing is done. */
 enum rc gram_walk_run(const struct gram_walk *g, struct err *e);

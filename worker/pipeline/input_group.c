@@ -82,3 +82,26 @@ enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat
     if (!is_scaled(a)) return RC_OK;
     return b->scale(job->device, &(struct scale_args){.m = out, .by_col = a->scale->inverse, .out = out}, e);
 }
+
+static enum rc effective_weights(struct input_group *g, int index, const struct candidate *c, struct awq_scale *scale,
+                                 struct mat out, struct err *e) {
+    const struct backend *b = g->job->backend;
+    struct quantized q;
+    TRY(quantized_alloc(b, g->job->device, out.rows, out.cols, c, &q, e));
+    struct group_quantize_args a = {.group = g, .index = index, .candidate = c, .scale = scale, .out = &q};
+    enum rc rc = group_quantize_effective(&a, out, e);
+    quantized_release(b, g->job->device, &q);
+    return rc;
+}
+
+enum rc group_effective_weights(struct input_group *g, int index, const struct candidate *c, struct mat out,
+                                struct err *e) {
+    const struct candidate *all[BLOCK_LINEARS_MAX];
+    struct awq_scale scale = {0};
+    for (int i = 0; i < g->count; i++)
+        all[i] = c;
+    if (candidate_uses_awq(c)) TRY(awq_search(g, all, &scale, e));
+    enum rc rc = effective_weights(g, index, c, &scale, out, e);
+    awq_scale_release(g->job, &scale);
+    return rc;
+}

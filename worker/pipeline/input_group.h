@@ -1,5 +1,5 @@
-/* The Linears of a block that read one input, and how they are quantized together: GPTQ shares one factor of the input's
- * H, AWQ one scale for each of its channels (algorithms §4, §5).
+/* The Linears of a block that read one input, and how they are quantized together: GPTQ shares one factor of the
+ * input's H, AWQ one scale for each of its channels (algorithms §4, §5).
  *
  * The same code for every job kind, so that what a profile scored is what an eval runs. Deterministic; GPU thread only.
  */
@@ -32,21 +32,21 @@ struct factored_gram {
 struct input_group {
     const struct job *job;
     struct factored_gram gram; /* h is the caller's */
-    const double *mean_abs; /* [K] host memory, mean |x| of each channel; NULL: no AWQ */
-    const struct mat *w;    /* [count] of [N, K] */
+    const double *mean_abs;    /* [K] host memory, mean |x| of each channel; NULL: no AWQ */
+    const struct mat *w;       /* [count] of [N, K] */
     int count;
     bool foldable; /* a scale of the input's channels can be taken out of what computes them */
     struct channel_ties ties;
 };
 
-/* What an input of a model's blocks is tied to and whether it can be folded. */
+/* What an input of a model's blocks is tied to, and whether it can be folded. */
 void input_group_fold(struct input_group *g, const struct model *model, enum linear_input input);
 void input_group_release(struct input_group *g);
 
 /* By what AWQ multiplies each column of the group's weights, and divides the input's channels. */
 struct awq_scale {
-    double *by_channel;      /* [K] host memory */
-    float *by_col, *inverse; /* [K] device memory: the same, and its reciprocal */
+    double *by_channel;        /* [K] host memory */
+    float *by_col, *inverse;   /* [K] device memory: the same, and its reciprocal */
     struct factored_gram gram; /* of the scaled input; h is its own */
     double ratio;              /* of the search */
     bool duo;
@@ -61,7 +61,7 @@ void awq_scale_release(const struct job *job, struct awq_scale *s);
 
 struct group_quantize_args {
     struct input_group *group;
-    int index;                      /* which of its Linears */
+    int index; /* which of its Linears */
     const struct candidate *candidate;
     struct awq_scale *scale;        /* of columns and of H; or NULL */
     struct quantized *out;          /* by quantized_alloc; of the scaled weights */
@@ -71,6 +71,11 @@ enum rc group_quantize(const struct group_quantize_args *a, struct err *e);
 
 /* The same, and what the reference's input then meets: out [N, K] fp32 = ŵ with the scale taken out again. */
 enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat out, struct err *e);
+
+/* The whole way for one Linear: every Linear of the group under this candidate, as far as AWQ looks at them.
+ * out [N, K] fp32. */
+enum rc group_effective_weights(struct input_group *g, int index, const struct candidate *c, struct mat out,
+                                struct err *e);
 
 /* AWQ leaves the range of q and k alone (it would clip the few channels that rope and softmax amplify). */
 struct candidate candidate_for(const struct candidate *c, const struct linear *linear);

@@ -5,7 +5,6 @@
 
 #include "base/json.h"
 #include "worker/pipeline/drift.h"
-#include "worker/pipeline/quantize.h"
 #include "worker/pipeline/upload.h"
 
 /* Host copies: doubles are trusted there, and the device's memory may not be ours to read. */
@@ -26,17 +25,18 @@ static void widen_to_doubles(double *values, int64_t count) {
 }
 
 static enum rc copies_open(const struct inversion_args *a, struct copies *c, struct err *e) {
-    int64_t count = a->w.rows * a->w.cols, squares = a->h.rows * a->h.cols;
+    struct mat w = a->group->w[a->index], h = a->group->gram.h;
+    int64_t count = w.rows * w.cols, squares = h.rows * h.cols;
     c->w = malloc((size_t)count * sizeof *c->w);
     c->w_hat = malloc((size_t)count * sizeof *c->w_hat);
     c->h = malloc((size_t)squares * sizeof *c->h);
-    c->row = malloc((size_t)a->w.cols * sizeof *c->row);
+    c->row = malloc((size_t)w.cols * sizeof *c->row);
     if (!c->w || !c->w_hat || !c->h || !c->row) return err_set(e, RC_NO_MEMORY, "no memory to recompute an inversion");
-    const struct backend *b = a->job->backend;
-    TRY(device_floats(a->job, count, &c->device, e));
-    TRY(download_floats(a->job, a->w, c->w, e));
-    TRY(b->download(a->job->device, a->h.data, (size_t)squares * dtype_size(a->h.type), c->h, e));
-    if (a->h.type == DTYPE_F32) widen_to_doubles(c->h, squares);
+    const struct job *job = a->group->job;
+    TRY(device_floats(job, count, &c->device, e));
+    TRY(download_floats(job, w, c->w, e));
+    TRY(job->backend->download(job->device, h.data, (size_t)squares * dtype_size(h.type), c->h, e));
+    if (h.type == DTYPE_F32) widen_to_doubles(c->h, squares);
     return RC_OK;
 }
 
@@ -63,10 +63,10 @@ static double row_energy(const double *d, const double *h, int64_t cols) {
 /* tr(D H Dᵀ), D = W − Ŵ; of W itself when w_hat is NULL. */
 static enum rc energy(const struct inversion_args *a, struct copies *c, const float *w_hat, double *out,
                       struct err *e) {
-    int64_t cols = a->w.cols;
+    int64_t rows = a->group->w[a->index].rows, cols = a->group->w[a->index].cols;
     *out = 0;
-    for (int64_t n = 0; n < a->w.rows; n++) {
-        if (job_cancelled(a->job)) return err_set(e, RC_CANCELLED, "cancelled");
+    for (int64_t n = 0; n < rows; n++) {
+        if (job_cancelled(a->group->job)) return err_set(e, RC_CANCELLED, "cancelled");
         for (int64_t k = 0; k < cols; k++)
             c->row[k] = (double)c->w[n * cols + k] - (w_hat ? (double)w_hat[n * cols + k] : 0);
         *out += row_energy(c->row, c->h, cols);
@@ -77,10 +77,12 @@ static enum rc energy(const struct inversion_args *a, struct copies *c, const fl
 static enum rc drift(const struct inversion_args *a, struct copies *c, const struct candidate *candidate, double *out,
                      struct err *e) {
     double error;
-    struct mat w_hat = matf(c->device, a->w.rows, a->w.cols);
-    TRY(quantize_weights(a->job, a->w, candidate, w_hat, NULL, e));
+    const struct job *job = a->group->job;
+    struct mat w = a->group->w[a->index], w_hat = matf(c->device, w.rows, w.cols);
+    struct candidate own = candidate_for(candidate, a->linear);
+    TRY(group_effective_weights(a->group, a->index, &own, w_hat, e));
     size_t bytes = (size_t)(w_hat.rows * w_hat.cols) * sizeof *c->w_hat;
-    TRY(a->job->backend->download(a->job->device, c->device, bytes, c->w_hat, e));
+    TRY(job->backend->download(job->device, c->device, bytes, c->w_hat, e));
     TRY(energy(a, c, c->w_hat, &error, e));
     *out = error_ratio(error, c->energy);
     return RC_OK;
@@ -90,8 +92,7 @@ static enum rc recompute(const struct inversion_args *a, struct copies *c, struc
     TRY(copies_open(a, c, e));
     TRY(energy(a, c, NULL, &c->energy, e));
     for (int i = 0; i < 2; i++) {
-        struct candidate rtn = *a->pair[i];
-        rtn.method = METHOD_RTN;
+        struct candidate rtn = candidate_rtn(a->pair[i]);
         TRY(drift(a, c, a->pair[i], &out->drift[i], e));
         TRY(drift(a, c, &rtn, &out->rtn_drift[i], e));
     }
@@ -101,7 +102,7 @@ static enum rc recompute(const struct inversion_args *a, struct copies *c, struc
 enum rc inversion_recompute(const struct inversion_args *a, struct inversion *out, struct err *e) {
     struct copies c = {0};
     enum rc rc = recompute(a, &c, out, e);
-    copies_release(a->job, &c);
+    copies_release(a->group->job, &c);
     return rc;
 }
 

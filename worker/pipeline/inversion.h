@@ -7,7 +7,7 @@
 #include <jansson.h>
 
 #include "base/candidate.h"
-#include "kernels/tensor.h"
+#include "worker/pipeline/input_group.h"
 #include "worker/pipeline/job.h"
 
 struct inversion {
@@ -16,8 +16,9 @@ struct inversion {
 
 struct inversion_args {
     const struct job *job;
-    struct mat w;                    /* [N, K], dense */
-    struct mat h;                    /* [K, K], dense */
+    struct input_group *group; /* with H, dense */
+    int index;                 /* which of its Linears; dense */
+    const struct linear *linear;
     const struct candidate *pair[2]; /* fewer bits, more bits */
 };
 

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/strbuf.h"
 #include "worker/model/fingerprint.h"
 #include "worker/model/finite.h"
 #include "worker/pipeline/drift.h"
@@ -100,10 +101,26 @@ static enum rc fingerprint_model(struct profile *p, struct err *e) {
     return rc;
 }
 
+/* AWQ's scale depends on all the Linears that read the input. */
+static void add_siblings(const struct profile *p, const struct linear *linear, struct strbuf *text) {
+    char hash[HASH_TEXT_SIZE];
+    for (int position = 0; position < BLOCK_LINEARS_MAX && linear->block >= 0; position++) {
+        int index = p->source.model->blocks[linear->block].linears[position];
+        if (index < 0 || p->source.model->linears[index].input != linear->input) continue;
+        strbuf_printf(text, " %s", hash_text(fingerprints_weight(p->prints, index), hash));
+    }
+}
+
+/* What a sequential candidate is scored on is not what it will be run on: its row is kept under another name. */
 static const char *cache_key(const struct profile *p, size_t l, size_t c, char key[HASH_TEXT_SIZE]) {
+    const struct candidate *candidate = &p->table.candidates[c];
     char id[CANDIDATE_ID_SIZE];
-    candidate_id(&p->table.candidates[c], id);
-    return fingerprints_drift_key(p->prints, p->place[l], id, p->job->backend->arithmetic, key);
+    struct strbuf text = STRBUF_INIT;
+    strbuf_printf(&text, "%s%s", candidate_id(candidate, id), candidate->sequential ? " static" : "");
+    if (candidate_uses_awq(candidate)) add_siblings(p, p->table.linears[l], &text);
+    fingerprints_drift_key(p->prints, p->place[l], text.data, p->job->backend->arithmetic, key);
+    strbuf_release(&text);
+    return key;
 }
 
 /* By whoever has it: `job` is the profile's, or a device's copy of it. */
@@ -171,48 +188,84 @@ static enum rc ask_cache(struct profile *p, struct err *e) {
     return rc;
 }
 
-/* One Linear in the hands of the walk. */
+/* The Linears of one input in the hands of the walk. */
 struct bench {
-    const struct job *job;
-    struct mat w, w_hat; /* [N, K] */
-    struct mat h;        /* [K, K] */
-    double drift_den;
-    bool has_den;
+    struct profile *p;
+    struct input_group *group;
+    const struct gram_input *in;
+    size_t place[BLOCK_LINEARS_MAX];     /* in the table; meaningless where the Linear is not ours to measure */
+    double drift_den[BLOCK_LINEARS_MAX]; /* tr(W H Wᵀ); 0: not known yet */
+    float *w_hat;                        /* [N, K] of the widest */
 };
 
-static enum rc measure(struct bench *b, const struct candidate *candidate, struct error_report *report, struct err *e) {
-    TRY(quantize_weights(b->job, b->w, candidate, b->w_hat, NULL, e));
-    struct error_args a = {.w = b->w, .w_hat = b->w_hat, .h = b->h, .drift_den = b->has_den ? &b->drift_den : NULL};
-    TRY(b->job->backend->error(b->job->device, &a, report, e));
-    b->drift_den = report->drift_den;
-    b->has_den = true;
+/* What one candidate does to a Linear, AWQ's scale taken out again. */
+static enum rc measure(struct bench *b, int n, const struct candidate *c, struct awq_scale *scale,
+                       struct error_report *report, struct err *e) {
+    const struct job *job = b->group->job;
+    struct mat w = b->in->w[n], w_hat = matf(b->w_hat, w.rows, w.cols);
+    struct quantized q;
+    TRY(quantized_alloc(job->backend, job->device, w.rows, w.cols, c, &q, e));
+    struct group_quantize_args a = {.group = b->group, .index = n, .candidate = c, .scale = scale, .out = &q};
+    enum rc rc = group_quantize_effective(&a, w_hat, e);
+    quantized_release(job->backend, job->device, &q);
+    TRY(rc);
+    struct error_args error = {.w = w, .w_hat = w_hat, .h = b->in->h};
+    if (b->drift_den[n] > 0) error.drift_den = &b->drift_den[n];
+    TRY(job->backend->error(job->device, &error, report, e));
+    b->drift_den[n] = report->drift_den;
     return RC_OK;
 }
 
-static enum rc fill_row(struct bench *b, const struct candidate *c, const struct linear *linear, struct drift_row *row,
-                        struct err *e) {
+static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struct awq_scale *scale, struct err *e) {
+    struct profile *p = b->p;
+    const struct linear *linear = p->table.linears[b->place[n]];
+    struct drift_row *row = drift_at(&p->table, b->place[n], (size_t)(c - p->table.candidates));
+    struct candidate own = candidate_for(c, linear), plain = candidate_rtn(c);
     struct error_report report, rtn = {0};
-    TRY(measure(b, c, &report, e));
-    if (c->method == METHOD_HQQ) {
-        struct candidate plain = *c;
-        plain.method = METHOD_RTN;
-        TRY(measure(b, &plain, &rtn, e));
-    }
-    *row = drift_row_measured(&report, error_ratio(rtn.drift_num, rtn.drift_den),
-                              candidate_bytes(c, linear->rows, linear->cols));
+    TRY(measure(b, n, &own, scale, &report, e));
+    if (drift_is_guarded(c)) TRY(measure(b, n, &plain, NULL, &rtn, e));
+    *row = drift_row_measured(&report, candidate_bytes(c, linear->rows, linear->cols));
+    row->rtn_drift = error_ratio(rtn.drift_num, rtn.drift_den);
+    if (candidate_uses_gptq(c)) row->damp = (scale->by_col ? &scale->gram : &b->group->gram)->factor.damp;
+    if (candidate_uses_awq(c)) row->awq_gain = scale->gain;
+    p->computed++;
     return RC_OK;
 }
 
-static enum rc fill_linear(struct profile *p, size_t l, struct bench *b, struct err *e) {
-    for (size_t c = 0; c < p->table.candidate_count; c++) {
-        struct drift_row *row = drift_at(&p->table, l, c);
-        if (row->known) continue;
-        if (fill_row(b, &p->table.candidates[c], p->table.linears[l], row, e) != RC_OK)
-            return err_context(e, "%s", p->table.linears[l]->name);
-        p->computed++;
-        TRY(send_row(p, b->job, l, c, e));
+static bool is_unknown(const struct bench *b, int n, size_t c) {
+    return b->in->mine[n] && !drift_at(&b->p->table, b->place[n], c)->known;
+}
+
+static enum rc fill_rows(struct bench *b, size_t c, struct awq_scale *scale, struct err *e) {
+    struct profile *p = b->p;
+    for (int n = 0; n < b->in->count; n++) {
+        if (!is_unknown(b, n, c)) continue;
+        if (fill_row(b, n, &p->table.candidates[c], scale, e) != RC_OK)
+            return err_context(e, "%s", p->table.linears[b->place[n]]->name);
+        TRY(send_row(p, b->group->job, b->place[n], c, e));
     }
     return RC_OK;
+}
+
+/* AWQ's scale is for all the Linears of the input, as if all had this candidate. */
+static enum rc find_scale(const struct bench *b, const struct candidate *c, struct awq_scale *scale, struct err *e) {
+    const struct candidate *all[BLOCK_LINEARS_MAX];
+    for (int n = 0; n < b->in->count; n++)
+        all[n] = c;
+    return awq_search(b->group, all, scale, e);
+}
+
+static enum rc fill_candidate(struct bench *b, size_t c, struct err *e) {
+    const struct candidate *candidate = &b->p->table.candidates[c];
+    struct awq_scale scale = {0};
+    bool any = false;
+    for (int n = 0; n < b->in->count; n++)
+        any = any || is_unknown(b, n, c);
+    if (!any) return RC_OK;
+    enum rc rc = candidate_uses_awq(candidate) ? find_scale(b, candidate, &scale, e) : RC_OK;
+    if (rc == RC_OK) rc = fill_rows(b, c, &scale, e);
+    awq_scale_release(b->group->job, &scale);
+    return rc;
 }
 
 static size_t table_place(const struct profile *p, int64_t index) {
@@ -222,21 +275,33 @@ static size_t table_place(const struct profile *p, int64_t index) {
     return l;
 }
 
-static enum rc profile_linear(void *ctx, const struct job *job, const struct gram_linear *linear, struct err *e) {
+static enum rc profile_input(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
     struct profile *p = ctx;
-    int64_t rows = linear->w.rows, cols = linear->w.cols;
-    struct bench b = {.job = job, .w = linear->w, .w_hat = matf(NULL, rows, cols), .h = linear->h};
-    float *w_hat = NULL;
-    TRY(device_floats(job, rows * cols, &w_hat, e));
-    b.w_hat.data = w_hat;
-    enum rc rc = fill_linear(p, table_place(p, linear->index), &b, e);
-    job->backend->free(job->device, w_hat);
+    struct input_group group = gram_input_group(job, p->source.model, in);
+    struct bench b = {.p = p, .group = &group, .in = in};
+    int64_t most = 0;
+    for (int n = 0; n < in->count; n++) {
+        if (!in->mine[n]) continue;
+        b.place[n] = table_place(p, in->index[n]);
+        if (in->w[n].rows > most) most = in->w[n].rows;
+    }
+    enum rc rc = device_floats(job, most * in->h.cols, &b.w_hat, e);
+    for (size_t c = 0; rc == RC_OK && c < p->table.candidate_count; c++)
+        rc = fill_candidate(&b, c, e);
+    if (b.w_hat) job->backend->free(job->device, b.w_hat);
+    input_group_release(&group);
     return rc;
 }
 
 static bool any_unknown(const struct profile *p, size_t l) {
     for (size_t c = 0; c < p->table.candidate_count; c++)
         if (!drift_at(&p->table, l, c)->known) return true;
+    return false;
+}
+
+static bool needs_stats(const struct profile *p) {
+    for (size_t c = 0; c < p->table.candidate_count; c++)
+        if (candidate_uses_awq(&p->table.candidates[c])) return true;
     return false;
 }
 
@@ -249,7 +314,8 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                           .windows = &p->windows,
                           .phase = "calibrate",
                           .wanted = wanted,
-                          .linear = profile_linear,
+                          .stats = needs_stats(p),
+                          .input = profile_input,
                           .ctx = p};
     enum rc rc = gram_walk_run(&g, e);
     free(wanted);
@@ -290,7 +356,7 @@ static json_t *result_json(const struct profile *p) {
     struct profiled_model profiled = profiled_model(p);
     double tokens = (double)(p->windows.count * p->windows.length);
     return json_pack("{so so sO so so so}", "model", profiled_model_json(&profiled), "calibration", calibration_json(p),
-                     "inversions", p->inversions, "totals", drift_totals(&p->table), "hqq_above_rtn",
+                     "inversions", p->inversions, "totals", drift_totals(&p->table), "above_rtn",
                      drift_guard(&p->table), "rows",
                      json_pack("{sI sI sI sf}", "computed", (json_int_t)p->computed, "cached", (json_int_t)p->cached,
                                "resumed", (json_int_t)p->resumed, "tokens_per_second",

@@ -91,20 +91,36 @@ static enum rc send_row(const struct recheck *r, const struct job *job, const st
     return rc;
 }
 
-static enum rc recompute(void *ctx, const struct job *job, const struct gram_linear *linear, struct err *e) {
-    struct recheck *r = ctx;
+static enum rc recompute_linear(struct recheck *r, struct input_group *group, const struct gram_input *in, int n,
+                                struct err *e) {
     const struct candidate *candidates = r->args->table->candidates;
     for (size_t i = 0; i < r->count; i++) {
         struct pair *p = &r->pairs[i];
-        if (p->known || r->args->profiled->place[p->linear] != linear->index) continue;
+        if (p->known || r->args->profiled->place[p->linear] != in->index[n]) continue;
+        const struct linear *linear = r->args->table->linears[p->linear];
         struct inversion_args a = {
-            .job = job, .w = linear->w, .h = linear->h, .pair = {&candidates[p->low], &candidates[p->high]}};
-        if (inversion_recompute(&a, &p->inversion, e) != RC_OK)
-            return err_context(e, "%s", r->args->table->linears[p->linear]->name);
+            .group = group, .index = n, .linear = linear, .pair = {&candidates[p->low], &candidates[p->high]}};
+        if (inversion_recompute(&a, &p->inversion, e) != RC_OK) return err_context(e, "%s", linear->name);
         p->known = true;
-        TRY(send_row(r, job, p, e));
+        TRY(send_row(r, group->job, p, e));
     }
     return RC_OK;
+}
+
+static enum rc recompute(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
+    struct recheck *r = ctx;
+    struct input_group group = gram_input_group(job, r->args->profiled->model, in);
+    enum rc rc = RC_OK;
+    for (int n = 0; rc == RC_OK && n < in->count; n++)
+        if (in->mine[n]) rc = recompute_linear(r, &group, in, n, e);
+    input_group_release(&group);
+    return rc;
+}
+
+static bool needs_stats(const struct recheck *r) {
+    for (size_t i = 0; i < r->count; i++)
+        if (candidate_uses_awq(&r->args->table->candidates[r->pairs[i].low])) return true;
+    return false;
 }
 
 static enum rc walk_rest(struct recheck *r, struct err *e) {
@@ -117,7 +133,8 @@ static enum rc walk_rest(struct recheck *r, struct err *e) {
                           .windows = a->windows,
                           .phase = "recheck inversions",
                           .wanted = wanted,
-                          .linear = recompute,
+                          .stats = needs_stats(r),
+                          .input = recompute,
                           .ctx = r};
     enum rc rc = gram_walk_run(&g, e);
     free(wanted);
