@@ -56,13 +56,10 @@ static const struct member cached_members[] = {
 };
 static const struct member no_members[] = {{0}};
 static const struct member hello_members[] = {
-    REQUIRED("version", MEMBER_COUNT, hello.version),
-    REQUIRED("pid", MEMBER_COUNT, hello.pid),
-    REQUIRED("build", MEMBER_STRING, hello.build),
-    REQUIRED("device", MEMBER_STRING, hello.device),
-    REQUIRED("hardware", MEMBER_STRING, hello.hardware),
-    REQUIRED("memory", MEMBER_COUNT, hello.memory),
-    {0},
+    REQUIRED("version", MEMBER_COUNT, hello.version),        REQUIRED("pid", MEMBER_COUNT, hello.pid),
+    REQUIRED("build", MEMBER_STRING, hello.build),           REQUIRED("device", MEMBER_STRING, hello.device),
+    REQUIRED("arithmetic", MEMBER_STRING, hello.arithmetic), REQUIRED("hardware", MEMBER_STRING, hello.hardware),
+    REQUIRED("memory", MEMBER_COUNT, hello.memory),          {0},
 };
 static const struct member progress_members[] = {
     REQUIRED("job", MEMBER_STRING, progress.job),

@@ -58,10 +58,11 @@ struct msg_cached { /* answers the lookup; keys that are not there are absent */
 };
 struct msg_hello {
     int64_t version, pid;
-    const char *build;    /* the worker's version */
-    const char *device;   /* "cpu", "cuda:0" */
-    const char *hardware; /* for people: "AMD EPYC, 2 cores" */
-    int64_t memory;       /* bytes */
+    const char *build;      /* the worker's version */
+    const char *device;     /* "cpu", "cuda:0" */
+    const char *arithmetic; /* "cpu/fp32": rows made in another are not gone on from */
+    const char *hardware;   /* for people: "AMD EPYC, 2 cores" */
+    int64_t memory;         /* bytes */
 };
 struct msg_progress {
     const char *job, *phase, *unit;

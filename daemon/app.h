@@ -23,7 +23,8 @@ struct app {
     struct config config;
     uv_loop_t loop;
     struct devices devices;
-    struct models models;
+    struct models models;  /* the roots given, then the artifacts */
+    const char *artifacts; /* absolute path of the folder of quantized models */
     struct store *store;
     struct hub *hub;
     struct scheduler *scheduler;

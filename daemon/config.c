@@ -19,6 +19,8 @@ static const char help[] =
     "  --listen HOST:PORT   where to serve HTTP; a loopback address, port 0 for any free one (127.0.0.1:8080)\n"
     "  --data DIR           database and datasets; made when missing (./hsaqd-data)\n"
     "  --models DIR         where models lie, in folders of their own; may be given several times\n"
+    "  --artifacts DIR      where quantized models are written, and found again as models; made when missing\n"
+    "                       (DATA/artifacts)\n"
     "  --device DEVICES     what to compute on: auto, cpu, cuda (every GPU), or some, such as cuda:0,cuda:1\n"
     "                       (auto: every GPU, or the cpu where there is none)\n"
     "  --ram-limit SIZE     memory for a worker's hidden states, such as 12GiB (no limit)\n"
@@ -64,6 +66,12 @@ static enum rc apply_listen(struct config *c, const char *value, struct err *e) 
 static enum rc apply_data(struct config *c, const char *value, struct err *e) {
     (void)e;
     c->data = arena_strdup(&c->arena, value);
+    return RC_OK;
+}
+
+static enum rc apply_artifacts(struct config *c, const char *value, struct err *e) {
+    (void)e;
+    c->artifacts = arena_strdup(&c->arena, value);
     return RC_OK;
 }
 
@@ -172,6 +180,7 @@ static const struct option {
     {"listen", apply_listen, ARRAY_REFUSED},
     {"data", apply_data, ARRAY_REFUSED},
     {"models", apply_models, ARRAY_EACH},
+    {"artifacts", apply_artifacts, ARRAY_REFUSED},
     {"device", apply_device, ARRAY_JOINED},
     {"ram-limit", apply_ram_limit, ARRAY_REFUSED},
     {"vram-limit", apply_vram_limit, ARRAY_REFUSED},

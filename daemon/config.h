@@ -16,6 +16,7 @@ struct config {
     char *data;
     char **models; /* absolute roots */
     size_t n_models;
+    char *artifacts;     /* NULL: data/artifacts */
     char *device;        /* "auto", "cpu", "cuda", or "cuda:0,cuda:1"; what it comes to: jobs/devices.h */
     int64_t ram_limit;   /* bytes; 0: none */
     int64_t vram_limit;  /* bytes of each GPU; 0: none */

@@ -3,10 +3,13 @@
  * SIGTERM or SIGINT drains: no job starts any more, the running one stops and is queued again (its rows are its
  * checkpoint), streams end with an event, and the process leaves within ten seconds. A second signal changes nothing.
  */
+#include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -112,14 +115,33 @@ static enum rc find_devices(struct app *app, struct err *e) {
     return devices_find(&app->devices, &search, e);
 }
 
+/* What quantize jobs write is found again as a model. */
+static enum rc open_artifacts(struct app *app, struct err *e) {
+    struct config *c = &app->config;
+    char *path = c->artifacts ? xstrdup(c->artifacts) : xasprintf("%s/artifacts", store_folder(app->store));
+    char resolved[PATH_MAX];
+    enum rc rc = RC_OK;
+
+    if ((mkdir(path, 0777) != 0 && errno != EEXIST) || !realpath(path, resolved))
+        rc = err_errno(e, "cannot use %s as the folder of artifacts", path);
+    free(path);
+    TRY(rc);
+    char **roots = arena_alloc(&c->arena, (c->n_models + 1) * sizeof *roots);
+    if (c->n_models) memcpy(roots, c->models, c->n_models * sizeof *roots);
+    roots[c->n_models] = arena_strdup(&c->arena, resolved);
+    app->artifacts = roots[c->n_models];
+    app->models = (struct models){roots, c->n_models + 1};
+    return RC_OK;
+}
+
 /* Each step needs those before it; `close_app` undoes those that were done. */
 static enum rc open_app(struct app *app, struct err *e) {
     app->started_ms = time_now_ms();
-    app->models = (struct models){app->config.models, app->config.n_models};
     app->hub = hub_new();
     app->probes = probes_new(&app->loop, app->config.worker);
     TRY(find_devices(app, e));
     TRY(store_open(app->config.data, &app->loop, hub_publish, app->hub, &app->store, e));
+    TRY(open_artifacts(app, e));
     TRY(hub_set_store(app->hub, app->store, e));
     TRY(scheduler_new(app, &app->scheduler, e));
     TRY(open_server(app, e));

@@ -248,10 +248,14 @@ struct backend {
     enum rc (*loaded)(struct backend_state *state, struct err *e);
     /* Device bytes as they are → host. */
     enum rc (*download)(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
-
-    /* The same without waiting, to memory from host_alloc: uploads that follow read what was there to be copied, the
-     * host must not. */
+    /* Copies beside the operations, between device memory and memory from host_alloc, which the host leaves alone. Each
+     * begins when the operations and the copies before it are done. Those that follow an offload must not write over
+     * its source before `offloaded`, nor those that follow a fetch touch its destination before `fetched`, nor may the
+     * memory go. */
     enum rc (*offload)(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
+    enum rc (*fetch)(struct backend_state *state, const void *host, size_t bytes, void *device, struct err *e);
+    enum rc (*offloaded)(struct backend_state *state, struct err *e);
+    enum rc (*fetched)(struct backend_state *state, struct err *e);
     /* Waits until the device has done what was asked before the last call of this but one: a cancelled job must not
      * have seconds of work queued, and progress must tell the truth. */
     enum rc (*keep_pace)(struct backend_state *state, struct err *e);

@@ -200,14 +200,8 @@ static void *control_thread(void *arg) {
 }
 
 static enum rc send_hello(struct control *c, const char *device, struct err *e) {
-    const struct worker *w = c->worker;
-    struct message m = {.type = MSG_HELLO,
-                        .hello = {.version = PROTOCOL_VERSION,
-                                  .pid = getpid(),
-                                  .build = HSAQ_VERSION,
-                                  .device = device,
-                                  .hardware = w->backend->hardware(w->device),
-                                  .memory = w->backend->memory(w->device)}};
+    struct message m = worker_hello(c->worker);
+    m.hello.device = device;
     return link_send(c, &m, e);
 }
 

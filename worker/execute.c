@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 
@@ -130,6 +131,17 @@ static enum rc run_pipeline(const struct worker *worker, const struct msg_start 
     enum rc rc = pipeline(&job, result, e);
     job_state_release(&state);
     return rc;
+}
+
+struct message worker_hello(const struct worker *w) {
+    return (struct message){.type = MSG_HELLO,
+                            .hello = {.version = PROTOCOL_VERSION,
+                                      .pid = getpid(),
+                                      .build = HSAQ_VERSION,
+                                      .device = w->name,
+                                      .arithmetic = w->backend->arithmetic,
+                                      .hardware = w->backend->hardware(w->device),
+                                      .memory = w->backend->memory(w->device)}};
 }
 
 enum rc worker_execute(const struct worker *worker, const struct msg_start *start, const struct job_link *link,

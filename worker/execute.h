@@ -31,6 +31,9 @@ struct worker {
 enum rc worker_open(const struct worker_options *options, struct worker *worker, struct err *e);
 void worker_release(struct worker *worker);
 
+/* What it says first: who it is, and in what arithmetic it computes. The strings are the worker's. */
+struct message worker_hello(const struct worker *worker);
+
 /* Decodes the spec and runs its pipeline. */
 enum rc worker_execute(const struct worker *worker, const struct msg_start *start, const struct job_link *link,
                        const atomic_bool *cancelled, json_t **result, struct err *e);

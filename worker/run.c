@@ -37,26 +37,44 @@ static json_t *named_file(const char *name, const char *folder) {
     return out;
 }
 
-static enum rc collect_line(const char *line, size_t len, json_t *rows, json_t *result, struct err *e) {
-    struct message m;
-    TRY(message_decode(line, len, &m, e));
-    if (m.type == MSG_ROW)
-        json_array_append_new(
-            rows, json_pack("{ss sI sO}", "phase", m.row.phase, "index", (json_int_t)m.row.index, "data", m.row.data));
-    if (m.type == MSG_RESULT) json_object_update(result, m.result.result);
-    message_release(&m);
+/* What is read of an earlier run. */
+struct output {
+    json_t *rows, *result;
+    const char *arithmetic; /* in which its rows must have been made; NULL: any */
+    bool made_so;           /* its hello says that they were */
+};
+
+static enum rc collect_row(const struct msg_row *row, struct output *out, struct err *e) {
+    if (out->arithmetic && !out->made_so)
+        return err_set(e, RC_CONFLICT,
+                       "its rows were not made in %s, in which this worker computes: choose the device and the "
+                       "precision of that run, or begin anew",
+                       out->arithmetic);
+    json_array_append_new(
+        out->rows, json_pack("{ss sI sO}", "phase", row->phase, "index", (json_int_t)row->index, "data", row->data));
     return RC_OK;
 }
 
+static enum rc collect_line(const char *line, size_t len, struct output *out, struct err *e) {
+    struct message m;
+    enum rc rc = RC_OK;
+    TRY(message_decode(line, len, &m, e));
+    if (m.type == MSG_HELLO) out->made_so = out->arithmetic && !strcmp(m.hello.arithmetic, out->arithmetic);
+    if (m.type == MSG_ROW) rc = collect_row(&m.row, out, e);
+    if (m.type == MSG_RESULT) json_object_update(out->result, m.result.result);
+    message_release(&m);
+    return rc;
+}
+
 /* Rows and result out of what an earlier run printed. */
-static enum rc read_output(const char *path, json_t *rows, json_t *result, struct err *e) {
+static enum rc read_output(const char *path, struct output *out, struct err *e) {
     FILE *file = fopen(path, "r");
     if (!file) return err_errno(e, "cannot open %s", path);
     char *line = NULL;
     size_t capacity = 0;
     enum rc rc = RC_OK;
     for (ssize_t n; rc == RC_OK && (n = getline(&line, &capacity, file)) > 0;)
-        rc = collect_line(line, (size_t)n - (line[n - 1] == '\n'), rows, result, e);
+        rc = collect_line(line, (size_t)n - (line[n - 1] == '\n'), out, e);
     free(line);
     fclose(file);
     return rc == RC_OK ? RC_OK : err_context(e, "%s", path);
@@ -66,9 +84,10 @@ static enum rc add_input(const char *text, json_t *inputs, struct err *e) {
     const char *equals = strchr(text, '=');
     if (!equals) return err_set(e, RC_INVALID, "--input takes MEMBER=FILE, not \"%s\"", text);
     char *member = xstrndup(text, (size_t)(equals - text));
-    json_t *rows = json_array(), *result = json_object();
-    enum rc rc = read_output(equals + 1, rows, result, e);
-    json_object_set_new(inputs, member, json_pack("{ss so so}", "job", equals + 1, "result", result, "rows", rows));
+    struct output out = {.rows = json_array(), .result = json_object()};
+    enum rc rc = read_output(equals + 1, &out, e);
+    json_object_set_new(inputs, member,
+                        json_pack("{ss so so}", "job", equals + 1, "result", out.result, "rows", out.rows));
     free(member);
     return rc;
 }
@@ -82,15 +101,16 @@ static void add_files(const struct run_options *o, json_t *document) {
 }
 
 /* The members of a start message, in one object that owns them. */
-static enum rc gather(const struct run_options *o, json_t *document, struct err *e) {
-    json_t *spec = NULL, *rows = json_array(), *inputs = json_object(), *ignored = json_object();
-    json_object_set_new(document, "rows", rows);
+static enum rc gather(const struct run_options *o, const char *arithmetic, json_t *document, struct err *e) {
+    json_t *spec = NULL, *inputs = json_object();
+    struct output earlier = {.rows = json_array(), .result = json_object(), .arithmetic = arithmetic};
+    json_object_set_new(document, "rows", earlier.rows);
     json_object_set_new(document, "inputs", inputs);
-    json_object_set_new(document, "earlier", ignored);
+    json_object_set_new(document, "earlier", earlier.result);
     if (json_parse_file(o->spec, SPEC_FILE_MAX, &spec, e) != RC_OK) return err_context(e, "%s", o->spec);
     json_object_set_new(document, "spec", spec);
     add_files(o, document);
-    if (o->resume) TRY(read_output(o->resume, rows, ignored, e));
+    if (o->resume) TRY(read_output(o->resume, &earlier, e));
     for (int i = 0; i < o->input_count; i++)
         TRY(add_input(o->inputs[i], inputs, e));
     return RC_OK;
@@ -119,7 +139,9 @@ static enum rc execute(const struct worker *worker, const json_t *document, stru
 
 enum rc run_by_hand(const struct worker *worker, const struct run_options *options, struct err *e) {
     json_t *document = json_object();
-    enum rc rc = gather(options, document, e);
+    struct message hello = worker_hello(worker);
+    enum rc rc = gather(options, hello.hello.arithmetic, document, e);
+    if (rc == RC_OK) rc = print_message(NULL, &hello, e);
     if (rc == RC_OK) rc = execute(worker, document, e);
     json_decref(document);
     return rc;

@@ -231,7 +231,9 @@ static void on_hello(void *ctx, const struct msg_hello *hello) {
     struct lane *lane = ctx;
 
     lane->ready = true;
+    free(lane->arithmetic);
     free(lane->hardware);
+    lane->arithmetic = xstrdup(hello->arithmetic);
     lane->hardware = xstrdup(hello->hardware);
     lane->memory = hello->memory;
     log_info("worker ready lane=%s device=%s pid=%lld", lane->name, hello->device, (long long)hello->pid);
@@ -419,6 +421,7 @@ void lane_close(struct lane *lane) {
 }
 
 void lane_release(struct lane *lane) {
+    free(lane->arithmetic);
     free(lane->hardware);
     free(lane->last_error);
     free(lane->takes);

@@ -41,8 +41,9 @@ struct lane {
     bool drains;
 
     struct worker *worker;
-    bool ready;   /* it has said hello, */
-    bool leaving; /* and later was asked to end */
+    bool ready;       /* it has said hello, */
+    bool leaving;     /* and later was asked to end */
+    char *arithmetic; /* of the worker that was ready last */
     char *hardware;
     int64_t memory;
     unsigned generation; /* of the worker: what an earlier one asked is not answered to this one */

@@ -16,15 +16,15 @@
 struct claim {
     struct write_op op;
     struct lane *lane;
-    char job[ID_SIZE], stamp[MODEL_STAMP_SIZE];
+    char job[ID_SIZE], stamp[MODEL_STAMP_SIZE], *arithmetic;
     bool stamped;
 };
 
-/* The cpu and a GPU do not agree to the last bit: what one has computed, the other does not go on with. */
+/* The cpu and the precisions of a GPU do not agree to the last bit: what one has computed, another does not go on with.
+ */
 static enum rc drop_rows_of_other_arithmetic(struct db *db, const struct claim *claim, struct err *e) {
-    return db_run(db, e,
-                  "DELETE FROM row WHERE job = ?1 AND (SELECT (ran_on = 'cpu') <> (?2 = 'cpu') FROM job WHERE id = ?1)",
-                  "tt", claim->job, claim->lane->device);
+    return db_run(db, e, "DELETE FROM row WHERE job = ?1 AND (SELECT arithmetic IS NOT ?2 FROM job WHERE id = ?1)",
+                  "tt", claim->job, claim->arithmetic);
 }
 
 /* Between the choice of the job and now it may have been given another device. */
@@ -40,7 +40,8 @@ static enum rc check_pin(struct db *db, const struct claim *claim, struct err *e
 
 static enum rc claim_run(struct db *db, struct write_op *op, struct err *e) {
     struct claim *claim = (struct claim *)op;
-    struct job_change change = {.job = claim->job, .action = ACTION_START, .device = claim->lane->device};
+    struct job_change change = {
+        .job = claim->job, .action = ACTION_START, .device = claim->lane->device, .arithmetic = claim->arithmetic};
     enum job_state state;
 
     TRY(check_pin(db, claim, e));
@@ -59,6 +60,7 @@ static void claim_done(struct write_op *op, const struct err *e) {
     struct claim *claim = (struct claim *)op;
 
     lane_claimed(claim->lane, e);
+    free(claim->arithmetic);
     free(claim);
 }
 
@@ -84,6 +86,7 @@ void lane_ops_claim(struct lane *lane) {
 
     claim->op = (struct write_op){.run = claim_run, .done = claim_done};
     claim->lane = lane;
+    claim->arithmetic = xstrdup(lane->arithmetic);
     memcpy(claim->job, lane->job, sizeof claim->job);
     claim->stamped = stamp_model(lane, claim->stamp);
     store_submit(lane->app->store, &claim->op);

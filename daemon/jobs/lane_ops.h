@@ -6,7 +6,8 @@
 #include "daemon/jobs/lane.h"
 #include "daemon/store/jobs.h"
 
-/* lane->job: queued → running; drops its rows when the model's files are not those they were computed from. */
+/* lane->job: queued → running; drops its rows when the model's files are not those they were computed from,
+ * or when the lane's worker computes in another arithmetic. */
 void lane_ops_claim(struct lane *lane);
 void lane_claimed(struct lane *lane, const struct err *e);
 

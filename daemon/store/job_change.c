@@ -41,11 +41,12 @@ static enum rc life_write(struct db *db, const struct job_change *change, const 
     char *losses = json_line(life->losses), *error = life->error ? json_line(life->error) : NULL;
     enum rc rc = db_run(db, e,
                         "UPDATE job SET state = ?1, attempt = ?2, losses = ?3, error = ?4, started_at = nullif(?5, 0), "
-                        "finished_at = nullif(?6, 0), ran_on = coalesce(?7, ran_on), model_stamp = coalesce(?8, "
-                        "model_stamp), progress = coalesce(?9, progress), version = version + 1 WHERE id = ?10",
-                        "tittiitttt", job_state_names[life->state], life->attempt, losses, error, life->started_at,
-                        job_ended(life->state) ? time_now_ms() : (int64_t)0, change->device, change->model_stamp,
-                        change->progress, change->job);
+                        "finished_at = nullif(?6, 0), ran_on = coalesce(?7, ran_on), arithmetic = coalesce(?8, "
+                        "arithmetic), model_stamp = coalesce(?9, model_stamp), progress = coalesce(?10, progress), "
+                        "version = version + 1 WHERE id = ?11",
+                        "tittiittttt", job_state_names[life->state], life->attempt, losses, error, life->started_at,
+                        job_ended(life->state) ? time_now_ms() : (int64_t)0, change->device, change->arithmetic,
+                        change->model_stamp, change->progress, change->job);
 
     free(losses);
     free(error);

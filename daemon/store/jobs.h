@@ -73,7 +73,8 @@ enum rc job_insert(struct db *db, struct event_list *events, const struct job_in
 struct job_change {
     const char *job;
     enum job_action action;
-    const char *device;      /* start: where it runs */
+    const char *device;      /* start: where it runs, */
+    const char *arithmetic;  /* and in what arithmetic */
     const char *model_stamp; /* start */
     const char *progress;    /* JSON, or NULL to keep what there is */
     const json_t *error;     /* fail: {code, message, …} */

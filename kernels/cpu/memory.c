@@ -137,6 +137,16 @@ enum rc cpu_download(struct backend_state *state, const void *device, size_t byt
     return RC_OK;
 }
 
+enum rc cpu_fetch(struct backend_state *state, const void *host, size_t bytes, void *device, struct err *e) {
+    const size_t piece = 1 << 18;
+    TRY(check_download(host, bytes, device, e));
+#pragma omp parallel for num_threads(state->threads) if (bytes > 4 * piece)
+    for (size_t at = 0; at < bytes; at += piece)
+        memcpy((char *)device + at, (const char *)host + at, bytes - at < piece ? bytes - at : piece);
+    (void)state;
+    return RC_OK;
+}
+
 enum rc cpu_host_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e) {
     (void)state;
     *memory = malloc(bytes > 0 ? bytes : 1);

@@ -4,12 +4,12 @@
  *
  * cuDNN wants the computation as a graph of its own operations, which it recognises and fuses: softmax of masked scores
  * between two products, with the log-sum-exp that training would keep. The tables below are that graph. */
-#include <dlfcn.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/optional_library.h"
 
 #if !__has_include(<cudnn.h>)
 
@@ -145,7 +145,6 @@ struct attention_plan {
 enum { PLANS_MAX = 16 }; /* shapes of one job are few; more start over */
 
 struct cudnn {
-    void *library;
     struct cudnn_functions call;
     cudnnHandle_t handle;
     struct attention_plan *plans;
@@ -320,11 +319,8 @@ static struct attention_plan *find_plan(struct cudnn *c, const struct attention_
 
 /* --- the library --- */
 
-static bool load_functions(struct cudnn *c) {
-    struct {
-        const char *name;
-        void **function;
-    } wanted[] = {
+static bool load_library(struct cudnn *c) {
+    const struct library_function wanted[] = {
         {"cudnnCreate", (void **)&c->call.create},
         {"cudnnDestroy", (void **)&c->call.destroy},
         {"cudnnSetStream", (void **)&c->call.set_stream},
@@ -335,14 +331,11 @@ static bool load_functions(struct cudnn *c) {
         {"cudnnBackendFinalize", (void **)&c->call.finalize},
         {"cudnnBackendExecute", (void **)&c->call.execute},
     };
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
-        if ((*wanted[i].function = dlsym(c->library, wanted[i].name)) == NULL) return false;
-    return true;
+    return optional_library_load(LIBRARY, wanted, sizeof wanted / sizeof *wanted);
 }
 
 static bool open_library(struct backend_state *state, struct cudnn *c) {
-    c->library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
-    if (c->library == NULL || !load_functions(c)) return false;
+    if (!load_library(c)) return false;
     c->plans = (struct attention_plan *)calloc(PLANS_MAX, sizeof *c->plans);
     if (c->plans == NULL) return false;
     TRY_CUDNN(c->call.create(&c->handle));
@@ -367,7 +360,7 @@ void cuda_cudnn_close(struct backend_state *state) {
         c->call.destroy(c->handle);
     }
     free(c->plans);
-    free(c); /* the library stays loaded: it keeps state of its own on the device */
+    free(c);
     state->cudnn = NULL;
 }
 

@@ -56,6 +56,22 @@ static enum rc cuda_describe(int device, struct device_description *out, struct 
     return RC_OK;
 }
 
+static enum rc open_copies(struct copies *c, struct err *e) {
+    CUDA_TRY(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
+    for (cudaEvent_t *event : {&c->may_begin, &c->offloaded, &c->fetched})
+        CUDA_TRY(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    return RC_OK;
+}
+
+static void close_copies(struct copies *c) {
+    for (cudaEvent_t event : {c->may_begin, c->offloaded, c->fetched})
+        if (event) cudaEventDestroy(event);
+    if (c->stream) {
+        cudaStreamSynchronize(c->stream);
+        cudaStreamDestroy(c->stream);
+    }
+}
+
 static enum rc set_up(struct backend_state *state, const struct backend_options *options, struct err *e) {
     struct cudaDeviceProp card;
     state->device = options->device;
@@ -65,6 +81,7 @@ static enum rc set_up(struct backend_state *state, const struct backend_options 
     describe_card(&card, state->hardware, sizeof state->hardware);
     TRY(keep_freed_memory(state, e));
     CUDA_TRY(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
+    TRY(open_copies(&state->copies, e));
     for (int i = 0; i < 2; i++)
         CUDA_TRY(cudaEventCreateWithFlags(&state->paces[i], cudaEventDisableTiming | cudaEventBlockingSync));
     CUBLAS_TRY(cublasCreate(&state->blas));
@@ -84,6 +101,7 @@ static void cuda_close(struct backend_state *state) {
     if (state == NULL) return;
     cudaSetDevice(state->device);
     cuda_load_end(state);
+    close_copies(&state->copies);
     cuda_collective_close(state);
     cuda_gemm_forget(state);
     cuda_cudnn_close(state);
@@ -145,11 +163,12 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
     .hardware = cuda_hardware, .memory = cuda_memory, .memory_peak = cuda_memory_peak, .room = cuda_room,              \
     .alloc = cuda_alloc, .free = cuda_free, .clear = cuda_clear, .host_alloc = cuda_host_alloc,                        \
     .host_free = cuda_host_free, .upload = cuda_upload, .load = cuda_load, .loaded = cuda_loaded,                      \
-    .download = cuda_download, .offload = cuda_offload, .keep_pace = cuda_keep_pace, .embed = cuda_embed,              \
-    .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention,                        \
-    .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram, .gram_finish = cuda_gram_finish,                \
-    .combine = cuda_combine, .scale = cuda_scale, .column_share = cuda_column_share, .factor = cuda_factor,            \
-    .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
+    .download = cuda_download, .offload = cuda_offload, .fetch = cuda_fetch, .offloaded = cuda_offloaded,              \
+    .fetched = cuda_fetched, .keep_pace = cuda_keep_pace, .embed = cuda_embed, .rmsnorm = cuda_rmsnorm,                \
+    .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention, .silu_mul = cuda_silu_mul, .score = cuda_score, \
+    .gram = cuda_gram, .gram_finish = cuda_gram_finish, .combine = cuda_combine, .scale = cuda_scale,                  \
+    .column_share = cuda_column_share, .factor = cuda_factor, .quantize = cuda_quantize,                               \
+    .dequantize = cuda_dequantize, .error = cuda_error
 
 extern "C" {
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */

@@ -1,10 +1,10 @@
 /* The sum over GPUs by NCCL, which is loaded when first needed. Where it is missing, or two states share a card (which
  * NCCL refuses), the parts go to the first device one after the other, are added there, and the sum goes back. */
-#include <dlfcn.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/optional_library.h"
 
 /* --- by copies --- */
 
@@ -123,21 +123,14 @@ static enum rc nccl_failure(const struct collective *c, ncclResult_t result, con
         if (nccl_try_ != ncclSuccess) return nccl_failure((c), nccl_try_, #function, e);                               \
     } while (0)
 
-/* It stays loaded: it keeps state of its own on the devices. */
 static bool load_library(struct nccl_functions *call) {
-    struct {
-        const char *name;
-        void **function;
-    } wanted[] = {
+    const struct library_function wanted[] = {
         {"ncclCommInitAll", (void **)&call->init_all},   {"ncclCommDestroy", (void **)&call->destroy},
         {"ncclCommAbort", (void **)&call->abort},        {"ncclCommGetAsyncError", (void **)&call->async_error},
         {"ncclGroupStart", (void **)&call->group_start}, {"ncclGroupEnd", (void **)&call->group_end},
         {"ncclAllReduce", (void **)&call->all_reduce},   {"ncclGetErrorString", (void **)&call->error_string},
     };
-    void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
-        if (library == NULL || (*wanted[i].function = dlsym(library, wanted[i].name)) == NULL) return false;
-    return true;
+    return optional_library_load(LIBRARY, wanted, sizeof wanted / sizeof *wanted);
 }
 
 /* `failed`: something may be under way that will not end. */

@@ -1,7 +1,7 @@
 /* What the CUDA operations share: the open device, its memory, and how a failed call becomes an error.
  *
- * Everything runs on one stream in the order called, but for loads; the host waits in download, and where a result goes
- * back to it.
+ * Everything runs on one stream in the order called, but for loads, and copies to and from pinned memory (offload,
+ * fetch); the host waits in download, and where a result goes back to it.
  * Twins of kernels/cpu/<op>.c, in the same order, so that a pair can be read side by side. */
 #ifndef HSAQ_KERNELS_CUDA_CUDA_H
 #define HSAQ_KERNELS_CUDA_CUDA_H
@@ -25,6 +25,11 @@ struct buffer { /* grows, never shrinks */
     size_t bytes;
 };
 
+struct copies { /* beside the operations, in the order asked for */
+    cudaStream_t stream;
+    cudaEvent_t may_begin, offloaded, fetched; /* operations asked for before; the last of each kind is done */
+};
+
 static const size_t cuda_blas_workspace_bytes = 64 << 20;
 
 struct gemm_plans;
@@ -38,6 +43,7 @@ struct backend_state {
     struct block *blocks;      /* [block_count] in no order */
     size_t block_count, block_room;
     cudaStream_t stream;
+    struct copies copies;
     enum dtype activation;
     cublasHandle_t blas;
     cublasLtHandle_t lt;
@@ -82,6 +88,9 @@ enum rc cuda_upload(struct backend_state *state, const void *host, enum dtype ty
 enum rc cuda_host_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e);
 void cuda_host_free(struct backend_state *state, void *memory);
 enum rc cuda_offload(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
+enum rc cuda_fetch(struct backend_state *state, const void *host, size_t bytes, void *device, struct err *e);
+enum rc cuda_offloaded(struct backend_state *state, struct err *e);
+enum rc cuda_fetched(struct backend_state *state, struct err *e);
 /* One value of a matrix of any float type → host. */
 enum rc cuda_read_value(struct backend_state *state, const struct mat *m, int64_t row, int64_t col, float *value,
                         struct err *e);

@@ -12,7 +12,7 @@ template <typename T> static __global__ void decode(struct quantized q, struct m
 
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e) {
     TRY(check_dequantize(a, e));
-    dim3 blocks(blocks_for(a->q->cols, BLOCK), (unsigned)(a->q->rows < GRID_MAX ? a->q->rows : GRID_MAX));
+    dim3 blocks(blocks_for(a->q->cols, BLOCK), grid_rows(a->q->rows));
     if (a->out.type == DTYPE_F32)
         decode<float><<<blocks, BLOCK, 0, state->stream>>>(*a->q, a->out);
     else if (a->out.type == DTYPE_BF16)

@@ -53,9 +53,9 @@ static inline bool rows_aligned(const struct mat *all, int count, size_t bytes) 
     return true;
 }
 
-static inline enum rc check_grid(int64_t rows, struct err *e) {
-    if (rows <= GRID_MAX) return RC_OK;
-    return err_set(e, RC_TOO_LARGE, "%lld tokens at once are more than a GPU's grid has rows", (long long)rows);
+/* One row of blocks a row of a matrix, as far as a grid goes: kernels step by gridDim.y to the rows beyond. */
+static inline unsigned grid_rows(int64_t rows) {
+    return (unsigned)(rows < GRID_MAX ? rows : GRID_MAX);
 }
 
 /* What a Linear reads or writes has the type of this backend. */

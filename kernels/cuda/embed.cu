@@ -12,20 +12,20 @@ static __global__ void widen_rows(const void *rows, enum dtype type, float multi
 /* out[t] = table[ids[t]] · multiplier; one row of blocks a token. */
 static __global__ void gather_rows(const void *table, enum dtype type, const int32_t *ids, float multiplier,
                                    struct mat out) {
-    int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x, t = blockIdx.y;
-    if (k < out.cols)
+    int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (k >= out.cols) return;
+    for (int64_t t = blockIdx.y; t < out.rows; t += gridDim.y)
         ((float *)out.data)[t * out.stride + k] = load_stored(table, type, ids[t] * out.cols + k) * multiplier;
 }
 
 static enum rc gather_on_device(struct backend_state *state, const struct embed_args *a, struct err *e) {
     void *staging, *ids;
     size_t bytes = (size_t)a->out.rows * sizeof(int32_t);
-    TRY(check_grid(a->out.rows, e));
     TRY(cuda_staging(state, bytes, &staging, e));
     TRY(cuda_scratch(state, bytes, &ids, e));
     memcpy(staging, a->ids, bytes);
     CUDA_TRY(cudaMemcpyAsync(ids, staging, bytes, cudaMemcpyHostToDevice, state->stream));
-    dim3 blocks(blocks_for(a->out.cols, BLOCK), (unsigned)a->out.rows);
+    dim3 blocks(blocks_for(a->out.cols, BLOCK), grid_rows(a->out.rows));
     gather_rows<<<blocks, BLOCK, 0, state->stream>>>(a->on_device, a->type, (const int32_t *)ids, a->multiplier,
                                                      a->out);
     LAUNCHED();

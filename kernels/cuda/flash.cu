@@ -302,6 +302,13 @@ static enum rc launch_for(struct backend_state *state, const struct attention_ar
     return launch<256, 1, ALIGNED>(state, a, e);
 }
 
+static struct attention_args part_of(const struct attention_args *a, int64_t first, int64_t rows) {
+    struct attention_args part = *a;
+    for (struct mat *m : {&part.q, &part.k, &part.v, &part.out})
+        *m = mat_rows(*m, first, rows);
+    return part;
+}
+
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e) {
     if (a->head_dim > 256)
         return err_set(e, RC_UNSUPPORTED, "attention: heads of %d channels: this backend has up to 256 in bf16",
@@ -309,9 +316,12 @@ enum rc cuda_flash_attention(struct backend_state *state, const struct attention
     TRY(check_activation(state, &a->k, e));
     TRY(check_activation(state, &a->v, e));
     TRY(check_activation(state, &a->out, e));
-    TRY(check_grid(a->q.rows / a->length, e));
-    if (a->q.rows == 0) return RC_OK;
     const struct mat all[] = {a->q, a->k, a->v, a->out};
     bool aligned = rows_aligned(all, 4, 16) && a->head_dim % 8 == 0;
-    return aligned ? launch_for<true>(state, a, e) : launch_for<false>(state, a, e);
+    int64_t most = GRID_MAX * a->length;
+    for (int64_t first = 0; first < a->q.rows; first += most) {
+        struct attention_args part = part_of(a, first, a->q.rows - first < most ? a->q.rows - first : most);
+        TRY(aligned ? launch_for<true>(state, &part, e) : launch_for<false>(state, &part, e));
+    }
+    return RC_OK;
 }

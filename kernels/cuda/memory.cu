@@ -169,14 +169,40 @@ enum rc cuda_converted(struct backend_state *state, const struct mat *m, struct 
     return RC_OK;
 }
 
+static enum rc copy_beside(struct backend_state *state, const void *from, size_t bytes, void *to, cudaEvent_t done,
+                           struct err *e) {
+    const struct copies *c = &state->copies;
+    if (bytes == 0) return RC_OK;
+    CUDA_TRY(cudaEventRecord(c->may_begin, state->stream));
+    CUDA_TRY(cudaStreamWaitEvent(c->stream, c->may_begin));
+    CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, c->stream));
+    CUDA_TRY(cudaEventRecord(done, c->stream));
+    return RC_OK;
+}
+
 enum rc cuda_offload(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e) {
     TRY(check_download(device, bytes, host, e));
-    if (bytes > 0) CUDA_TRY(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, state->stream));
+    return copy_beside(state, device, bytes, host, state->copies.offloaded, e);
+}
+
+enum rc cuda_fetch(struct backend_state *state, const void *host, size_t bytes, void *device, struct err *e) {
+    TRY(check_download(host, bytes, device, e));
+    return copy_beside(state, host, bytes, device, state->copies.fetched, e);
+}
+
+enum rc cuda_offloaded(struct backend_state *state, struct err *e) {
+    CUDA_TRY(cudaStreamWaitEvent(state->stream, state->copies.offloaded));
+    return RC_OK;
+}
+
+enum rc cuda_fetched(struct backend_state *state, struct err *e) {
+    CUDA_TRY(cudaStreamWaitEvent(state->stream, state->copies.fetched));
     return RC_OK;
 }
 
 enum rc cuda_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e) {
-    TRY(cuda_offload(state, device, bytes, host, e));
+    TRY(check_download(device, bytes, host, e));
+    if (bytes > 0) CUDA_TRY(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, state->stream));
     CUDA_TRY(cudaStreamSynchronize(state->stream));
     return RC_OK;
 }
@@ -190,6 +216,9 @@ enum rc cuda_host_alloc(struct backend_state *state, size_t bytes, void **memory
 }
 
 void cuda_host_free(struct backend_state *state, void *memory) {
-    if (memory) cudaStreamSynchronize(state->stream);
+    if (memory) {
+        cudaStreamSynchronize(state->stream);
+        cudaStreamSynchronize(state->copies.stream);
+    }
     cudaFreeHost(memory);
 }

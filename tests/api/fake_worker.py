@@ -96,9 +96,11 @@ class Worker:
         self.send("result", job=id_, result={"rows": count, "inputs": sorted(job.get("inputs", {})),
                                              "dataset": job.get("dataset"), "model": job.get("model")})
 
-    def serve(self, device, vram_limit):
+    def serve(self, device, vram_limit, precision):
+        arithmetic = "cpu/fp32" if device == "cpu" else f"cuda/{precision}"
         hardware = f"a script within {vram_limit} bytes" if vram_limit else "a script"
-        self.send("hello", version=1, pid=os.getpid(), build="fake", device=device, hardware=hardware, memory=1)
+        self.send("hello", version=1, pid=os.getpid(), build="fake", device=device, arithmetic=arithmetic,
+                  hardware=hardware, memory=1)
         threading.Thread(target=self.beat, daemon=True).start()
         while True:
             message = self.receive(None)
@@ -135,6 +137,7 @@ def main():
     parser.add_argument("--scratch")
     parser.add_argument("--ram-limit")
     parser.add_argument("--vram-limit")
+    parser.add_argument("--precision", default="bf16")
     arguments = parser.parse_args()
     if arguments.command == "devices":
         print_devices()
@@ -142,7 +145,7 @@ def main():
     device = arguments.devices or arguments.device
     if device == os.environ.get("FAKE_BROKEN"):
         sys.exit("this device is broken")
-    Worker(arguments.fd).serve(device, arguments.vram_limit)
+    Worker(arguments.fd).serve(device, arguments.vram_limit, arguments.precision)
 
 
 if __name__ == "__main__":

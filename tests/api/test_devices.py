@@ -3,6 +3,7 @@ The fake worker pretends to have cards."""
 
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 
@@ -387,6 +388,36 @@ def test_rows_of_a_card_are_not_mixed_with_those_of_the_cpu(two):
     two.wait_for(id_, "running")
     assert len(two.rows(id_)) < 2
     assert two.wait_for(id_, "succeeded")["device"] == "cpu" and len(two.rows(id_)) == 6
+
+
+def test_rows_of_one_precision_are_not_mixed_with_those_of_another(two):
+    id_, many = two.submit(LONG)["id"], 10
+    for precision in ("bf16", "fp32", "fp32", "bf16"):
+        two.until(lambda: len(two.rows(id_)) >= many)
+        two.stop()
+        kept = two.options == ("--precision", precision) or (not two.options and precision == "bf16")
+        two.options = ("--precision", precision)
+        two.start()
+        two.wait_for(id_, "running")
+        assert (len(two.rows(id_)) >= many) == kept, precision
+    two.act(id_, "cancel")
+
+
+def test_rows_of_a_database_without_arithmetic(two):
+    """Before it was kept, a card's rows may be of either precision; the cpu's are of its only one."""
+    id_, many = two.submit(LONG)["id"], 10
+    for cards, kept in ((2, False), (0, False), (0, True)):
+        two.until(lambda: len(two.rows(id_)) >= many)
+        two.stop()
+        with sqlite3.connect(two.data / "hsaqd.db") as db:
+            db.execute("ALTER TABLE job DROP COLUMN arithmetic")
+            db.execute("PRAGMA user_version = 1")
+        db.close()
+        two.cards = cards
+        two.start()
+        two.wait_for(id_, "running")
+        assert (len(two.rows(id_)) >= many) == kept, cards
+    two.act(id_, "cancel")
 
 
 def test_a_job_that_asks_for_a_device_that_is_gone_waits_and_says_so(two):

@@ -251,10 +251,65 @@ static void copies_of_nothing_and_nonsense(void **state) {
     assert_refused(dev.b->download(dev.s, value, 1, NULL, &err), RC_INVALID, "destination");
     assert_ok(dev.b->download(dev.s, value, sizeof *value, value + 1, &err));
     assert_true(value[1] == 7);
+    assert_ok(dev.b->fetch(dev.s, NULL, 0, NULL, &err));
+    assert_ok(dev.b->offload(dev.s, NULL, 0, NULL, &err));
+    assert_refused(dev.b->fetch(dev.s, value, SIZE_MAX, value + 1, &err), RC_INVALID, "bytes cannot be copied");
+    assert_refused(dev.b->fetch(dev.s, NULL, 1, value, &err), RC_INVALID, "source");
+    assert_refused(dev.b->offload(dev.s, value, 1, NULL, &err), RC_INVALID, "destination");
     assert_ok(dev.b->clear(dev.s, NULL, 0, &err));
     assert_refused(dev.b->clear(dev.s, NULL, 1, &err), RC_INVALID, "clear");
     assert_ok(dev.b->clear(dev.s, value, sizeof *value, &err));
     assert_true(value[0] == 0 && value[1] == 7);
+}
+
+enum { COPY_ROWS = 1024, COPY_COUNT = COPY_ROWS * COPY_ROWS, COPY_SLOTS = 5, COPY_ROUNDS = 4 };
+
+/* What adds one to all of it: a product of ones and eighths. */
+static struct gemm_args adding_one(void) {
+    enum { K = 8 };
+    float *ones = host_zeros(COPY_ROWS * K), *eighths = host_zeros(COPY_ROWS * K);
+    for (int i = 0; i < COPY_ROWS * K; i++) {
+        ones[i] = 1;
+        eighths[i] = 1.0f / K;
+    }
+    return (struct gemm_args){.x = put_activation(ones, COPY_ROWS, K, 0),
+                              .w = put_activation(eighths, COPY_ROWS, K, 0),
+                              .alpha = 1,
+                              .beta = 1,
+                              .out = {NULL, COPY_ROWS, COPY_ROWS, COPY_ROWS, DTYPE_F32}};
+}
+
+/* Slots of host memory pass through two of the device's, again and again: as each is worked on, the one before leaves
+ * and the next comes. */
+static void copies_go_on_beside_the_operations(void **state) {
+    (void)state;
+    const size_t bytes = COPY_COUNT * sizeof(float);
+    float *at[2] = {device_floats(COPY_COUNT), device_floats(COPY_COUNT)}, *slots;
+    void *memory;
+    assert_ok(dev.b->host_alloc(dev.s, COPY_SLOTS * bytes, &memory, &err));
+    slots = memory;
+    for (int64_t i = 0; i < (int64_t)COPY_SLOTS * COPY_COUNT; i++)
+        slots[i] = (float)(i % 4099);
+    struct gemm_args add = adding_one();
+    assert_ok(dev.b->fetch(dev.s, slots, bytes, at[0], &err));
+    for (int n = 0; n < COPY_ROUNDS * COPY_SLOTS; n++) {
+        float *slot = slots + (int64_t)(n % COPY_SLOTS) * COPY_COUNT;
+        float *next = slots + (int64_t)((n + 1) % COPY_SLOTS) * COPY_COUNT;
+        assert_ok(dev.b->fetched(dev.s, &err));
+        assert_ok(dev.b->fetch(dev.s, next, bytes, at[(n + 1) % 2], &err));
+        add.out.data = at[n % 2];
+        assert_ok(dev.b->gemm(dev.s, &add, &err));
+        assert_ok(dev.b->offload(dev.s, at[n % 2], bytes, slot, &err));
+    }
+    assert_ok(dev.b->fetched(dev.s, &err));
+    assert_ok(dev.b->offloaded(dev.s, &err));
+    assert_ok(dev.b->clear(dev.s, at[1], bytes, &err)); /* the last slot's: it has left */
+    assert_true(get_floats(at[1], 1)[0] == 0);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < (int64_t)COPY_SLOTS * COPY_COUNT; i++)
+        wrong += slots[i] != (float)(i % 4099 + COPY_ROUNDS);
+    assert_int_equal(wrong, 0);
+    dev.b->host_free(dev.s, memory);
 }
 
 int main(void) {
@@ -270,5 +325,7 @@ int main(void) {
         cmocka_unit_test(uploads_convert_every_value),
         cmocka_unit_test(copies_of_nothing_and_nonsense),
     };
-    return RUN_ON_CPU("device", tests);
+    const struct CMUnitTest copies[] = {cmocka_unit_test(copies_go_on_beside_the_operations)};
+    int failed = RUN_ON_CPU("device", tests);
+    return RUN_ON_BACKENDS("copies", copies) || failed;
 }

@@ -274,6 +274,102 @@ static void silu_mul_survives_extremes(void **state) {
     assert_matrix(a.out, want, scale, 5e-7);
 }
 
+/* More rows than a grid of GPU blocks has in its second and third direction. */
+enum { MANY = 66000 };
+
+static void many_rows_are_embedded_and_normalised(void **state) {
+    (void)state;
+    enum { V = 7, D = 5 };
+    seed(7);
+    float *table = host_normal(V * D, 1), *rows = host_zeros(MANY * D);
+    int32_t *ids = host_bytes(MANY * sizeof *ids);
+    double *want = host_doubles(MANY * D), *scale = host_doubles(MANY * D);
+    for (int i = 0; i < MANY * D; i++) {
+        ids[i / D] = i % D ? ids[i / D] : (int32_t)below(V);
+        want[i] = rows[i] = table[ids[i / D] * D + i % D];
+    }
+    for (int there = 0; there <= (dev.b->own_memory ? 1 : 0); there++) {
+        struct embed_args a = {table, DTYPE_F32, V, NULL, ids, 1, put_matrix(host_zeros(MANY * D), MANY, D, 0)};
+        if (there) a.on_device = put(table, V * D);
+        assert_ok(dev.b->embed(dev.s, &a, &err));
+        assert_close(get_matrix(a.out), want, NULL, MANY * D, EXACT);
+    }
+    ref_rmsnorm(rows, table, MANY, D, 1e-5, want);
+    for (int i = 0; i < MANY * D; i++)
+        scale[i] = fabs(want[i]);
+    struct rmsnorm_args a = {put_matrix(rows, MANY, D, 0), put(table, D), 1e-5f,
+                             put_activation(host_zeros(MANY * D), MANY, D, 0)};
+    assert_ok(dev.b->rmsnorm(dev.s, &a, &err));
+    assert_matrix(a.out, want, scale, ROUNDINGS);
+}
+
+static void many_rows_are_rotated(void **state) {
+    (void)state;
+    enum { D = 16 };
+    seed(8);
+    float *x = host_normal(MANY * D, 1), *cosine = host_zeros(MANY * D / 2), *sine = host_zeros(MANY * D / 2);
+    double *want = host_doubles(MANY * D);
+    for (int i = 0; i < MANY * D / 2; i++) {
+        cosine[i] = (float)cos(i);
+        sine[i] = (float)sin(i);
+    }
+    for (int64_t pad = 0; pad <= 1; pad++) { /* with wide loads and without */
+        struct rope_args a = {.x = put_activation(x, MANY, D, pad),
+                              .length = MANY,
+                              .heads = 1,
+                              .head_dim = D,
+                              .rotary = D,
+                              .cos = put(cosine, MANY * D / 2),
+                              .sin = put(sine, MANY * D / 2)};
+        ref_rope(x, cosine, sine, MANY, 1, D, D, want);
+        assert_ok(dev.b->rope(dev.s, &a, &err));
+        assert_matrix(a.x, want, NULL, 1e-6);
+    }
+}
+
+static void many_rows_are_gated(void **state) {
+    (void)state;
+    enum { D = 8 };
+    seed(9);
+    float *gate = host_normal(MANY * D, 8), *up = host_normal(MANY * D, 1);
+    double *want = host_doubles(MANY * D), *scale = host_doubles(MANY * D);
+    for (int64_t pad = 0; pad <= 1; pad++) {
+        struct silu_mul_args a = {put_activation(gate, MANY, D, pad), put_activation(up, MANY, D, pad),
+                                  put_activation(host_zeros(MANY * D), MANY, D, pad)};
+        for (int i = 0; i < MANY * D; i++) {
+            want[i] = ref_silu(gate[i]) * up[i];
+            scale[i] = fabs(want[i]);
+        }
+        assert_ok(dev.b->silu_mul(dev.s, &a, &err));
+        assert_matrix(a.out, want, scale, 5e-7);
+    }
+}
+
+/* Tokens that see themselves alone: each gets its own value. */
+static void many_windows_are_attended(void **state) {
+    (void)state;
+    enum { T = 2, D = 8 };
+    if (dev.b->own_memory && dev.b->activation == DTYPE_F32) skip(); /* a GPU in fp32 takes windows one by one */
+    seed(10);
+    float *x = host_normal(MANY * T * D, 1);
+    struct mat m = put_activation(x, MANY * T, D, 0);
+    double *want = host_doubles(MANY * T * D);
+    for (int i = 0; i < MANY * T * D; i++)
+        want[i] = x[i];
+    struct attention_args a = {.q = m,
+                               .k = m,
+                               .v = m,
+                               .length = T,
+                               .heads = 1,
+                               .kv_heads = 1,
+                               .head_dim = D,
+                               .window = 1,
+                               .scale = 1,
+                               .out = put_activation(host_zeros(MANY * T * D), MANY * T, D, 0)};
+    assert_ok(dev.b->attention(dev.s, &a, &err));
+    assert_matrix(a.out, want, NULL, ATTENTION_BF16_BOUND);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(embed_gathers_converts_and_multiplies),
@@ -286,6 +382,10 @@ int main(void) {
         cmocka_unit_test(attention_survives_huge_scores),
         cmocka_unit_test(silu_mul_gates),
         cmocka_unit_test(silu_mul_survives_extremes),
+        cmocka_unit_test(many_rows_are_embedded_and_normalised),
+        cmocka_unit_test(many_rows_are_rotated),
+        cmocka_unit_test(many_rows_are_gated),
+        cmocka_unit_test(many_windows_are_attended),
     };
     return RUN_ON_BACKENDS("forward", tests);
 }

@@ -32,8 +32,8 @@ static float *floats_of(const json_t *rows, int64_t *count, int64_t *width) {
     *width = (int64_t)json_array_size(json_array_get(rows, 0));
     float *values = xcalloc((size_t)(*count * *width), sizeof *values);
     for (int64_t i = 0; i < *count * *width; i++)
-        values[i] = (float)json_number_value(
-            json_array_get(json_array_get(rows, (size_t)(i / *width)), (size_t)(i % *width)));
+        values[i] =
+            (float)json_number_value(json_array_get(json_array_get(rows, (size_t)(i / *width)), (size_t)(i % *width)));
     return values;
 }
 
@@ -99,7 +99,8 @@ static bool is_tie(const struct quantized *q, int64_t i, double scaled) {
     return fabs(fabs(place - floor(place)) - 0.5) < 1e-4;
 }
 
-static void check_codes(struct scene *s, int n, const struct candidate *c, struct awq_scale *scale, const json_t *want) {
+static void check_codes(struct scene *s, int n, const struct candidate *c, struct awq_scale *scale,
+                        const json_t *want) {
     struct mat w = s->w[n];
     struct quantized q;
     MUST(quantized_alloc(&backend_cpu, s->job.device, w.rows, w.cols, c, &q, &err));

@@ -1,4 +1,5 @@
 /* An eval measures what the weights do and nothing else, and survives interruption bit for bit. */
+#include "tests/unit/late_copies.h"
 #include "tests/unit/run_job.h"
 
 #include <math.h>
@@ -160,6 +161,41 @@ static void windows_come_out_the_same_in_chunks(void **state) {
     run_release(&chunked);
 }
 
+/* Room for all hidden states but so many … */
+static int64_t slots_of_room;
+static int64_t little_room(struct backend_state *state) {
+    enum { HIDDEN = 128 };
+    const int64_t reserve = 768 << 20, slot = (int64_t)128 * HIDDEN * (int64_t)sizeof(float);
+    (void)state;
+    return reserve + slots_of_room * slot;
+}
+
+/* … and copies of the others that go on beside the work: the same bits. */
+static void hidden_states_that_do_not_fit_change_nothing(void **state) {
+    (void)state;
+    struct backend roomy = device_like(), narrow = with_late_copies(device_like());
+    roomy.chunk_tokens = narrow.chunk_tokens = 128;
+    narrow.room = little_room;
+    struct run whole;
+    run_init(&whole);
+    whole.backend = &roomy;
+    must_run(&whole, HELDOUT, rtn3, NULL);
+    without_time(whole.result);
+    for (slots_of_room = 0; slots_of_room < 12; slots_of_room++) {
+        struct run r;
+        run_init(&r);
+        r.backend = &narrow;
+        r.ram_limit = slots_of_room == 6 ? 100000 : 0; /* some in a file */
+        late.beside = 0;
+        must_run(&r, HELDOUT, rtn3, NULL);
+        without_time(r.result);
+        assert_true(json_equal(whole.rows, r.rows) && json_equal(whole.result, r.result));
+        assert_true(slots_of_room < 2 || slots_of_room == 6 || late.beside > 0);
+        run_release(&r);
+    }
+    run_release(&whole);
+}
+
 /* The first and last token of every chunk that was embedded; a chunk may be met again, but no other. */
 static struct {
     int32_t ends[64][2];
@@ -311,6 +347,7 @@ int main(void) {
         cmocka_unit_test(rms_dp_is_of_the_true_tokens_probability),
         cmocka_unit_test(noise_floor_is_measured),
         cmocka_unit_test(windows_come_out_the_same_in_chunks),
+        cmocka_unit_test(hidden_states_that_do_not_fit_change_nothing),
         cmocka_unit_test(chunks_resume_bit_for_bit),
         cmocka_unit_test(cancel_waits_for_what_is_being_loaded),
         cmocka_unit_test(earlier_rows_must_be_complete),

@@ -5,7 +5,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-#include "kernels/backend.h"
+#include "tests/unit/late_copies.h"
 #include "worker/pipeline/hidden.h"
 
 enum { SLOTS = 5, FLOATS = 1000, SLOT_BYTES = FLOATS * sizeof(float) };
@@ -52,8 +52,9 @@ static void limits_say_how_many_slots_stay_where(void **state) {
         {0, 0, {0, 0, SLOTS}},
         {-1, 0, {SLOTS, 0, 0}},
         {SLOTS * SLOT_BYTES, 0, {SLOTS, 0, 0}},
-        {SLOTS * SLOT_BYTES - 1, 0, {SLOTS - 2, 0, 2}}, /* one of four is for those elsewhere to be worked on */
-        {2 * SLOT_BYTES, 3 * SLOT_BYTES, {1, 3, 1}},
+        {SLOTS * SLOT_BYTES - 1, 0, {SLOTS - 3, 0, 3}}, /* two of four are for those elsewhere to be worked on */
+        {3 * SLOT_BYTES, 3 * SLOT_BYTES, {1, 3, 1}},
+        {2 * SLOT_BYTES, -1, {0, SLOTS, 0}},
         {SLOT_BYTES, -1, {0, SLOTS, 0}},
     };
     struct scratch s = scratch_open();
@@ -76,30 +77,50 @@ static float value(int64_t round, int64_t slot, int64_t i) {
     return (float)(round * 1000003 + slot * FLOATS + i) * 1.1f;
 }
 
+static void write_slot(struct hidden *h, int64_t slot, int64_t round) {
+    float *out = hidden_at(h, slot);
+    for (int64_t i = 0; i < FLOATS; i++)
+        out[i] = value(round, slot, i);
+}
+
 /* In either order: what lies in the memory that slots share must not pass for what was kept. */
 static void write_slots(struct hidden *h, int64_t round) {
     for (int64_t n = 0; n < SLOTS; n++) {
         int64_t slot = round % 2 ? n : SLOTS - 1 - n;
-        float *out = hidden_at(h, slot);
-        for (int64_t i = 0; i < FLOATS; i++)
-            out[i] = value(round, slot, i);
+        assert_int_equal(hidden_claim(h, slot, &err), RC_OK);
+        write_slot(h, slot, round);
         assert_int_equal(hidden_keep(h, slot, &err), RC_OK);
     }
 }
 
+static void check_slot(struct hidden *h, int64_t slot, int64_t next, int64_t round) {
+    assert_int_equal(hidden_recall(h, slot, next, &err), RC_OK);
+    const float *values = hidden_at(h, slot);
+    for (int64_t i = 0; i < FLOATS; i++)
+        assert_true(values[i] == value(round, slot, i));
+}
+
+/* Whatever is expected to come next. */
 static void check_slots(struct hidden *h, int64_t round) {
-    for (int64_t slot = 0; slot < SLOTS; slot++) {
-        assert_int_equal(hidden_recall(h, slot, &err), RC_OK);
-        const float *values = hidden_at(h, slot);
-        for (int64_t i = 0; i < FLOATS; i++)
-            assert_true(values[i] == value(round, slot, i));
+    for (int64_t next = -1; next < SLOTS; next++)
+        for (int64_t slot = 0; slot < SLOTS; slot++)
+            check_slot(h, slot, next, round);
+}
+
+/* As blocks do: all slots in turn, over and over. */
+static void walk_slots(struct hidden *h, int64_t round, int64_t rounds) {
+    for (int64_t n = 0; n < rounds * SLOTS; n++) {
+        int64_t slot = n % SLOTS;
+        check_slot(h, slot, (slot + 1) % SLOTS, round + n / SLOTS);
+        write_slot(h, slot, round + n / SLOTS + 1);
+        assert_int_equal(hidden_keep(h, slot, &err), RC_OK);
     }
 }
 
-static void every_slot_reads_back_what_was_kept(void **state) {
-    (void)state;
+static void use_slots(const struct backend *backend) {
     struct scratch s = scratch_open();
     job.scratch = s.path;
+    job.backend = backend;
     for (int64_t n = 0; n < (SLOTS + 1) * (SLOTS + 1); n++) {
         struct hidden *h;
         struct hidden_args a = limits(n / (SLOTS + 1) * SLOT_BYTES, n % (SLOTS + 1) * SLOT_BYTES);
@@ -108,8 +129,50 @@ static void every_slot_reads_back_what_was_kept(void **state) {
             write_slots(h, round);
             check_slots(h, round);
         }
+        walk_slots(h, 2, 4);
         hidden_close(h);
     }
+    job.backend = &backend_cpu;
+    scratch_close(&s);
+}
+
+static void every_slot_reads_back_what_was_kept(void **state) {
+    (void)state;
+    use_slots(&backend_cpu);
+}
+
+static void every_slot_reads_back_however_late_copies_are(void **state) {
+    (void)state;
+    struct backend backend = with_late_copies(backend_cpu);
+    use_slots(&backend);
+}
+
+/* When a slot leaves, the next is on its way already: but for one that would come to the same place, or has one of its
+ * own on the device. */
+static void the_next_slot_comes_beside_the_work(void **state) {
+    (void)state;
+    static const struct {
+        int64_t device, ram;
+        int beside;
+    } cases[] = {
+        {1, SLOTS, 0}, {2, SLOTS, SLOTS - 1}, {3, SLOTS, SLOTS - 2}, {4, SLOTS, SLOTS - 3}, {2, 3, 2}, {2, 0, 0},
+    };
+    struct backend backend = with_late_copies(backend_cpu);
+    struct scratch s = scratch_open();
+    job.scratch = s.path;
+    job.backend = &backend;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct hidden *h;
+        struct hidden_args a = limits(cases[i].device * SLOT_BYTES, cases[i].ram * SLOT_BYTES);
+        assert_int_equal(hidden_open(&a, &h, &err), RC_OK);
+        write_slots(h, 0);
+        walk_slots(h, 0, 2);
+        late.beside = 0;
+        walk_slots(h, 2, 1);
+        assert_int_equal(late.beside, cases[i].beside);
+        hidden_close(h);
+    }
+    job.backend = &backend_cpu;
     scratch_close(&s);
 }
 
@@ -148,6 +211,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(limits_say_how_many_slots_stay_where),
         cmocka_unit_test(every_slot_reads_back_what_was_kept),
+        cmocka_unit_test(every_slot_reads_back_however_late_copies_are),
+        cmocka_unit_test(the_next_slot_comes_beside_the_work),
         cmocka_unit_test(what_cannot_be_held_is_said_at_once),
     };
     return cmocka_run_group_tests(tests, open_backend, close_backend);

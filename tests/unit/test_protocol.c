@@ -16,9 +16,8 @@ static const char *const lines[] = {
     [MSG_CANCEL] = "{\"type\":\"cancel\",\"job\":\"J\"}\n",
     [MSG_CACHED] = "{\"type\":\"cached\",\"entries\":{\"k\":{\"drift\":0.1}}}\n",
     [MSG_SHUTDOWN] = "{\"type\":\"shutdown\"}\n",
-    [MSG_HELLO] =
-        "{\"type\":\"hello\",\"version\":1,\"pid\":42,\"build\":\"0.1.0\",\"device\":\"cpu\",\"hardware\":\"2 "
-        "cores\",\"memory\":8589934592}\n",
+    [MSG_HELLO] = "{\"type\":\"hello\",\"version\":1,\"pid\":42,\"build\":\"0.1.0\",\"device\":\"cpu\","
+                  "\"arithmetic\":\"cpu/fp32\",\"hardware\":\"2 cores\",\"memory\":8589934592}\n",
     [MSG_HEARTBEAT] = "{\"type\":\"heartbeat\"}\n",
     [MSG_PROGRESS] =
         "{\"type\":\"progress\",\"job\":\"J\",\"phase\":\"walk\",\"unit\":\"blocks\",\"done\":3,\"total\":9,"
@@ -120,7 +119,7 @@ static void every_required_member_is_required(void **state) {
             json_decref(part);
         }
         static const int expected[MESSAGES] = {
-            [MSG_START] = 4, [MSG_CANCEL] = 2,   [MSG_CACHED] = 2,    [MSG_SHUTDOWN] = 1, [MSG_HELLO] = 7,
+            [MSG_START] = 4, [MSG_CANCEL] = 2,   [MSG_CACHED] = 2,    [MSG_SHUTDOWN] = 1, [MSG_HELLO] = 8,
             [MSG_ROW] = 5,   [MSG_PROGRESS] = 6, [MSG_HEARTBEAT] = 1, [MSG_LOOKUP] = 3,   [MSG_STORE] = 4,
             [MSG_LOG] = 3,   [MSG_RESULT] = 3,   [MSG_ERROR] = 3};
         assert_int_equal(required, expected[i]);

@@ -98,6 +98,7 @@ static void hello_comes_first_and_heartbeats_follow(void **state) {
     assert_int_equal(m.hello.version, PROTOCOL_VERSION);
     assert_int_equal(m.hello.pid, p.pid);
     assert_string_equal(m.hello.device, "cpu");
+    assert_string_equal(m.hello.arithmetic, backend_cpu.arithmetic);
     assert_true(m.hello.memory > 0 && *m.hello.hardware);
     message_release(&m);
     for (int i = 0; i < 2; i++) {

@@ -13,9 +13,11 @@ struct hidden {
     const char *scratch;
     struct hidden_places places; /* slots come in this order */
     int64_t slot_floats, slot_bytes;
-    float *device;  /* [places.device + 1 when any slot lives elsewhere] */
-    float *ram;     /* [places.ram] */
-    float *staging; /* one slot on its way from or to the file */
+    int64_t working; /* slots' worth of device memory for those that live elsewhere: 0, 1 or 2 */
+    int64_t coming;  /* the slot that is on its way there; < 0: none */
+    float *device;   /* [places.device + working] */
+    float *ram;      /* [places.ram] */
+    float *staging;  /* one slot on its way from or to the file */
     int fd;
 };
 
@@ -27,10 +29,15 @@ static int64_t fitting(int64_t slots, int64_t limit, int64_t slot_bytes) {
     return limit < 0 ? slots : least(slots, limit / slot_bytes);
 }
 
-/* One device slot is the shared one as soon as not all slots fit. */
+/* As soon as not all slots fit, two are worked on by turns; one where there is no room for two. */
+static int64_t choose_working(const struct hidden_args *a, int64_t slot_bytes) {
+    int64_t fits = fitting(a->slots, a->device_limit, slot_bytes);
+    return fits == a->slots ? 0 : fits < 2 ? 1 : 2;
+}
+
 static struct hidden_places choose_places(const struct hidden_args *a, int64_t slot_bytes) {
-    struct hidden_places p = {.device = fitting(a->slots, a->device_limit, slot_bytes)};
-    if (p.device > 0 && p.device < a->slots) p.device--;
+    int64_t fits = fitting(a->slots, a->device_limit, slot_bytes), working = choose_working(a, slot_bytes);
+    struct hidden_places p = {.device = fits > working ? fits - working : 0};
     p.ram = fitting(a->slots - p.device, a->ram_limit, slot_bytes);
     p.file = a->slots - p.device - p.ram;
     return p;
@@ -63,10 +70,8 @@ static enum rc open_spill(struct hidden *h, struct err *e) {
 }
 
 static enum rc allocate(struct hidden *h, struct err *e) {
-    int64_t elsewhere = h->places.ram + h->places.file;
     void *memory;
-    TRY(h->job->backend->alloc(h->job->device, (size_t)((h->places.device + (elsewhere > 0)) * h->slot_bytes), &memory,
-                               e));
+    TRY(h->job->backend->alloc(h->job->device, (size_t)((h->places.device + h->working) * h->slot_bytes), &memory, e));
     h->device = memory;
     if (h->places.ram > 0) {
         int64_t bytes = h->places.ram * h->slot_bytes;
@@ -80,13 +85,15 @@ static enum rc allocate(struct hidden *h, struct err *e) {
 enum rc hidden_open(const struct hidden_args *a, struct hidden **hidden, struct err *e) {
     int64_t slot_bytes, total;
     if (__builtin_mul_overflow(a->slot_floats, (int64_t)sizeof(float), &slot_bytes) ||
-        __builtin_mul_overflow(a->slots + 1, slot_bytes, &total))
+        __builtin_mul_overflow(a->slots + 2, slot_bytes, &total))
         return err_set(e, RC_TOO_LARGE, "%lld windows of hidden states exceed the address space: use fewer windows",
                        (long long)a->slots);
     struct hidden *h = xcalloc(1, sizeof *h);
     *h = (struct hidden){.job = a->job,
                          .scratch = a->job->scratch ? a->job->scratch : "/tmp",
                          .places = choose_places(a, slot_bytes),
+                         .working = choose_working(a, slot_bytes),
+                         .coming = -1,
                          .slot_floats = a->slot_floats,
                          .slot_bytes = slot_bytes,
                          .fd = -1};
@@ -99,8 +106,17 @@ enum rc hidden_open(const struct hidden_args *a, struct hidden **hidden, struct 
     return RC_OK;
 }
 
+/* Nothing is on its way to or from the working memory any more. */
+static enum rc clear_way(struct hidden *h, struct err *e) {
+    h->coming = -1;
+    TRY(h->job->backend->fetched(h->job->device, e));
+    return h->job->backend->offloaded(h->job->device, e);
+}
+
 void hidden_close(struct hidden *h) {
+    struct err ignored; /* whoever closes knows of a worse one, or needs the values no more */
     if (!h) return;
+    if (h->ram) (void)clear_way(h, &ignored);
     if (h->fd >= 0) close(h->fd);
     if (h->device) h->job->backend->free(h->job->device, h->device);
     if (h->ram) h->job->backend->host_free(h->job->device, h->ram);
@@ -113,7 +129,8 @@ struct hidden_places hidden_places(const struct hidden *h) {
 }
 
 float *hidden_at(struct hidden *h, int64_t slot) {
-    return h->device + least(slot, h->places.device) * h->slot_floats;
+    int64_t other = slot - h->places.device;
+    return h->device + (other < 0 ? slot : h->places.device + other % h->working) * h->slot_floats;
 }
 
 static bool in_file(const struct hidden *h, int64_t slot) {
@@ -152,11 +169,33 @@ static enum rc write_slot(struct hidden *h, int64_t slot, struct err *e) {
     return RC_OK;
 }
 
-enum rc hidden_recall(struct hidden *h, int64_t slot, struct err *e) {
+static enum rc begin_fetch(struct hidden *h, int64_t slot, struct err *e) {
+    h->coming = slot;
+    return h->job->backend->fetch(h->job->device, host_memory(h, slot), (size_t)h->slot_bytes, hidden_at(h, slot), e);
+}
+
+static enum rc bring(struct hidden *h, int64_t slot, struct err *e) {
+    const struct backend *b = h->job->backend;
     if (slot < h->places.device) return RC_OK;
-    if (in_file(h, slot)) TRY(read_slot(h, slot, e));
-    return h->job->backend->upload(h->job->device, host_memory(h, slot), DTYPE_F32, h->slot_floats, hidden_at(h, slot),
-                                   e);
+    if (in_file(h, slot)) {
+        TRY(read_slot(h, slot, e));
+        TRY(clear_way(h, e));
+        return b->upload(h->job->device, h->staging, DTYPE_F32, h->slot_floats, hidden_at(h, slot), e);
+    }
+    if (h->coming != slot) TRY(begin_fetch(h, slot, e));
+    h->coming = -1;
+    return b->fetched(h->job->device, e);
+}
+
+/* The next slot comes where the one before has been worked on; what has not left yet, leaves first. */
+enum rc hidden_recall(struct hidden *h, int64_t slot, int64_t next, struct err *e) {
+    TRY(bring(h, slot, e));
+    bool comes = next >= h->places.device && !in_file(h, next) && hidden_at(h, next) != hidden_at(h, slot);
+    return comes ? begin_fetch(h, next, e) : RC_OK;
+}
+
+enum rc hidden_claim(struct hidden *h, int64_t slot, struct err *e) {
+    return slot < h->places.device ? RC_OK : clear_way(h, e);
 }
 
 enum rc hidden_keep(struct hidden *h, int64_t slot, struct err *e) {

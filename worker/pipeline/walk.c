@@ -160,9 +160,11 @@ static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
     TRY(check_cancel(w, e));
     gather_ids(k, &site);
     for (int stream = 0; stream < w->streams; stream++) {
-        a.out = hidden_matrix(k, slot(k, stream, chunk));
+        int64_t at = slot(k, stream, chunk);
+        a.out = hidden_matrix(k, at);
+        TRY(hidden_claim(k->hidden, at, e));
         TRY(w->job->backend->embed(w->job->device, &a, e));
-        TRY(hidden_keep(k->hidden, slot(k, stream, chunk), e));
+        TRY(hidden_keep(k->hidden, at, e));
     }
     return RC_OK;
 }
@@ -207,6 +209,11 @@ static struct forward_args forward_args(struct walker *k, const struct step *s) 
                                  .site = &s->site};
 }
 
+/* The block's next chunk, or the first one that the next block, stage or stream begins with. */
+static int64_t slot_after(const struct walker *k, int64_t at) {
+    return (at + 1) % (k->walk->streams * k->chunks);
+}
+
 static enum rc end_step(struct walker *k, struct err *e) {
     const struct job *job = k->walk->job;
     TRY(job->backend->keep_pace(job->device, e));
@@ -216,7 +223,7 @@ static enum rc end_step(struct walker *k, struct err *e) {
 
 static enum rc walk_chunk_through(struct walker *k, const struct step *s, struct err *e) {
     struct forward_args a = forward_args(k, s);
-    TRY(hidden_recall(k->hidden, s->at, e));
+    TRY(hidden_recall(k->hidden, s->at, slot_after(k, s->at), e));
     TRY(forward_block(&k->forward, &a, e));
     TRY(hidden_keep(k->hidden, s->at, e));
     return end_step(k, e);
@@ -224,7 +231,7 @@ static enum rc walk_chunk_through(struct walker *k, const struct step *s, struct
 
 static enum rc walk_chunk_to(struct walker *k, const struct step *s, enum linear_input until, struct err *e) {
     struct forward_args a = forward_args(k, s);
-    TRY(hidden_recall(k->hidden, s->at, e));
+    TRY(hidden_recall(k->hidden, s->at, slot_after(k, s->at), e));
     TRY(forward_stage(&k->forward, &a, until, e));
     if (forward_stage_moves(until)) TRY(hidden_keep(k->hidden, s->at, e));
     return end_step(k, e);
@@ -267,11 +274,17 @@ static enum rc walk_block(struct walker *k, int block, struct err *e) {
     return w->hooks->block_end(w->hooks->ctx, block, &block_buffer(k, block)->weights, e);
 }
 
+/* All streams' share of a chunk, then the next chunk's. */
+static int64_t slot_finished_after(const struct walker *k, int stream, int64_t chunk) {
+    if (stream + 1 < k->walk->streams) return slot(k, stream + 1, chunk);
+    return chunk + 1 < k->chunks ? slot(k, 0, chunk + 1) : -1;
+}
+
 static enum rc norm_chunk(struct walker *k, int64_t chunk, struct err *e) {
     const struct walk *w = k->walk;
     for (int stream = 0; stream < w->streams; stream++) {
         int64_t at = slot(k, stream, chunk);
-        TRY(hidden_recall(k->hidden, at, e));
+        TRY(hidden_recall(k->hidden, at, slot_finished_after(k, stream, chunk), e));
         struct rmsnorm_args a = {.x = hidden_matrix(k, at),
                                  .weight = k->final_norm,
                                  .eps = (float)w->model->arch.norm_eps,

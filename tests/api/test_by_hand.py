@@ -1,0 +1,49 @@
+"""hsaq-worker run: a job without a daemon says what it would tell one, and goes on from what an earlier run printed."""
+
+import json
+import subprocess
+
+import pytest
+from conftest import BUILD, ROOT
+
+SPEC = {"kind": "eval", "model": "tests/fixture/tiny", "dataset": "tests/fixture/heldout.txt", "length": 64, "windows": 4}
+
+
+def run(folder, *options):
+    worker, job = BUILD / "hsaq-worker", folder / "job.json"
+    if not worker.exists():
+        pytest.skip("hsaq-worker is not built")
+    job.write_text(json.dumps(SPEC))
+    command = [worker, "run", job, "--device", "cpu", "--threads", "1", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def messages(done):
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def of_type(said, kind):
+    return [message for message in said if message["type"] == kind]
+
+
+def test_a_run_goes_on_after_the_rows_of_an_earlier_one(tmp_path):
+    whole = messages(run(tmp_path))
+    assert whole[0]["type"] == "hello" and whole[0]["arithmetic"] == "cpu/fp32" and whole[-1]["type"] == "result"
+    rows, cut = of_type(whole, "row"), tmp_path / "cut"
+    cut.write_text("".join(json.dumps(message) + "\n" for message in [whole[0], *rows[:2]]))
+    rest = messages(run(tmp_path, "--resume", cut))
+    assert of_type(rest, "row") == rows[2:]
+    for said in (whole, rest):
+        said[-1]["result"].pop("tokens_per_second")
+    assert rest[-1] == whole[-1]
+
+
+@pytest.mark.parametrize("arithmetic", ["cuda/bf16", None])
+def test_a_run_does_not_go_on_from_rows_of_another_arithmetic(tmp_path, arithmetic):
+    whole, cut = messages(run(tmp_path)), tmp_path / "cut"
+    hello = [{**whole[0], "arithmetic": arithmetic}] if arithmetic else []
+    cut.write_text("".join(json.dumps(message) + "\n" for message in [*hello, *of_type(whole, "row")[:2]]))
+    refused = run(tmp_path, "--resume", cut)
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert "its rows were not made in cpu/fp32" in refused.stderr and str(cut) in refused.stderr
