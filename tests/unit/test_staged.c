@@ -2,14 +2,13 @@
  * bit, and every hook sees what follows from what was replaced before it. */
 #include "tests/unit/bare_job.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/mem.h"
-#include "worker/pipeline/upload.h"
+#include "base/arena.h"
+#include "tests/unit/late_copies.h"
 #include "worker/pipeline/walk.h"
 
-enum { WINDOWS = 6, LENGTH = 32, INPUTS_SEEN = 4096 };
+enum { WINDOWS = 7, LENGTH = 32, INPUTS_SEEN = 4096 };
 
 /* What one walk saw. */
 struct seen {
@@ -19,6 +18,7 @@ struct seen {
 };
 struct record {
     const struct model *model;
+    struct arena arena;            /* of what is replaced, and everything here */
     struct block_weights *weights; /* [blocks] that the stages end with */
     bool fold;                     /* also what makes an input is replaced */
     struct seen inputs[INPUTS_SEEN];
@@ -26,15 +26,15 @@ struct record {
     float *final; /* [WINDOWS, LENGTH, D] */
 };
 
-static float *scaled(const float *w, int64_t count, float by) {
-    float *out = xcalloc((size_t)count, sizeof *out);
+static float *scaled(struct record *r, const float *w, int64_t count, float by) {
+    float *out = arena_alloc(&r->arena, (size_t)count * sizeof *out);
     for (int64_t i = 0; i < count; i++)
         out[i] = w[i] * (by + (float)(i % 7) * 0.01f);
     return out;
 }
 
-static void scale_mat(struct mat *m, float by) {
-    m->data = scaled(m->data, m->rows * m->cols, by);
+static void scale_mat(struct record *r, struct mat *m, float by) {
+    m->data = scaled(r, m->data, m->rows * m->cols, by);
 }
 
 static int find(const struct model *model, int block, const char *projection) {
@@ -44,24 +44,24 @@ static int find(const struct model *model, int block, const char *projection) {
     return position;
 }
 
-static float *copied(const float *w, int64_t count) {
-    float *out = xcalloc((size_t)count, sizeof *out);
+static float *copied(struct record *r, const float *w, int64_t count) {
+    float *out = arena_alloc(&r->arena, (size_t)count * sizeof *out);
     memcpy(out, w, (size_t)count * sizeof *out);
     return out;
 }
 
 /* The block's own go when the walk ends. */
-static void keep_norms(const struct record *r, struct block_weights *w) {
-    w->input_norm = copied(w->input_norm, r->model->arch.hidden);
-    w->post_norm = copied(w->post_norm, r->model->arch.hidden);
+static void keep_norms(struct record *r, struct block_weights *w) {
+    w->input_norm = copied(r, w->input_norm, r->model->arch.hidden);
+    w->post_norm = copied(r, w->post_norm, r->model->arch.hidden);
 }
 
-static void fold(const struct record *r, int block, enum linear_input input, struct block_weights *w) {
+static void fold(struct record *r, int block, enum linear_input input, struct block_weights *w) {
     int hidden = r->model->arch.hidden;
-    if (input == INPUT_ATTENTION) w->input_norm = scaled(w->input_norm, hidden, 0.9f);
-    if (input == INPUT_OUTPUT) scale_mat(&w->linear[find(r->model, block, "v_proj")], 1.1f);
-    if (input == INPUT_MLP) w->post_norm = scaled(w->post_norm, hidden, 0.8f);
-    if (input == INPUT_DOWN) scale_mat(&w->linear[find(r->model, block, "up_proj")], 1.2f);
+    if (input == INPUT_ATTENTION) w->input_norm = scaled(r, w->input_norm, hidden, 0.9f);
+    if (input == INPUT_OUTPUT) scale_mat(r, &w->linear[find(r->model, block, "v_proj")], 1.1f);
+    if (input == INPUT_MLP) w->post_norm = scaled(r, w->post_norm, hidden, 0.8f);
+    if (input == INPUT_DOWN) scale_mat(r, &w->linear[find(r->model, block, "up_proj")], 1.2f);
 }
 
 static enum rc replace(void *ctx, int block, enum linear_input input, struct block_weights *w, struct err *e) {
@@ -70,7 +70,7 @@ static enum rc replace(void *ctx, int block, enum linear_input input, struct blo
     const struct linear *linear;
     assert_int_equal(r->stages++, block * INPUT_HEAD + (int)input);
     for (int i = 0; (linear = block_linear(r->model, block, i)); i++)
-        if (linear->input == input) scale_mat(&w->linear[i], 1 + 0.01f * (float)i);
+        if (linear->input == input) scale_mat(r, &w->linear[i], 1 + 0.01f * (float)i);
     if (input == INPUT_ATTENTION) keep_norms(r, w);
     if (r->fold) fold(r, block, input, w);
     r->weights[block] = *w;
@@ -124,8 +124,9 @@ static void walk_once(struct bare_job *b, struct record *r, bool staged) {
 }
 
 static void record_open(struct record *r, const struct model *model) {
-    *r = (struct record){.model = model, .weights = xcalloc((size_t)model->arch.blocks, sizeof *r->weights)};
-    r->final = xcalloc((size_t)(WINDOWS * LENGTH * model->arch.hidden), sizeof *r->final);
+    *r = (struct record){.model = model};
+    r->weights = arena_alloc(&r->arena, (size_t)model->arch.blocks * sizeof *r->weights);
+    r->final = arena_alloc(&r->arena, (size_t)(WINDOWS * LENGTH * model->arch.hidden) * sizeof *r->final);
 }
 
 static const struct seen *same_site(const struct record *r, const struct seen *s) {
@@ -163,22 +164,30 @@ static void stages_give_what_the_final_weights_give(void **state) {
             const struct seen *s = &staged.inputs[i];
             assert_true(same_site(&plain, s)->sum == s->sum);
         }
+        arena_release(&staged.arena);
+        arena_release(&plain.arena);
         bare_close(&b);
     }
 }
 
-/* Several windows a chunk, the last one padded; and hidden states of which the host holds most. */
+static int64_t no_room(struct backend_state *state) {
+    (void)state;
+    return 0;
+}
+
+/* Several windows a chunk, the last one padded; hidden states in the host's memory, brought while others are computed.
+ */
 static void stages_do_not_depend_on_where_states_lie(void **state) {
     (void)state;
-    struct backend device = backend_cpu;
+    struct backend device = with_late_copies(backend_cpu);
     struct bare_job b, one;
     struct record staged, plain, single;
     bare_open(&b);
     bare_open(&one);
-    device.chunk_tokens = 4 * LENGTH;
-    device.loads_ahead = true;
+    device.chunk_tokens = 2 * LENGTH;
+    device.loads_ahead = device.own_memory = true;
+    device.room = no_room;
     b.job.backend = &device;
-    b.job.ram_limit = 1;
     record_open(&staged, b.source.model);
     record_open(&plain, b.source.model);
     record_open(&single, one.source.model);
@@ -187,6 +196,9 @@ static void stages_do_not_depend_on_where_states_lie(void **state) {
     walk_once(&one, &single, true);
     for (int i = 0; i < WINDOWS * LENGTH * one.source.model->arch.hidden; i++)
         assert_float_equal(staged.final[i], single.final[i], 1e-4f);
+    arena_release(&staged.arena);
+    arena_release(&plain.arena);
+    arena_release(&single.arena);
     bare_close(&b);
     bare_close(&one);
 }
