@@ -339,7 +339,7 @@ static enum rc walk_windows(struct calibrator *k, struct err *e) {
                         .streams = 1,
                         .last_block = head ? -1 : k->model->arch.blocks - 1,
                         .hooks = &hooks,
-                        .reserved = k->grams.bytes,
+                        .reserved = k->grams.bytes + k->a->reserved,
                         .device_reserved = working_bytes(k),
                         .phase = "calibrate",
                         .tokens_total = windows->count * windows->length};

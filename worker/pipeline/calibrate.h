@@ -19,6 +19,7 @@ struct calibrate_args {
     const struct windows *windows;
     const struct candidate *recipe; /* [model.linear_count]; METHOD_NONE keeps a Linear */
     const struct calibration_sink *sink;
+    int64_t reserved; /* bytes of the job's ram_limit that the sink will hold in the end */
 };
 
 /* What a recipe asks for. */

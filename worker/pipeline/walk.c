@@ -286,7 +286,8 @@ static enum rc norm_chunk(struct walker *k, int64_t chunk, struct err *e) {
         int64_t at = slot(k, stream, chunk);
         TRY(hidden_recall(k->hidden, at, slot_finished_after(k, stream, chunk), e));
         struct rmsnorm_args a = {.x = hidden_matrix(k, at),
-                                 .weight = k->final_norm,
+                                 .weight =
+                                     w->final_norms && w->final_norms[stream] ? w->final_norms[stream] : k->final_norm,
                                  .eps = (float)w->model->arch.norm_eps,
                                  .out = k->finals[stream]};
         TRY(w->job->backend->rmsnorm(w->job->device, &a, e));

@@ -58,9 +58,10 @@ struct walk {
     int streams;
     int last_block; /* stop after this block (then `final` is not called); −1: the whole model */
     const struct walk_hooks *hooks;
-    const struct mat *head;  /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
-    int64_t reserved;        /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
-    int64_t device_reserved; /* bytes of the device's own memory that the hooks have yet to take */
+    const float *const *final_norms; /* [streams] in device memory, in place of the model's; any, or all, may be NULL */
+    const struct mat *head;          /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
+    int64_t reserved;                /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
+    int64_t device_reserved;         /* bytes of the device's own memory that the hooks have yet to take */
     /* Progress is reported in tokens; a token counts in parts, block by block. Earlier walks of the job did
      * `tokens_before` of `tokens_total`. */
     const char *phase;
