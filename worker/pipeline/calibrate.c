@@ -9,7 +9,7 @@
 #include "worker/pipeline/upload.h"
 #include "worker/pipeline/walk.h"
 
-static const char row_phase[] = "linear";
+static const char row_phase[] = "_linear";
 
 struct calibrator {
     const struct calibrate_args *a;
@@ -225,11 +225,10 @@ static enum rc send_notes(const struct calibrator *k, struct err *e) {
     for (int i = 0; i < k->made.count; i++) {
         const struct calibrated_linear *l = &k->made.linears[i];
         bool plain = l->candidate.method == METHOD_NONE && !l->note.scaled;
-        if (plain || job_row(k->job, row_phase, l->index)) continue;
+        if (plain) continue;
         json_t *row = note_json(l);
-        enum rc rc = emit_row(k->job, row_phase, l->index, row, NULL, e);
-        json_decref(row);
-        TRY(rc);
+        json_array_append_new(k->a->notes, row);
+        if (!job_row(k->job, row_phase, l->index)) TRY(emit_row(k->job, row_phase, l->index, row, NULL, e));
     }
     return RC_OK;
 }
@@ -239,6 +238,13 @@ static enum rc hand_over(struct calibrator *k, struct err *e) {
     if (rc == RC_OK) rc = send_notes(k, e);
     release_made(k);
     return rc;
+}
+
+void calibration_earlier_notes(const struct job *job, const struct model *model, json_t *notes) {
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const json_t *row = job_row(job, row_phase, i);
+        if (row) json_array_append(notes, (json_t *)row);
+    }
 }
 
 /* --- hooks --- */

@@ -19,6 +19,7 @@ struct calibrate_args {
     const struct windows *windows;
     const struct candidate *recipe; /* [model.linear_count]; METHOD_NONE keeps a Linear */
     const struct calibration_sink *sink;
+    json_t *notes;    /* an array that gets what the rows say */
     int64_t reserved; /* bytes of the job's ram_limit that the sink will hold in the end */
 };
 
@@ -30,9 +31,11 @@ struct calibration_plan {
 };
 struct calibration_plan calibration_plan(const struct candidate *recipe, int64_t count);
 
-/* Progress is of phase "calibrate". Rows: phase "linear", index into model.linears, {name, candidate[, damp][, awq]} of
- * every quantized Linear, where `awq` {ratio, duo, gain} is null if its scales cannot be taken out of what computes the
- * input; those of an earlier attempt are not sent again. */
+/* Progress is of phase "calibrate". Rows: phase "_linear", index into model.linears, {name, candidate[, damp][, awq]}
+ * of every Linear that is not as it was, where `awq` {ratio, duo, gain} is null if its scales cannot be taken out of
+ * what computes the input; those of an earlier attempt are not sent again. */
 enum rc calibrate(const struct calibrate_args *a, struct err *e);
+/* Those rows, also of an earlier attempt, in order: `notes` is an array. */
+void calibration_earlier_notes(const struct job *job, const struct model *model, json_t *notes);
 
 #endif

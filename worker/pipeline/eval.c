@@ -50,6 +50,7 @@ struct eval {
     struct calibration_plan plan;
     struct spec_calibration calibration; /* in force, where the plan needs one */
     struct windows calibration_windows;
+    json_t *notes;              /* an array: how each Linear's calibration went */
     struct packed_store *store; /* the quantized model, where it was calibrated; else it is quantized on the way */
     int devices;
     struct scorer *scorers; /* [devices] */
@@ -351,7 +352,12 @@ static int64_t recipe_bytes(const struct eval *v) {
 
 /* Anew after an interruption: the same bits. Not when all windows are there. */
 static enum rc calibrate_model(struct eval *v, struct err *e) {
-    if (!v->plan.needed || first_unknown(&v->table, 0) == v->table.count) return RC_OK;
+    v->notes = json_array();
+    if (!v->plan.needed) return RC_OK;
+    if (first_unknown(&v->table, 0) == v->table.count) {
+        calibration_earlier_notes(v->job, v->source.model, v->notes);
+        return RC_OK;
+    }
     v->store = packed_store_new(v->source.model);
     struct calibration_sink sink = packed_store_sink(v->store);
     struct calibrate_args a = {.job = v->job,
@@ -359,6 +365,7 @@ static enum rc calibrate_model(struct eval *v, struct err *e) {
                                .windows = &v->calibration_windows,
                                .recipe = v->recipe,
                                .sink = &sink,
+                               .notes = v->notes,
                                .reserved = recipe_bytes(v)};
     return calibrate(&a, e);
 }
@@ -398,6 +405,7 @@ static json_t *calibration_result(const struct eval *v) {
     json_t *out = calibration_json(&v->calibration, &v->calibration_windows, v->job->calibration);
     json_object_set_new(out, "sequential", json_boolean(v->plan.sequential));
     json_object_set_new(out, "moved", json_integer(v->plan.moved));
+    json_object_set(out, "linears", v->notes);
     return out;
 }
 
@@ -420,6 +428,7 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
 static void release(struct eval *v) {
     close_scorers(v);
     packed_store_free(v->store);
+    json_decref(v->notes);
     windows_release(&v->calibration_windows);
     free(v->recipe);
     eval_table_release(&v->table);
