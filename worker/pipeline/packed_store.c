@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "kernels/cpu/fp8.h"
 #include "kernels/formats.h"
 
 /* A Linear as it is held; all empty: as the model has it. */
@@ -11,7 +12,6 @@ struct held_linear {
     struct candidate candidate;
     int64_t rows, cols;
     struct packed packed;
-    int32_t *group_of; /* [K] where columns lie in groups of another order; else NULL */
     struct stored weight, bias;
 };
 
@@ -36,7 +36,6 @@ struct packed_store *packed_store_new(const struct model *model) {
 static void release_block(struct held_block *b) {
     for (int i = 0; i < BLOCK_LINEARS_MAX; i++) {
         packed_release(&b->linears[i].packed);
-        free(b->linears[i].group_of);
         stored_release(&b->linears[i].weight);
         stored_release(&b->linears[i].bias);
     }
@@ -100,8 +99,6 @@ static enum rc pack_linear(const struct job *job, const struct calibrated_linear
     TRY(alloc_host(&l->q, &host, e));
     enum rc rc = download(job, &l->q, &host, e);
     if (rc == RC_OK) rc = pack(&host, &l->candidate, &held->packed, e);
-    held->group_of = host.group_of;
-    host.group_of = NULL;
     free_host(&host);
     return rc == RC_OK ? RC_OK : err_context(e, "%s", l->linear->name);
 }
@@ -137,21 +134,25 @@ struct calibration_sink packed_store_sink(struct packed_store *s) {
 static void expand_row(const struct quantized *q, int64_t n, struct stored *out) {
     for (int64_t k = 0; k < q->cols; k++) {
         int64_t at = n * q->groups + (q->group_of ? q->group_of[k] : k / q->group);
-        stored_set(out, n * q->cols + k, ((float)q->codes[n * q->cols + k] - q->zero[at]) * q->scale[at]);
+        uint8_t code = q->codes[n * q->cols + k];
+        float value = q->fp8 ? e4m3_decode(code) : (float)code - q->zero[at];
+        stored_set(out, n * q->cols + k, value * q->scale[at]);
     }
 }
 
 static enum rc unpack_held(const struct held_linear *h, struct quantized *q, struct err *e) {
-    int64_t group = h->candidate.group > 0 && h->candidate.group < h->cols ? h->candidate.group : h->cols;
+    const struct candidate *c = &h->candidate;
+    int64_t group = c->group > 0 && c->group < h->cols ? c->group : h->cols;
+    int32_t indexed = 0;
     const struct quantized like = {.rows = h->rows,
                                    .cols = h->cols,
                                    .groups = (h->cols + group - 1) / group,
-                                   .bits = h->candidate.bits,
+                                   .bits = c->bits,
                                    .group = (int)group,
-                                   .group_of = h->group_of};
+                                   .fp8 = c->method == METHOD_FP8,
+                                   .group_of = h->packed.group_of ? &indexed : NULL};
     TRY(alloc_host(&like, q, e));
-    if (h->group_of) memcpy(q->group_of, h->group_of, (size_t)h->cols * sizeof *q->group_of);
-    enum rc rc = unpack(&h->packed, &h->candidate, q, e);
+    enum rc rc = unpack(&h->packed, c, q, e);
     if (rc != RC_OK) free_host(q);
     return rc;
 }
