@@ -44,11 +44,12 @@ enum cache_name { CACHE_DRIFT, CACHE_FINGERPRINT };
 struct msg_start {
     const char *job;
     int64_t attempt;
-    json_t *spec;    /* as the client wrote it */
-    json_t *model;   /* {"name", "path"} or NULL */
-    json_t *dataset; /* {"name", "sha256", "path"} or NULL */
-    json_t *inputs;  /* {"profile": {"job", "result", "rows"}, …}: the jobs that the spec names */
-    json_t *rows;    /* [{"phase", "index", "data"}]: rows of earlier attempts */
+    json_t *spec;        /* as the client wrote it */
+    json_t *model;       /* {"name", "path"} or NULL */
+    json_t *dataset;     /* {"name", "sha256", "path"} or NULL */
+    json_t *calibration; /* the same of a second dataset, which the job calibrates on */
+    json_t *inputs;      /* {"profile": {"job", "result", "rows"}, …}: the jobs that the spec names */
+    json_t *rows;        /* [{"phase", "index", "data"}]: rows of earlier attempts */
 };
 struct msg_cancel {
     const char *job;

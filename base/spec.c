@@ -12,7 +12,7 @@ enum { WINDOWS_MAX = 1 << 20, LENGTH_MAX = 1 << 20, BLOCKS_MAX = 4096, TIE_MAX =
 
 const char *const score_names[] = {"drift", "error", NULL};
 static const char *const planned_scores[] = {"fisher", "kfac", "noise", "delta_kl", NULL};
-static const char *const sampling_names[] = {"sequential", "random", NULL};
+const char *const sampling_names[] = {"sequential", "random", NULL};
 static const char *const allocation_method_names[] = {"greedy", "upgrade", "optimal", NULL};
 static const char *const protocol_names[] = {"windows", "llama.cpp", NULL};
 
@@ -251,11 +251,22 @@ static const struct spec_reference allocation_references[] = {
 
 /* --- eval --- */
 
+/* Whether an allocation's candidates need one is known when it has run. */
+static void calibration_check(const struct spec_eval *eval, struct decode *d) {
+    bool needed = eval->uniform != NULL && candidate_needs_gram(eval->uniform);
+    if (needed && eval->calibration == NULL)
+        problem_at(d, "calibration", "is required: %s looks at what flows through the model",
+                   method_names[eval->uniform->method]);
+    if (eval->calibration != NULL && !needed && eval->allocation == NULL)
+        problem_at(d, "calibration", "is for candidates that look at what flows through the model; leave it out");
+}
+
 static void eval_check(void *object, struct decode *d) {
     struct spec_eval *eval = object;
     if (eval->length == 0) eval->length = eval->protocol == PROTOCOL_LLAMA_CPP ? 512 : 2048;
     if (eval->allocation != NULL && eval->uniform != NULL)
         problem_at(d, "uniform", "excludes allocation; give one of them, or neither for the reference alone");
+    calibration_check(eval, d);
     devices_check(&eval->common, d);
 }
 
@@ -274,6 +285,10 @@ static const struct field eval_fields[] = {
     INT_FIELD(struct spec_eval, length, 2, LENGTH_MAX),
     INT_FIELD(struct spec_eval, windows, 1, WINDOWS_MAX),
     JOB_FIELD(struct spec_eval, compare, false),
+    {.name = "calibration",
+     .type = FIELD_OBJECT,
+     .offset = offsetof(struct spec_eval, calibration),
+     .schema = &calibration_schema},
     {0},
 };
 static const struct schema eval_schema = {
@@ -348,6 +363,11 @@ const char *spec_model(const struct job_kind *kind, const union spec *spec) {
 const char *spec_dataset(const struct job_kind *kind, const union spec *spec) {
     if (kind->schema == &profile_schema) return spec->profile.calibration->dataset;
     return kind->schema == &eval_schema ? spec->eval.dataset : NULL;
+}
+
+const char *spec_calibration_dataset(const struct job_kind *kind, const union spec *spec) {
+    if (kind->schema != &eval_schema || spec->eval.calibration == NULL) return NULL;
+    return spec->eval.calibration->dataset;
 }
 
 bool spec_is_split(const union spec *spec) {

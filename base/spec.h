@@ -27,6 +27,7 @@ struct spec_common {
 };
 
 enum sampling { SAMPLING_SEQUENTIAL, SAMPLING_RANDOM };
+extern const char *const sampling_names[];
 
 struct spec_calibration {
     const char *dataset;
@@ -81,12 +82,13 @@ enum protocol_type { PROTOCOL_WINDOWS, PROTOCOL_LLAMA_CPP };
 struct spec_eval {
     struct spec_common common;
     const char *model, *dataset;
-    const char *allocation;    /* job id, or NULL */
-    struct candidate *uniform; /* or NULL; neither: the reference alone */
-    int protocol;              /* enum protocol_type */
-    int64_t length;            /* tokens per window; default 2048, 512 for llama.cpp */
-    int64_t windows;           /* 0: all */
-    const char *compare;       /* job id of an eval over the same windows, or NULL */
+    const char *allocation;               /* job id, or NULL */
+    struct candidate *uniform;            /* or NULL; neither: the reference alone */
+    int protocol;                         /* enum protocol_type */
+    int64_t length;                       /* tokens per window; default 2048, 512 for llama.cpp */
+    int64_t windows;                      /* 0: all */
+    const char *compare;                  /* job id of an eval over the same windows, or NULL */
+    struct spec_calibration *calibration; /* NULL: none needed, or that of the allocation's profile */
 };
 
 union spec {
@@ -121,6 +123,8 @@ enum rc spec_decode(const json_t *json, union spec *spec, const struct job_kind 
 /* NULL for kinds without one. */
 const char *spec_model(const struct job_kind *kind, const union spec *spec);
 const char *spec_dataset(const struct job_kind *kind, const union spec *spec);
+/* A second dataset, to calibrate on; NULL: the kind has none, or the spec leaves it to the job's allocation. */
+const char *spec_calibration_dataset(const struct job_kind *kind, const union spec *spec);
 
 /* Whether the job is to be split over all devices that there are. */
 bool spec_is_split(const union spec *spec);

@@ -114,6 +114,7 @@ static enum rc run_pipeline(const struct worker *worker, const struct msg_start 
                       .spec = &spec,
                       .model = start->model,
                       .dataset = start->dataset,
+                      .calibration = start->calibration,
                       .inputs = start->inputs,
                       .rows = start->rows,
                       .backend = worker->backend,

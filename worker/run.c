@@ -92,11 +92,23 @@ static enum rc add_input(const char *text, json_t *inputs, struct err *e) {
     return rc;
 }
 
+/* What the spec calibrates on, or else the allocation that it names. */
+static const char *calibration_dataset(const json_t *document) {
+    const json_t *calibration = json_object_get(json_object_get(document, "spec"), "calibration");
+    const json_t *allocation = json_object_get(json_object_get(document, "inputs"), "allocation");
+    if (!calibration) calibration = json_object_get(json_object_get(allocation, "result"), "calibration");
+    return json_string_value(json_object_get(calibration, "dataset"));
+}
+
+/* A profile's only dataset is what it calibrates on. */
 static void add_files(const struct run_options *o, json_t *document) {
-    const json_t *spec = json_object_get(document, "spec"), *calibration = json_object_get(spec, "calibration");
+    const json_t *spec = json_object_get(document, "spec");
     const char *model = json_string_value(json_object_get(spec, "model"));
-    const char *dataset = json_string_value(json_object_get(calibration ? calibration : spec, "dataset"));
+    const char *dataset = json_string_value(json_object_get(spec, "dataset"));
+    const char *calibration = calibration_dataset(document);
     if (model) json_object_set_new(document, "model", named_file(model, o->models));
+    if (calibration)
+        json_object_set_new(document, dataset ? "calibration" : "dataset", named_file(calibration, o->datasets));
     if (dataset) json_object_set_new(document, "dataset", named_file(dataset, o->datasets));
 }
 
@@ -109,10 +121,10 @@ static enum rc gather(const struct run_options *o, const char *arithmetic, json_
     json_object_set_new(document, "earlier", earlier.result);
     if (json_parse_file(o->spec, SPEC_FILE_MAX, &spec, e) != RC_OK) return err_context(e, "%s", o->spec);
     json_object_set_new(document, "spec", spec);
-    add_files(o, document);
     if (o->resume) TRY(read_output(o->resume, &earlier, e));
     for (int i = 0; i < o->input_count; i++)
         TRY(add_input(o->inputs[i], inputs, e));
+    add_files(o, document);
     return RC_OK;
 }
 
@@ -124,6 +136,7 @@ static enum rc execute(const struct worker *worker, const json_t *document, stru
                               .spec = json_object_get(document, "spec"),
                               .model = json_object_get(document, "model"),
                               .dataset = json_object_get(document, "dataset"),
+                              .calibration = json_object_get(document, "calibration"),
                               .inputs = json_object_get(document, "inputs"),
                               .rows = json_object_get(document, "rows")};
     struct message end = {.type = MSG_RESULT, .result = {.job = run_job_id}};

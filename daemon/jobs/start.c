@@ -14,6 +14,7 @@ void start_release(struct msg_start *start) {
     json_decref(start->spec);
     json_decref(start->model);
     json_decref(start->dataset);
+    json_decref(start->calibration);
     json_decref(start->inputs);
     json_decref(start->rows);
 }
@@ -28,17 +29,17 @@ static enum rc add_model(struct app *app, const struct job_record *job, struct m
     return RC_OK;
 }
 
-static enum rc add_dataset(struct app *app, const struct job_record *job, struct msg_start *start, struct err *e) {
+/* `name` NULL: the job has none. */
+static enum rc find_dataset(struct app *app, const char *name, const char *sha256, json_t **out, struct err *e) {
     char *path;
     enum rc rc = RC_OK;
 
-    if (!job->dataset) return RC_OK;
-    path = dataset_path(store_datasets(app->store), job->dataset_sha256);
+    if (!name) return RC_OK;
+    path = dataset_path(store_datasets(app->store), sha256);
     if (access(path, R_OK) != 0)
-        rc = err_errno(e, "the text of dataset \"%s\" has gone: put it again", job->dataset);
+        rc = err_errno(e, "the text of dataset \"%s\" has gone: put it again", name);
     else
-        start->dataset =
-            json_pack("{s:s, s:s, s:s}", "name", job->dataset, "sha256", job->dataset_sha256, "path", path);
+        *out = json_pack("{s:s, s:s, s:s}", "name", name, "sha256", sha256, "path", path);
     free(path);
     return rc;
 }
@@ -83,7 +84,8 @@ static enum rc build(struct app *app, const struct job_record *job, struct msg_s
 
     TRY(json_parse(job->spec, strlen(job->spec), &start->spec, e));
     TRY(add_model(app, job, start, e));
-    TRY(add_dataset(app, job, start, e));
+    TRY(find_dataset(app, job->dataset, job->dataset_sha256, &start->dataset, e));
+    TRY(find_dataset(app, job->calibration, job->calibration_sha256, &start->calibration, e));
     TRY(add_inputs(db, job, start, e));
     return rows_json(db, job->id, &start->rows, e);
 }

@@ -111,13 +111,76 @@ static enum rc check_dataset(struct db *db, struct request *r, struct dataset *d
     return RC_OK;
 }
 
+/* The spec of a job that another names, of the kind that it must be; false when there is none, which check_references
+ * has said. */
+static bool read_spec(struct db *db, struct request *r, const char *id, const char *kind, struct job_record *job,
+                      union spec *spec) {
+    const struct job_kind *found;
+    struct err ignored;
+    json_t *json = NULL;
+
+    if (job_get(db, id, job, &r->arena, &ignored) != RC_OK || strcmp(job->kind, kind) != 0) return false;
+    if (json_parse(job->spec, strlen(job->spec), &json, &ignored) != RC_OK) return false;
+    enum rc rc = spec_decode(json, spec, &found, &r->arena, NULL, &ignored);
+    json_decref(json);
+    return rc == RC_OK;
+}
+
+static bool any_needs_gram(const struct list *candidates) {
+    const struct candidate *items = candidates->items;
+
+    for (size_t i = 0; i < candidates->count; i++)
+        if (candidate_needs_gram(&items[i])) return true;
+    return false;
+}
+
+/* What the profile behind an eval's allocation was calibrated on, when a candidate of its may need that again: which
+ * ones the allocation chooses is not known yet. */
+static enum rc inherit_calibration(struct db *db, struct request *r, struct dataset *dataset, struct err *e) {
+    struct job_record job;
+    union spec allocation, profile;
+    char detail[256];
+
+    if (!read_spec(db, r, r->spec.eval.allocation, "allocation", &job, &allocation)) return RC_OK;
+    if (!read_spec(db, r, allocation.allocation.profile, "profile", &job, &profile)) return RC_OK;
+    if (!any_needs_gram(&profile.profile.candidates) || !job.dataset) return RC_OK;
+    enum rc rc = dataset_get(db, job.dataset, dataset, e);
+    if (rc == RC_OK && !strcmp(dataset->sha256, job.dataset_sha256)) return RC_OK;
+    if (rc != RC_OK && rc != RC_NOT_FOUND) return rc;
+    snprintf(detail, sizeof detail, "is required: dataset \"%.128s\", which the profile was calibrated on, is %s",
+             job.dataset, rc == RC_OK ? "another text now" : "not there any more");
+    fault(r, "/calibration", detail);
+    return RC_OK;
+}
+
+static enum rc check_calibration(struct db *db, struct request *r, struct dataset *dataset, struct err *e) {
+    const char *name = spec_calibration_dataset(r->kind, &r->spec);
+    bool eval = !strcmp(r->kind->name, "eval");
+    enum rc rc = name ? dataset_get(db, name, dataset, e) : RC_OK;
+
+    if (rc == RC_NOT_FOUND) {
+        fault(r, "/calibration/dataset", e->message);
+        return RC_OK;
+    }
+    if (rc != RC_OK || name || !eval || !r->spec.eval.allocation) return rc;
+    return inherit_calibration(db, r, dataset, e);
+}
+
 /* What the job asks for; NULL: any device. */
 static const char *wanted_device(const struct request *r) {
     if (r->kind->lane == LANE_CPU) return NULL;
     return spec_is_split(&r->spec) ? DEVICES_ALL : devices_pin(r->spec.common.device);
 }
 
-static enum rc insert(struct db *db, struct request *r, const struct dataset *dataset, struct err *e) {
+struct pinned {
+    struct dataset dataset, calibration; /* name "": none */
+};
+
+static const char *or_null(const char *text) {
+    return text[0] ? text : NULL;
+}
+
+static enum rc insert(struct db *db, struct request *r, const struct pinned *pinned, struct err *e) {
     const struct spec_common *common = &r->spec.common;
     struct job_insert insert = {
         .job = {.kind = r->kind->name,
@@ -127,8 +190,10 @@ static enum rc insert(struct db *db, struct request *r, const struct dataset *da
                 .lane = r->kind->lane == LANE_CPU ? "cpu" : "device",
                 .device = wanted_device(r),
                 .model = spec_model(r->kind, &r->spec),
-                .dataset = dataset->name[0] ? dataset->name : NULL,
-                .dataset_sha256 = dataset->name[0] ? dataset->sha256 : NULL,
+                .dataset = or_null(pinned->dataset.name),
+                .dataset_sha256 = or_null(pinned->dataset.sha256),
+                .calibration = or_null(pinned->calibration.name),
+                .calibration_sha256 = or_null(pinned->calibration.sha256),
                 .priority = common->priority,
                 .created_at = time_now_ms()},
         .needs = r->needs,
@@ -141,7 +206,7 @@ static enum rc insert(struct db *db, struct request *r, const struct dataset *da
 
 static enum rc submit_run(struct db *db, struct write_op *op, struct err *e) {
     struct request *r = (struct request *)op;
-    struct dataset dataset = {0};
+    struct pinned pinned = {0};
     char existing[ID_SIZE] = "";
 
     if (r->key) TRY(idempotency_find(db, r->key, r->hash, existing, e));
@@ -149,11 +214,12 @@ static enum rc submit_run(struct db *db, struct write_op *op, struct err *e) {
         memcpy(r->id, existing, sizeof r->id);
         return RC_OK;
     }
-    TRY(check_dataset(db, r, &dataset, e));
+    TRY(check_dataset(db, r, &pinned.dataset, e));
     TRY(check_references(db, r, e));
+    TRY(check_calibration(db, r, &pinned.calibration, e));
     if (r->problems.count)
         return err_at(e, r->problems.items[0].pointer, RC_INVALID, "%s", r->problems.items[0].detail);
-    TRY(insert(db, r, &dataset, e));
+    TRY(insert(db, r, &pinned, e));
     return r->key ? idempotency_put(db, r->key, r->hash, r->id, e) : RC_OK;
 }
 

@@ -65,7 +65,7 @@ static enum rc content_needed(struct db *db, const char *sha256, bool *needed, s
 
     TRY(db_query_int(db, &count, e,
                      "SELECT EXISTS (SELECT 1 FROM dataset WHERE sha256 = ?1) OR EXISTS (SELECT 1 FROM job WHERE "
-                     "dataset_sha256 = ?1 AND state IN ('queued', 'running', 'paused'))",
+                     "(dataset_sha256 = ?1 OR calibration_sha256 = ?1) AND state IN ('queued', 'running', 'paused'))",
                      "t", sha256));
     *needed = count != 0;
     return RC_OK;
@@ -186,10 +186,11 @@ static enum rc delete_run(struct db *db, struct write_op *op, struct err *e) {
     int64_t jobs;
 
     TRY(dataset_get(db, del->name, d, e));
-    TRY(db_query_int(db, &jobs, e,
-                     "SELECT count(*) FROM job WHERE dataset_sha256 = ? AND state IN ('queued', 'running', 'paused') "
-                     "AND dataset = ?",
-                     "tt", d->sha256, d->name));
+    TRY(db_query_int(
+        db, &jobs, e,
+        "SELECT count(*) FROM job WHERE ((dataset_sha256 = ?1 AND dataset = ?2) OR (calibration_sha256 = ?1 AND "
+        "calibration = ?2)) AND state IN ('queued', 'running', 'paused')",
+        "tt", d->sha256, d->name));
     if (jobs > 0)
         return err_set(e, RC_CONFLICT, "dataset \"%s\" is needed by %d job(s) that have not ended: cancel them first",
                        d->name, (int)jobs);

@@ -6,7 +6,8 @@
 /* The order of read_record. A macro, so that each statement stays one literal. */
 #define COLUMNS                                                                                                        \
     "id, state, kind, label, spec, owner, lane, device, ran_on, model, dataset, dataset_sha256, model_stamp, losses, " \
-    "progress, error, priority, blocked, attempt, version, created_at, started_at, finished_at"
+    "progress, error, calibration, calibration_sha256, priority, blocked, attempt, version, created_at, started_at, "  \
+    "finished_at"
 
 static const char *copy_text(sqlite3_stmt *stmt, int column, struct arena *arena) {
     const char *text = (const char *)sqlite3_column_text(stmt, column);
@@ -15,9 +16,10 @@ static const char *copy_text(sqlite3_stmt *stmt, int column, struct arena *arena
 }
 
 static void read_record(sqlite3_stmt *stmt, struct job_record *job, struct arena *arena) {
-    const char **texts[] = {&job->kind,        &job->label,  &job->spec,     &job->owner,   &job->lane,
-                            &job->device,      &job->ran_on, &job->model,    &job->dataset, &job->dataset_sha256,
-                            &job->model_stamp, &job->losses, &job->progress, &job->error};
+    const char **texts[] = {&job->kind,     &job->label,          &job->spec,        &job->owner,
+                            &job->lane,     &job->device,         &job->ran_on,      &job->model,
+                            &job->dataset,  &job->dataset_sha256, &job->model_stamp, &job->losses,
+                            &job->progress, &job->error,          &job->calibration, &job->calibration_sha256};
     int64_t *numbers[] = {&job->priority,   &job->blocked,    &job->attempt,    &job->version,
                           &job->created_at, &job->started_at, &job->finished_at};
     int column = 2;
@@ -161,9 +163,11 @@ enum rc job_insert(struct db *db, struct event_list *events, const struct job_in
 
     TRY(db_run(db, e,
                "INSERT INTO job (id, kind, label, state, spec, owner, priority, lane, device, model, dataset, "
-               "dataset_sha256, blocked, created_at) VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
-               "tttttittttti", job->id, job->kind, job->label, job->spec, job->owner, job->priority, job->lane,
-               job->device, job->model, job->dataset, job->dataset_sha256, job->created_at));
+               "dataset_sha256, calibration, calibration_sha256, blocked, created_at) VALUES (?, ?, ?, 'queued', ?, ?, "
+               "?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
+               "tttttittttttti", job->id, job->kind, job->label, job->spec, job->owner, job->priority, job->lane,
+               job->device, job->model, job->dataset, job->dataset_sha256, job->calibration, job->calibration_sha256,
+               job->created_at));
     for (size_t i = 0; i < insert->n_needs; i++)
         TRY(db_run(db, e, "INSERT OR IGNORE INTO job_dependency (job, needs) VALUES (?, ?)", "tt", job->id,
                    insert->needs[i]));

@@ -20,7 +20,8 @@ struct job_record {
     enum job_state state;
     const char *kind, *label, *spec, *owner, *lane, *device, *ran_on;
     const char *model, *dataset, *dataset_sha256, *model_stamp;
-    const char *losses, *progress, *error; /* JSON */
+    const char *calibration, *calibration_sha256; /* a second dataset */
+    const char *losses, *progress, *error;        /* JSON */
     int64_t priority, blocked, attempt, version;
     int64_t created_at, started_at, finished_at; /* ms; 0: not yet */
 };

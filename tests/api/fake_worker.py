@@ -94,7 +94,8 @@ class Worker:
                     self.send("row", job=id_, phase="rows", index=index, data=row)
         self.send("log", level="info", text="all rows done")
         self.send("result", job=id_, result={"rows": count, "inputs": sorted(job.get("inputs", {})),
-                                             "dataset": job.get("dataset"), "model": job.get("model")})
+                                             "dataset": job.get("dataset"),
+                                             "calibration": job.get("calibration"), "model": job.get("model")})
 
     def serve(self, device, vram_limit, precision):
         arithmetic = "cpu/fp32" if device == "cpu" else f"cuda/{precision}"

@@ -411,6 +411,9 @@ def test_rows_of_a_database_without_arithmetic(two):
         two.stop()
         with sqlite3.connect(two.data / "hsaqd.db") as db:
             db.execute("ALTER TABLE job DROP COLUMN arithmetic")
+            db.execute("DROP INDEX job_calibration")
+            for column in ("calibration", "calibration_sha256"):
+                db.execute(f"ALTER TABLE job DROP COLUMN {column}")
             db.execute("PRAGMA user_version = 1")
         db.close()
         two.cards = cards

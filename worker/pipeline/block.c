@@ -35,7 +35,7 @@ static void plan_linear(struct plan *p, struct block *b, const struct linear *li
     enum dtype type = weight_type(b->job, linear);
     b->weights.linear[position] =
         (struct mat){plan_tensor(p, linear->weight, type), linear->rows, linear->cols, linear->cols, type};
-    params->bias[position] = plan_tensor(p, linear->bias, DTYPE_F32);
+    b->weights.bias[position] = plan_tensor(p, linear->bias, DTYPE_F32);
 }
 
 static void plan_block(struct plan *p, struct block *b, int block) {
@@ -43,8 +43,8 @@ static void plan_block(struct plan *p, struct block *b, int block) {
     const struct linear *linear;
     b->weights = (struct block_weights){0};
     b->params = (struct block_params){0};
-    b->params.input_norm = plan_tensor(p, tensors->input_norm, DTYPE_F32);
-    b->params.post_norm = plan_tensor(p, tensors->post_norm, DTYPE_F32);
+    b->weights.input_norm = plan_tensor(p, tensors->input_norm, DTYPE_F32);
+    b->weights.post_norm = plan_tensor(p, tensors->post_norm, DTYPE_F32);
     b->params.q_norm = plan_tensor(p, tensors->q_norm, DTYPE_F32);
     b->params.k_norm = plan_tensor(p, tensors->k_norm, DTYPE_F32);
     for (int position = 0; (linear = block_linear(b->model, block, position)); position++)

@@ -7,16 +7,17 @@
 #include "worker/model/model.h"
 #include "worker/pipeline/job.h"
 
-/* Linear weights by position in block_tensors.linears; entries beyond the block's are {0}. */
+/* What a stream may see replaced: Linears by position in block_tensors.linears, where entries beyond the block's are
+ * {0}, and what a scale of their inputs is folded into. */
 struct block_weights {
     struct mat linear[BLOCK_LINEARS_MAX]; /* [N, K] fp32, or as stored where the backend computes on that */
+    float *bias[BLOCK_LINEARS_MAX];       /* [N] by position; NULL: none */
+    float *input_norm, *post_norm;        /* [D] */
 };
 
-/* The small tensors, fp32; NULL where the block has none. */
+/* What is the same for all streams. */
 struct block_params {
-    float *input_norm, *post_norm;       /* [D] */
-    float *q_norm, *k_norm;              /* [head_dim] */
-    float *bias[BLOCK_LINEARS_MAX];      /* [N] by position */
+    float *q_norm, *k_norm;              /* [head_dim] fp32; NULL where the block has none */
     int count;                           /* Linears in the block */
     int at[INPUT_COUNT], n[INPUT_COUNT]; /* first position, and how many, of the Linears with this input */
 };

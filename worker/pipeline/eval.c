@@ -2,8 +2,9 @@
  *
  * Windows go in batches: a batch is one walk, and its rows are durable before the next begins, so that a killed job
  * resumes there, and hidden states do not grow with the text. Each batch quantizes anew, by the code that the profile
- * scored. Of a job that is split, each device takes its share of a batch's windows, with weights of its own: windows
- * know nothing of each other. */
+ * scored; but a recipe that looks at calibration data is calibrated first, on the first device, and kept packed. Of a
+ * job that is split, each device takes its share of a batch's windows, with weights of its own: windows know nothing of
+ * each other. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +13,11 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "worker/model/finite.h"
-#include "worker/pipeline/carve.h"
+#include "worker/pipeline/calibrate.h"
+#include "worker/pipeline/calibration_text.h"
 #include "worker/pipeline/eval_noise.h"
 #include "worker/pipeline/eval_result.h"
+#include "worker/pipeline/packed_store.h"
 #include "worker/pipeline/quantize.h"
 #include "worker/pipeline/source.h"
 #include "worker/pipeline/team.h"
@@ -28,9 +31,9 @@ struct eval;
 /* What a device has of its own. */
 struct scorer {
     struct eval *v;
-    const struct job *job;                  /* on the device, while its thread runs */
-    struct mat replaced[BLOCK_LINEARS_MAX]; /* ŵ of the block at hand, by position; room for the widest */
-    void *replaced_memory;
+    const struct job *job;    /* on the device, while its thread runs */
+    struct replaced replaced; /* what the quantized stream sees of the block at hand */
+    float *final_norm_q;      /* [D]; NULL: the reference's */
     struct mat head, head_q;  /* [V, D]; head_q.data NULL: the reference's */
     float *head_bias;         /* [V] or NULL */
     double *nll, *nll_q, *kl; /* [length] of one window */
@@ -44,6 +47,11 @@ struct eval {
     struct windows windows;
     struct eval_table table;  /* each window is filled by one device */
     struct candidate *recipe; /* [linear_count]; METHOD_NONE keeps a Linear */
+    struct calibration_plan plan;
+    struct spec_calibration calibration; /* in force, where the plan needs one */
+    struct windows calibration_windows;
+    json_t *notes;              /* an array: how each Linear's calibration went */
+    struct packed_store *store; /* the quantized model, where it was calibrated; else it is quantized on the way */
     int devices;
     struct scorer *scorers; /* [devices] */
     struct span batch;
@@ -93,6 +101,13 @@ static enum rc open_recipe(struct eval *v, struct err *e) {
     return RC_OK;
 }
 
+static enum rc open_calibration(struct eval *v, struct err *e) {
+    v->plan = calibration_plan(v->recipe, v->source.model->linear_count);
+    if (!v->plan.needed) return RC_OK;
+    TRY(calibration_find(v->job, v->spec->calibration, &v->calibration, e));
+    return calibration_read(v->job, &v->source, &v->calibration, &v->calibration_windows, e);
+}
+
 static enum rc take_earlier_rows(struct eval *v, struct err *e) {
     for (int64_t i = 0; i < v->table.count; i++) {
         const json_t *row = job_row(v->job, "window", i);
@@ -113,31 +128,16 @@ static enum rc replacement(const struct scorer *s, int64_t count, struct mat *ou
     return b->alloc(s->job->device, (size_t)count * dtype_size(out->type), &out->data, e);
 }
 
-/* Elements of the widest Linear that any block has at this position. */
-static int64_t widest(const struct model *model, int position) {
-    int64_t most = 0;
-    for (int block = 0; block < model->arch.blocks; block++) {
-        const struct linear *linear = block_linear(model, block, position);
-        if (linear && linear->rows * linear->cols > most) most = linear->rows * linear->cols;
-    }
-    return most;
+static enum rc upload_final_norm(struct scorer *s, struct err *e) {
+    const struct stored *norm = packed_store_final_norm(s->v->store);
+    if (!norm->values) return RC_OK;
+    TRY(device_floats(s->job, norm->count, &s->final_norm_q, e));
+    return s->job->backend->upload(s->job->device, norm->values, norm->type, norm->count, s->final_norm_q, e);
 }
 
-/* Side by side in one allocation, as block.c lays the reference's. */
-static size_t lay_out_replaced(struct scorer *s, void *base) {
-    struct carve c = {.base = base};
-    for (int position = 0; position < BLOCK_LINEARS_MAX; position++) {
-        struct mat *m = &s->replaced[position];
-        m->type = s->job->backend->activation;
-        m->data = carve(&c, (size_t)widest(s->v->source.model, position) * dtype_size(m->type));
-    }
-    return c.used;
-}
-
-static enum rc allocate_replaced(struct scorer *s, struct err *e) {
-    TRY(s->job->backend->alloc(s->job->device, lay_out_replaced(s, NULL), &s->replaced_memory, e));
-    lay_out_replaced(s, s->replaced_memory);
-    return RC_OK;
+/* All rows are there: nothing is quantized any more, which for a calibrated head cannot be done here. */
+static bool head_not_needed(const struct eval *v) {
+    return v->plan.needed && !v->store;
 }
 
 static enum rc upload_head(struct scorer *s, struct err *e) {
@@ -145,10 +145,12 @@ static enum rc upload_head(struct scorer *s, struct err *e) {
     const struct candidate *c = &s->v->recipe[model->linear_count - 1];
     TRY(upload_weights(s->job, model->head, &s->head, e));
     TRY(upload_new(s->job, model->head_bias, &s->head_bias, e));
-    if (c->method == METHOD_NONE) return RC_OK;
+    if (c->method == METHOD_NONE || head_not_needed(s->v)) return RC_OK;
     TRY(replacement(s, s->head.rows * s->head.cols, &s->head_q, e));
     s->head_q = dense(s->head_q, s->head.rows, s->head.cols);
-    return quantize_weights(s->job, s->head, c, s->head_q, NULL, e);
+    if (!s->v->store) return quantize_weights(s->job, s->head, c, s->head_q, NULL, e);
+    TRY(packed_store_head(s->v->store, s->job, s->head_q, e));
+    return upload_final_norm(s, e);
 }
 
 static enum rc open_scorer(void *ctx, int member, const struct job *job, struct err *e) {
@@ -159,7 +161,7 @@ static enum rc open_scorer(void *ctx, int member, const struct job *job, struct 
     s->nll_q = s->nll + length;
     s->kl = s->nll_q + length;
     TRY(upload_head(s, e));
-    return v->table.quantized ? allocate_replaced(s, e) : RC_OK;
+    return v->table.quantized ? replaced_open(job, v->source.model, &s->replaced, e) : RC_OK;
 }
 
 static enum rc open_scorers(struct eval *v, struct err *e) {
@@ -178,7 +180,8 @@ static void close_scorer(struct eval *v, int member) {
     free_on(&job, s->head.data);
     free_on(&job, s->head_q.data);
     free_on(&job, s->head_bias);
-    free_on(&job, s->replaced_memory);
+    free_on(&job, s->final_norm_q);
+    replaced_release(&job, &s->replaced);
     free(s->nll);
     free(s->agree);
 }
@@ -190,20 +193,25 @@ static void close_scorers(struct eval *v) {
     free(v->scorers);
 }
 
-static enum rc replace_weights(void *ctx, int stream, int block, struct block_weights *w, struct err *e) {
-    struct scorer *s = ctx;
+static enum rc quantize_block(struct scorer *s, int block, struct block_weights *w, struct err *e) {
     const struct eval *v = s->v;
     const int *linears = v->source.model->blocks[block].linears;
-    for (int position = 0; stream == QUANTIZED && position < BLOCK_LINEARS_MAX && linears[position] >= 0; position++) {
+    for (int position = 0; position < BLOCK_LINEARS_MAX && linears[position] >= 0; position++) {
         const struct candidate *c = &v->recipe[linears[position]];
         if (c->method == METHOD_NONE) continue;
-        struct mat *out = &s->replaced[position], from = w->linear[position];
-        *out = dense(*out, from.rows, from.cols);
-        if (quantize_weights(s->job, from, c, *out, NULL, e) != RC_OK)
+        struct mat from = w->linear[position], out = replaced_linear(&s->replaced, s->job, position, from);
+        if (quantize_weights(s->job, from, c, out, NULL, e) != RC_OK)
             return err_context(e, "%s", v->source.model->linears[linears[position]].name);
-        w->linear[position] = *out;
+        w->linear[position] = out;
     }
     return RC_OK;
+}
+
+static enum rc replace_weights(void *ctx, int stream, int block, struct block_weights *w, struct err *e) {
+    struct scorer *s = ctx;
+    if (stream != QUANTIZED) return RC_OK;
+    if (!s->v->store) return quantize_block(s, block, w, e);
+    return packed_store_show(s->v->store, s->job, block, &s->replaced, w, e);
 }
 
 static void sum_window(const struct scorer *s, struct eval_window *w) {
@@ -302,7 +310,9 @@ static enum rc walk_share_of_batch(void *ctx, int member, const struct job *job,
                         .streams = v->table.quantized ? 2 : 1,
                         .last_block = -1,
                         .hooks = &hooks,
+                        .final_norms = (const float *const[]){NULL, s->final_norm_q},
                         .head = &s->head,
+                        .reserved = v->store ? packed_store_bytes(v->store) / v->devices : 0,
                         .phase = "windows",
                         .tokens_before = v->batch.first * v->windows.length,
                         .tokens_total = v->windows.count * v->windows.length,
@@ -331,11 +341,42 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
     return RC_OK;
 }
 
+static int64_t recipe_bytes(const struct eval *v) {
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < v->source.model->linear_count; i++) {
+        const struct linear *linear = &v->source.model->linears[i];
+        if (v->recipe[i].method != METHOD_NONE) bytes += candidate_bytes(&v->recipe[i], linear->rows, linear->cols);
+    }
+    return bytes;
+}
+
+/* Anew after an interruption: the same bits. Not when all windows are there. */
+static enum rc calibrate_model(struct eval *v, struct err *e) {
+    v->notes = json_array();
+    if (!v->plan.needed) return RC_OK;
+    if (first_unknown(&v->table, 0) == v->table.count) {
+        calibration_earlier_notes(v->job, v->source.model, v->notes);
+        return RC_OK;
+    }
+    v->store = packed_store_new(v->source.model);
+    struct calibration_sink sink = packed_store_sink(v->store);
+    struct calibrate_args a = {.job = v->job,
+                               .model = v->source.model,
+                               .windows = &v->calibration_windows,
+                               .recipe = v->recipe,
+                               .sink = &sink,
+                               .notes = v->notes,
+                               .reserved = recipe_bytes(v)};
+    return calibrate(&a, e);
+}
+
 static enum rc run(struct eval *v, struct err *e) {
     TRY(source_open(v->job, &v->source, e));
     TRY(open_windows(v, e));
     TRY(open_recipe(v, e));
+    TRY(open_calibration(v, e));
     TRY(take_earlier_rows(v, e));
+    TRY(calibrate_model(v, e));
     TRY(open_scorers(v, e));
     TRY(measure_noise(v, e));
     double start = monotonic_seconds();
@@ -359,6 +400,15 @@ static enum rc add_compare(const struct eval *v, const char *windows_hash_text, 
     return RC_OK;
 }
 
+/* What the quantized model was made with, and for how many Linears that is not the H that they ask for. */
+static json_t *calibration_result(const struct eval *v) {
+    json_t *out = calibration_json(&v->calibration, &v->calibration_windows, v->job->calibration);
+    json_object_set_new(out, "sequential", json_boolean(v->plan.sequential));
+    json_object_set_new(out, "moved", json_integer(v->plan.moved));
+    json_object_set(out, "linears", v->notes);
+    return out;
+}
+
 static enum rc make_result(const struct eval *v, json_t **result, struct err *e) {
     char text[HASH_TEXT_SIZE];
     struct hash128 hash = windows_hash(&v->windows);
@@ -367,6 +417,7 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
     json_object_set_new(*result, "windows_hash", json_string(text));
     json_object_set_new(*result, "tokens_per_second",
                         json_real(v->seconds > 0 ? (double)v->tokens_walked / v->seconds : 0));
+    if (v->plan.needed) json_object_set_new(*result, "calibration", calibration_result(v));
     enum rc rc = add_compare(v, text, *result, e);
     if (rc == RC_OK) return RC_OK;
     json_decref(*result);
@@ -376,6 +427,9 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
 
 static void release(struct eval *v) {
     close_scorers(v);
+    packed_store_free(v->store);
+    json_decref(v->notes);
+    windows_release(&v->calibration_windows);
     free(v->recipe);
     eval_table_release(&v->table);
     windows_release(&v->windows);

@@ -81,6 +81,7 @@ struct pass {
     struct forward *f;
     const struct forward_args *a;
     const struct block_params *p;
+    const struct block_weights *w;
     const struct site *site;
     const struct job *job;
     const struct arch *arch;
@@ -106,12 +107,12 @@ static enum rc project(const struct pass *s, const struct gemm_args *a, struct e
 
 /* The weights of n positions as one matrix; {0} where they do not lie one after the other. */
 static struct mat joined_weights(const struct pass *s, int at, int n) {
-    const struct mat *w = &s->a->weights->linear[at];
+    const struct mat *w = &s->w->linear[at];
     struct mat whole = w[0];
     for (int i = 1; i < n; i++) {
         const char *end = (const char *)whole.data + (size_t)(whole.rows * whole.stride) * dtype_size(whole.type);
         bool follows = w[i].data == end && w[i].cols == whole.cols && w[i].stride == whole.stride &&
-                       w[i].type == whole.type && !s->p->bias[at] && !s->p->bias[at + i];
+                       w[i].type == whole.type && !s->w->bias[at] && !s->w->bias[at + i];
         if (!follows) return (struct mat){0};
         whole.rows += w[i].rows;
     }
@@ -123,11 +124,11 @@ static struct mat joined_weights(const struct pass *s, int at, int n) {
 static enum rc project_group(const struct pass *s, enum linear_input input, struct mat x, struct mat whole,
                              const struct mat *parts, struct err *e) {
     int at = s->p->at[input], n = s->p->n[input];
-    struct gemm_args a = {.x = x, .w = joined_weights(s, at, n), .bias = s->p->bias[at], .alpha = 1, .out = whole};
+    struct gemm_args a = {.x = x, .w = joined_weights(s, at, n), .bias = s->w->bias[at], .alpha = 1, .out = whole};
     if (whole.data && a.w.data) return project(s, &a, e);
     for (int i = 0; i < n; i++) {
-        a.w = s->a->weights->linear[at + i];
-        a.bias = s->p->bias[at + i];
+        a.w = s->w->linear[at + i];
+        a.bias = s->w->bias[at + i];
         a.out = parts[i];
         TRY(project(s, &a, e));
     }
@@ -137,8 +138,8 @@ static enum rc project_group(const struct pass *s, enum linear_input input, stru
 static enum rc add_to_residual(const struct pass *s, enum linear_input input, struct mat x, struct err *e) {
     int at = s->p->at[input];
     struct gemm_args a = {.x = x,
-                          .w = s->a->weights->linear[at],
-                          .bias = s->p->bias[at],
+                          .w = s->w->linear[at],
+                          .bias = s->w->bias[at],
                           .alpha = (float)s->arch->residual_multiplier,
                           .beta = 1,
                           .out = s->a->x};
@@ -187,33 +188,80 @@ static enum rc attend(const struct pass *s, struct err *e) {
     return s->job->backend->attention(s->job->device, &a, e);
 }
 
-static enum rc attention_half(const struct pass *s, struct err *e) {
+/* --- the steps of a block --- */
+
+static enum rc norm_for_attention(const struct pass *s, struct err *e) {
+    return norm(s, s->a->x, s->w->input_norm, s->f->normed, e);
+}
+
+static enum rc mix_tokens(const struct pass *s, struct err *e) {
     struct forward *f = s->f;
-    TRY(norm(s, s->a->x, s->p->input_norm, f->normed, e));
-    TRY(hook_input(s, INPUT_ATTENTION, f->normed, e));
     TRY(project_group(s, INPUT_ATTENTION, f->normed, f->qkv, (struct mat[]){f->q, f->k, f->v}, e));
     TRY(norm_heads(s, f->q, s->p->q_norm, e));
     TRY(norm_heads(s, f->k, s->p->k_norm, e));
     TRY(rotate_both(s, e));
-    TRY(attend(s, e));
-    TRY(hook_input(s, INPUT_OUTPUT, f->mixed, e));
-    return add_to_residual(s, INPUT_OUTPUT, f->mixed, e);
+    return attend(s, e);
 }
 
-static enum rc mlp_half(const struct pass *s, struct err *e) {
+static enum rc norm_for_mlp(const struct pass *s, struct err *e) {
+    return norm(s, s->a->x, s->w->post_norm, s->f->normed, e);
+}
+
+static enum rc activate(const struct pass *s, struct err *e) {
     struct forward *f = s->f;
-    TRY(norm(s, s->a->x, s->p->post_norm, f->normed, e));
-    TRY(hook_input(s, INPUT_MLP, f->normed, e));
     TRY(project_group(s, INPUT_MLP, f->normed, f->gate_up, (struct mat[]){f->gate, f->up}, e));
     struct silu_mul_args a = {.gate = f->gate, .up = f->up, .out = f->act};
-    TRY(s->job->backend->silu_mul(s->job->device, &a, e));
-    TRY(hook_input(s, INPUT_DOWN, f->act, e));
-    return add_to_residual(s, INPUT_DOWN, f->act, e);
+    return s->job->backend->silu_mul(s->job->device, &a, e);
+}
+
+static struct pass pass_of(struct forward *f, const struct forward_args *a) {
+    return (struct pass){.f = f,
+                         .a = a,
+                         .p = a->params,
+                         .w = a->weights,
+                         .site = a->site,
+                         .job = f->walk->job,
+                         .arch = &f->walk->model->arch};
 }
 
 enum rc forward_block(struct forward *f, const struct forward_args *a, struct err *e) {
-    struct pass s = {
-        .f = f, .a = a, .p = a->params, .site = a->site, .job = f->walk->job, .arch = &f->walk->model->arch};
-    TRY(attention_half(&s, e));
-    return mlp_half(&s, e);
+    const struct pass s = pass_of(f, a);
+    TRY(norm_for_attention(&s, e));
+    TRY(hook_input(&s, INPUT_ATTENTION, f->normed, e));
+    TRY(mix_tokens(&s, e));
+    TRY(hook_input(&s, INPUT_OUTPUT, f->mixed, e));
+    TRY(add_to_residual(&s, INPUT_OUTPUT, f->mixed, e));
+    TRY(norm_for_mlp(&s, e));
+    TRY(hook_input(&s, INPUT_MLP, f->normed, e));
+    TRY(activate(&s, e));
+    TRY(hook_input(&s, INPUT_DOWN, f->act, e));
+    return add_to_residual(&s, INPUT_DOWN, f->act, e);
+}
+
+static enum rc attention_to(const struct pass *s, enum linear_input until, struct err *e) {
+    struct forward *f = s->f;
+    TRY(norm_for_attention(s, e));
+    if (until == INPUT_ATTENTION) return hook_input(s, until, f->normed, e);
+    TRY(mix_tokens(s, e));
+    if (until == INPUT_OUTPUT) return hook_input(s, until, f->mixed, e);
+    return add_to_residual(s, INPUT_OUTPUT, f->mixed, e);
+}
+
+static enum rc mlp_to(const struct pass *s, enum linear_input until, struct err *e) {
+    struct forward *f = s->f;
+    TRY(norm_for_mlp(s, e));
+    if (until == INPUT_MLP) return hook_input(s, until, f->normed, e);
+    TRY(activate(s, e));
+    if (until == INPUT_DOWN) return hook_input(s, until, f->act, e);
+    return add_to_residual(s, INPUT_DOWN, f->act, e);
+}
+
+enum rc forward_stage(struct forward *f, const struct forward_args *a, enum linear_input until, struct err *e) {
+    const struct pass s = pass_of(f, a);
+    if (until <= INPUT_MLP) TRY(attention_to(&s, until, e));
+    return until >= INPUT_MLP ? mlp_to(&s, until, e) : RC_OK;
+}
+
+bool forward_stage_moves(enum linear_input until) {
+    return until == INPUT_MLP || until == INPUT_HEAD;
 }

@@ -33,4 +33,11 @@ struct forward_args {
 };
 enum rc forward_block(struct forward *f, const struct forward_args *a, struct err *e);
 
+/* The same in stages, each as far as the hook for one input, INPUT_HEAD as far as the block's end. x is the block's
+ * input, after INPUT_MLP its middle, and its output in the end, in all bits what forward_block makes of it with the
+ * weights that the last three stages saw. */
+enum rc forward_stage(struct forward *f, const struct forward_args *a, enum linear_input until, struct err *e);
+/* Whether the stage leaves something else in x than it found. */
+bool forward_stage_moves(enum linear_input until);
+
 #endif

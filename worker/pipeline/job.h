@@ -44,7 +44,7 @@ struct job {
     const char *id;
     const struct job_kind *kind;
     const union spec *spec;
-    const json_t *model, *dataset, *inputs, *rows; /* of msg_start; may be NULL */
+    const json_t *model, *dataset, *calibration, *inputs, *rows; /* of msg_start; may be NULL */
     const struct source *source; /* borrowed, used in place of model and dataset; NULL: these are opened */
     const struct backend *backend;
     struct backend_state *device;

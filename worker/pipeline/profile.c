@@ -10,6 +10,7 @@
 #include "base/strbuf.h"
 #include "worker/model/fingerprint.h"
 #include "worker/model/finite.h"
+#include "worker/pipeline/calibration_text.h"
 #include "worker/pipeline/drift.h"
 #include "worker/pipeline/gramwalk.h"
 #include "worker/pipeline/match.h"
@@ -66,13 +67,6 @@ static enum rc open_table(struct profile *p, struct err *e) {
     p->table.candidate_count = p->spec->candidates.count;
     p->table.rows = calloc(p->table.linear_count * p->table.candidate_count, sizeof *p->table.rows);
     return p->table.rows ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory for the drift table");
-}
-
-static enum rc open_windows(struct profile *p, struct err *e) {
-    const struct spec_calibration *c = p->spec->calibration;
-    if (c->sampling == SAMPLING_RANDOM)
-        return windows_random(&p->source.tokens, c->length, c->samples, (uint64_t)c->seed, &p->windows, e);
-    return windows_first(&p->source.tokens, c->length, c->samples, &p->windows, e);
 }
 
 /* Tensor hashes: from the daemon's fingerprint cache, or by reading the model. */
@@ -328,7 +322,7 @@ static struct profiled_model profiled_model(const struct profile *p) {
 
 static enum rc run(struct profile *p, struct err *e) {
     TRY(source_open(p->job, &p->source, e));
-    TRY(open_windows(p, e));
+    TRY(calibration_windows(&p->source.tokens, p->spec->calibration, &p->windows, e));
     TRY(open_table(p, e));
     TRY(take_earlier_rows(p, e));
     TRY(fingerprint_model(p, e));
@@ -342,22 +336,12 @@ static enum rc run(struct profile *p, struct err *e) {
     return recheck_inversions(&recheck, &p->inversions, e);
 }
 
-static json_t *calibration_json(const struct profile *p) {
-    const struct spec_calibration *c = p->spec->calibration;
-    const char *sha256 = json_string_value(json_object_get(p->job->dataset, "sha256"));
-    char hash[HASH_TEXT_SIZE];
-    struct hash128 windows = windows_hash(&p->windows);
-    return json_pack("{ss ss? sI sI sI ss}", "dataset", c->dataset, "sha256", sha256, "samples",
-                     (json_int_t)p->windows.count, "length", (json_int_t)p->windows.length, "tokens",
-                     (json_int_t)(p->windows.count * p->windows.length), "windows_hash", hash_text(&windows, hash));
-}
-
 static json_t *result_json(const struct profile *p) {
     struct profiled_model profiled = profiled_model(p);
     double tokens = (double)(p->windows.count * p->windows.length);
-    return json_pack("{so so sO so so so}", "model", profiled_model_json(&profiled), "calibration", calibration_json(p),
-                     "inversions", p->inversions, "totals", drift_totals(&p->table), "above_rtn",
-                     drift_guard(&p->table), "rows",
+    return json_pack("{so so sO so so so}", "model", profiled_model_json(&profiled), "calibration",
+                     calibration_json(p->spec->calibration, &p->windows, p->job->dataset), "inversions", p->inversions,
+                     "totals", drift_totals(&p->table), "above_rtn", drift_guard(&p->table), "rows",
                      json_pack("{sI sI sI sf}", "computed", (json_int_t)p->computed, "cached", (json_int_t)p->cached,
                                "resumed", (json_int_t)p->resumed, "tokens_per_second",
                                p->computed && p->seconds > 0 ? tokens / p->seconds : 0.0));

@@ -80,7 +80,8 @@ static enum rc open_hidden(struct walker *k, struct err *e) {
                             .slots = w->streams * k->chunks,
                             .slot_floats = chunk_tokens(k) * w->model->arch.hidden,
                             .ram_limit = job->ram_limit <= 0 ? -1 : positive(job->ram_limit - w->reserved)};
-    if (job->backend->own_memory) a.device_limit = positive(job->backend->room(job->device) - device_reserve);
+    if (job->backend->own_memory)
+        a.device_limit = positive(job->backend->room(job->device) - device_reserve - w->device_reserved);
     return hidden_open(&a, &k->hidden, e);
 }
 
@@ -88,7 +89,7 @@ static enum rc walker_open(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
     k->windows = walk_chunk(w->job, w->windows);
     k->chunks = (w->count + k->windows - 1) / k->windows;
-    k->steps_total = (int64_t)(last_block(w) + 1) * w->streams * k->chunks;
+    k->steps_total = (int64_t)(last_block(w) + 1) * w->streams * k->chunks * (w->hooks->stage ? INPUT_COUNT : 1);
     k->ids = xcalloc((size_t)chunk_tokens(k), sizeof *k->ids);
     TRY(forward_open(&k->forward, w, k->windows, e));
     for (int i = 0; i < (w->job->backend->loads_ahead ? 2 : 1); i++)
@@ -194,26 +195,72 @@ static enum rc report(struct walker *k, struct err *e) {
     return emit_progress(w->job, w->phase, w->tokens_before + done, w->tokens_total, "tokens", e);
 }
 
-static enum rc walk_chunk_through(struct walker *k, const struct site *site, int64_t at,
-                                  const struct block_weights *weights, struct err *e) {
+/* One chunk of a stream in a block, and what it sees there. */
+struct step {
+    struct site site;
+    int64_t at; /* slot */
+    const struct block_weights *weights;
+};
+
+static struct forward_args forward_args(struct walker *k, const struct step *s) {
+    return (struct forward_args){.x = hidden_matrix(k, s->at),
+                                 .params = &block_buffer(k, s->site.block)->params,
+                                 .weights = s->weights,
+                                 .site = &s->site};
+}
+
+/* The block's next chunk, or the first one that the next block, stage or stream begins with. */
+static int64_t slot_after(const struct walker *k, int64_t at) {
+    return (at + 1) % (k->walk->streams * k->chunks);
+}
+
+static enum rc end_step(struct walker *k, struct err *e) {
     const struct job *job = k->walk->job;
-    struct forward_args a = {
-        .x = hidden_matrix(k, at), .params = &block_buffer(k, site->block)->params, .weights = weights, .site = site};
-    TRY(hidden_recall(k->hidden, at, (at + 1) % (k->walk->streams * k->chunks), e));
-    TRY(forward_block(&k->forward, &a, e));
-    TRY(hidden_keep(k->hidden, at, e));
     TRY(job->backend->keep_pace(job->device, e));
     k->steps++;
     return report(k, e);
 }
 
+static enum rc walk_chunk_through(struct walker *k, const struct step *s, struct err *e) {
+    struct forward_args a = forward_args(k, s);
+    TRY(hidden_recall(k->hidden, s->at, slot_after(k, s->at), e));
+    TRY(forward_block(&k->forward, &a, e));
+    TRY(hidden_keep(k->hidden, s->at, e));
+    return end_step(k, e);
+}
+
+static enum rc walk_chunk_to(struct walker *k, const struct step *s, enum linear_input until, struct err *e) {
+    struct forward_args a = forward_args(k, s);
+    TRY(hidden_recall(k->hidden, s->at, slot_after(k, s->at), e));
+    TRY(forward_stage(&k->forward, &a, until, e));
+    if (forward_stage_moves(until)) TRY(hidden_keep(k->hidden, s->at, e));
+    return end_step(k, e);
+}
+
+static struct step step_at(struct walker *k, int stream, int block, int64_t chunk, const struct block_weights *seen) {
+    return (struct step){site_at(k, stream, block, chunk), slot(k, stream, chunk), seen};
+}
+
+static enum rc walk_stages(struct walker *k, int block, struct block_weights *seen, struct err *e) {
+    const struct walk_hooks *hooks = k->walk->hooks;
+    for (int until = INPUT_ATTENTION; until <= INPUT_HEAD; until++) {
+        for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
+            struct step s = step_at(k, 0, block, chunk, seen);
+            TRY(walk_chunk_to(k, &s, (enum linear_input)until, e));
+        }
+        if (until < INPUT_HEAD) TRY(hooks->stage(hooks->ctx, block, (enum linear_input)until, seen, e));
+    }
+    return RC_OK;
+}
+
 static enum rc walk_stream(struct walker *k, int stream, int block, struct err *e) {
-    const struct walk *w = k->walk;
+    const struct walk_hooks *hooks = k->walk->hooks;
     struct block_weights seen = block_buffer(k, block)->weights;
-    if (w->hooks->weights) TRY(w->hooks->weights(w->hooks->ctx, stream, block, &seen, e));
+    if (hooks->weights) TRY(hooks->weights(hooks->ctx, stream, block, &seen, e));
+    if (hooks->stage) return walk_stages(k, block, &seen, e);
     for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
-        struct site site = site_at(k, stream, block, chunk);
-        TRY(walk_chunk_through(k, &site, slot(k, stream, chunk), &seen, e));
+        struct step s = step_at(k, stream, block, chunk, &seen);
+        TRY(walk_chunk_through(k, &s, e));
     }
     return RC_OK;
 }
@@ -239,7 +286,8 @@ static enum rc norm_chunk(struct walker *k, int64_t chunk, struct err *e) {
         int64_t at = slot(k, stream, chunk);
         TRY(hidden_recall(k->hidden, at, slot_finished_after(k, stream, chunk), e));
         struct rmsnorm_args a = {.x = hidden_matrix(k, at),
-                                 .weight = k->final_norm,
+                                 .weight =
+                                     w->final_norms && w->final_norms[stream] ? w->final_norms[stream] : k->final_norm,
                                  .eps = (float)w->model->arch.norm_eps,
                                  .out = k->finals[stream]};
         TRY(w->job->backend->rmsnorm(w->job->device, &a, e));
@@ -279,6 +327,7 @@ static enum rc walk_all(struct walker *k, struct err *e) {
 
 enum rc walk_run(const struct walk *walk, struct err *e) {
     struct walker k = {.walk = walk, .forward = {.walk = walk}};
+    if (walk->hooks->stage && walk->streams != 1) return err_set(e, RC_INTERNAL, "only one stream goes in stages");
     enum rc rc = walker_open(&k, e);
     if (rc == RC_OK) rc = walk_all(&k, e);
     walker_release(&k);

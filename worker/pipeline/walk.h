@@ -8,6 +8,12 @@
  *   walk(model, streams, hooks): embed → for each block: load → for each stream, for each chunk: forward → hooks at
  * each distinct Linear input and at the block's end → final norm of each chunk → hooks
  *
+ * With a `stage` hook a block is computed piece by piece, and what is quantized on the way is seen by what comes after:
+ *
+ *   for each distinct input: for each chunk: forward to that input → hook; then stage → Linears replaced
+ *
+ * Only hidden states are kept between stages; each computes anew from the block's input, or from its middle.
+ *
  * A stream is a set of windows with its hidden states (fp32 residual, hidden.h) and the weights it sees. Walks of one
  * job on several devices go on side by side, a thread each; none knows of the others. */
 #ifndef HSAQ_WORKER_PIPELINE_WALK_H
@@ -34,6 +40,10 @@ struct walk_hooks {
     enum rc (*weights)(void *ctx, int stream, int block, struct block_weights *w, struct err *e);
     /* x [T, K] is the input shared by the block's Linears with this `input`, of all the site's windows. */
     enum rc (*input)(void *ctx, const struct site *site, enum linear_input input, struct mat x, struct err *e);
+    /* Set, with one stream: the block goes in stages, one for each distinct input. All windows' `input` for it has been
+     * called: replace the Linears that read it and what their scale is folded into (the norm before it; the rows of v
+     * or up, for the inputs of o and down). What follows in the block sees that. */
+    enum rc (*stage)(void *ctx, int block, enum linear_input input, struct block_weights *seen, struct err *e);
     /* All windows of all streams went through the block; reference weights still loaded. */
     enum rc (*block_end)(void *ctx, int block, const struct block_weights *w, struct err *e);
     /* One window after the final norm, for every stream at once: x[stream] [length, D]. */
@@ -48,8 +58,10 @@ struct walk {
     int streams;
     int last_block; /* stop after this block (then `final` is not called); −1: the whole model */
     const struct walk_hooks *hooks;
-    const struct mat *head; /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
-    int64_t reserved;       /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
+    const float *const *final_norms; /* [streams] in device memory, in place of the model's; any, or all, may be NULL */
+    const struct mat *head;          /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
+    int64_t reserved;                /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
+    int64_t device_reserved;         /* bytes of the device's own memory that the hooks have yet to take */
     /* Progress is reported in tokens; a token counts in parts, block by block. Earlier walks of the job did
      * `tokens_before` of `tokens_total`. */
     const char *phase;

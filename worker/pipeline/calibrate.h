@@ -1,0 +1,41 @@
+/* Calibration: a model quantized block by block, from the H of what its Linears read.
+ *
+ * Where a candidate is sequential, that is what the model quantized so far computes: the walk goes in stages, and what
+ * reads an input is quantized before anything that follows it is computed. Where none is, it is what the reference
+ * computes, in one plain pass. A recipe with both is calibrated sequentially as a whole, and the plan says for how many
+ * Linears that is not what they ask: H of two streams side by side would cost a second walk, for candidates that gain
+ * from the one that they are used in.
+ *
+ * On one device, also of a job that is split: every block waits for the one before it. GPU thread only. */
+#ifndef HSAQ_WORKER_PIPELINE_CALIBRATE_H
+#define HSAQ_WORKER_PIPELINE_CALIBRATE_H
+
+#include "worker/model/windows.h"
+#include "worker/pipeline/calibrated.h"
+
+struct calibrate_args {
+    const struct job *job;
+    const struct model *model;
+    const struct windows *windows;
+    const struct candidate *recipe; /* [model.linear_count]; METHOD_NONE keeps a Linear */
+    const struct calibration_sink *sink;
+    json_t *notes;    /* an array that gets what the rows say */
+    int64_t reserved; /* bytes of the job's ram_limit that the sink will hold in the end */
+};
+
+/* What a recipe asks for. */
+struct calibration_plan {
+    bool needed; /* a candidate looks at H */
+    bool sequential;
+    int64_t moved; /* Linears that ask for the reference's H and get the quantized model's */
+};
+struct calibration_plan calibration_plan(const struct candidate *recipe, int64_t count);
+
+/* Progress is of phase "calibrate". Rows: phase "_linear", index into model.linears, {name, candidate[, damp][, awq]}
+ * of every Linear that is not as it was, where `awq` {ratio, duo, gain} is null if its scales cannot be taken out of
+ * what computes the input; those of an earlier attempt are not sent again. */
+enum rc calibrate(const struct calibrate_args *a, struct err *e);
+/* Those rows, also of an earlier attempt, in order: `notes` is an array. */
+void calibration_earlier_notes(const struct job *job, const struct model *model, json_t *notes);
+
+#endif

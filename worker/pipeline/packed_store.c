@@ -1,0 +1,214 @@
+#include "worker/pipeline/packed_store.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "kernels/cpu/fp8.h"
+#include "kernels/formats.h"
+
+/* A Linear as it is held; all empty: as the model has it. */
+struct held_linear {
+    struct candidate candidate;
+    int64_t rows, cols;
+    struct packed packed;
+    struct stored weight, bias;
+};
+
+struct held_block {
+    struct held_linear linears[BLOCK_LINEARS_MAX];
+    struct stored norm[INPUT_COUNT];
+};
+
+struct packed_store {
+    const struct model *model;
+    struct held_block *blocks; /* [arch.blocks + 1]: the last is lm_head's */
+    int64_t bytes;
+};
+
+struct packed_store *packed_store_new(const struct model *model) {
+    struct packed_store *s = xcalloc(1, sizeof *s);
+    s->model = model;
+    s->blocks = xcalloc((size_t)model->arch.blocks + 1, sizeof *s->blocks);
+    return s;
+}
+
+static void release_block(struct held_block *b) {
+    for (int i = 0; i < BLOCK_LINEARS_MAX; i++) {
+        packed_release(&b->linears[i].packed);
+        stored_release(&b->linears[i].weight);
+        stored_release(&b->linears[i].bias);
+    }
+    for (int input = 0; input < INPUT_COUNT; input++)
+        stored_release(&b->norm[input]);
+}
+
+void packed_store_free(struct packed_store *s) {
+    if (!s) return;
+    for (int block = 0; block <= s->model->arch.blocks; block++)
+        release_block(&s->blocks[block]);
+    free(s->blocks);
+    free(s);
+}
+
+int64_t packed_store_bytes(const struct packed_store *s) {
+    return s->bytes;
+}
+
+static struct held_block *held_block(const struct packed_store *s, int block) {
+    return &s->blocks[block < 0 ? s->model->arch.blocks : block];
+}
+
+/* --- in --- */
+
+static void free_host(struct quantized *q) {
+    free(q->codes);
+    free(q->scale);
+    free(q->zero);
+    free(q->group_of);
+}
+
+/* The same shape with buffers in host memory. */
+static enum rc alloc_host(const struct quantized *like, struct quantized *q, struct err *e) {
+    size_t weights = (size_t)(like->rows * like->cols), parameters = (size_t)(like->rows * like->groups);
+    *q = *like;
+    q->codes = malloc(weights);
+    q->scale = malloc(parameters * sizeof *q->scale);
+    q->zero = malloc(parameters * sizeof *q->zero);
+    q->group_of = like->group_of ? malloc((size_t)like->cols * sizeof *q->group_of) : NULL;
+    if (q->codes && q->scale && q->zero && (q->group_of || !like->group_of)) return RC_OK;
+    free_host(q);
+    return err_set(e, RC_NO_MEMORY, "no memory for a Linear of [%lld, %lld]", (long long)like->rows,
+                   (long long)like->cols);
+}
+
+static enum rc download(const struct job *job, const struct quantized *from, struct quantized *to, struct err *e) {
+    const struct backend *b = job->backend;
+    size_t parameters = (size_t)(from->rows * from->groups) * sizeof *from->scale;
+    TRY(b->download(job->device, from->codes, (size_t)(from->rows * from->cols), to->codes, e));
+    TRY(b->download(job->device, from->scale, parameters, to->scale, e));
+    TRY(b->download(job->device, from->zero, parameters, to->zero, e));
+    if (!from->group_of) return RC_OK;
+    return b->download(job->device, from->group_of, (size_t)from->cols * sizeof *from->group_of, to->group_of, e);
+}
+
+static enum rc pack_linear(const struct job *job, const struct calibrated_linear *l, struct held_linear *held,
+                           struct err *e) {
+    struct quantized host;
+    if (!l->q.codes) return RC_OK;
+    TRY(alloc_host(&l->q, &host, e));
+    enum rc rc = download(job, &l->q, &host, e);
+    if (rc == RC_OK) rc = pack(&host, &l->candidate, &held->packed, e);
+    free_host(&host);
+    return rc == RC_OK ? RC_OK : err_context(e, "%s", l->linear->name);
+}
+
+static int64_t take_stored(struct stored *to, struct stored *from) {
+    *to = *from;
+    *from = (struct stored){0};
+    return stored_bytes(to);
+}
+
+static enum rc take_block(void *ctx, const struct job *job, struct calibrated_block *block, struct err *e) {
+    struct packed_store *s = ctx;
+    struct held_block *held = held_block(s, block->block);
+    for (int i = 0; i < block->count; i++) {
+        struct calibrated_linear *l = &block->linears[i];
+        struct held_linear *h = &held->linears[i];
+        *h = (struct held_linear){.candidate = l->candidate, .rows = l->linear->rows, .cols = l->linear->cols};
+        TRY(pack_linear(job, l, h, e));
+        s->bytes += packed_bytes(&h->packed) + take_stored(&h->weight, &l->weight) + take_stored(&h->bias, &l->bias);
+    }
+    for (int input = 0; input < INPUT_COUNT; input++)
+        s->bytes += take_stored(&held->norm[input], &block->norm[input]);
+    return RC_OK;
+}
+
+struct calibration_sink packed_store_sink(struct packed_store *s) {
+    return (struct calibration_sink){.ctx = s, .block = take_block};
+}
+
+/* --- out --- */
+
+/* As backends dequantize. */
+static void expand_row(const struct quantized *q, int64_t n, struct stored *out) {
+    for (int64_t k = 0; k < q->cols; k++) {
+        int64_t at = n * q->groups + (q->group_of ? q->group_of[k] : k / q->group);
+        uint8_t code = q->codes[n * q->cols + k];
+        float value = q->fp8 ? e4m3_decode(code) : (float)code - q->zero[at];
+        stored_set(out, n * q->cols + k, value * q->scale[at]);
+    }
+}
+
+static enum rc unpack_held(const struct held_linear *h, struct quantized *q, struct err *e) {
+    const struct candidate *c = &h->candidate;
+    int64_t group = c->group > 0 && c->group < h->cols ? c->group : h->cols;
+    int32_t indexed = 0;
+    const struct quantized like = {.rows = h->rows,
+                                   .cols = h->cols,
+                                   .groups = (h->cols + group - 1) / group,
+                                   .bits = c->bits,
+                                   .group = (int)group,
+                                   .fp8 = c->method == METHOD_FP8,
+                                   .group_of = h->packed.group_of ? &indexed : NULL};
+    TRY(alloc_host(&like, q, e));
+    enum rc rc = unpack(&h->packed, c, q, e);
+    if (rc != RC_OK) free_host(q);
+    return rc;
+}
+
+/* ŵ in host memory, of the type that the backend multiplies with. */
+static enum rc expand(const struct held_linear *h, enum dtype type, struct stored *out, struct err *e) {
+    struct quantized q;
+    *out = (struct stored){malloc((size_t)(h->rows * h->cols) * dtype_size(type)), type, h->rows * h->cols};
+    if (!out->values) return err_set(e, RC_NO_MEMORY, "no memory for %lld weights", (long long)out->count);
+    TRY(unpack_held(h, &q, e));
+#pragma omp parallel for
+    for (int64_t n = 0; n < q.rows; n++)
+        expand_row(&q, n, out);
+    free_host(&q);
+    return RC_OK;
+}
+
+static enum rc load_now(const struct job *job, const struct stored *values, struct mat out, struct err *e) {
+    struct load_item item = {values->values, values->type, values->count, out.data, out.type};
+    TRY(job->backend->load(job->device, &item, 1, e));
+    return job->backend->loaded(job->device, e);
+}
+
+static enum rc load_expanded(const struct job *job, const struct held_linear *h, struct mat out, struct err *e) {
+    struct stored values;
+    enum rc rc = expand(h, out.type, &values, e);
+    if (rc == RC_OK) rc = load_now(job, &values, out, e);
+    stored_release(&values);
+    return rc;
+}
+
+static enum rc show_linear(const struct job *job, const struct held_linear *h, int position,
+                           const struct replaced *room, struct block_weights *seen, struct err *e) {
+    struct mat *w = &seen->linear[position];
+    TRY(replaced_put_vector(job, room->room.bias[position], &h->bias, &seen->bias[position], e));
+    if (h->weight.values) return replaced_put_linear(room, job, position, &h->weight, w, e);
+    if (!h->packed.codes) return RC_OK;
+    *w = replaced_linear(room, job, position, *w);
+    return load_expanded(job, h, *w, e);
+}
+
+enum rc packed_store_show(const struct packed_store *s, const struct job *job, int block, const struct replaced *room,
+                          struct block_weights *seen, struct err *e) {
+    const struct held_block *held = held_block(s, block);
+    for (int i = 0; i < BLOCK_LINEARS_MAX; i++)
+        TRY(show_linear(job, &held->linears[i], i, room, seen, e));
+    TRY(replaced_put_vector(job, room->room.input_norm, &held->norm[INPUT_ATTENTION], &seen->input_norm, e));
+    return replaced_put_vector(job, room->room.post_norm, &held->norm[INPUT_MLP], &seen->post_norm, e);
+}
+
+enum rc packed_store_head(const struct packed_store *s, const struct job *job, struct mat out, struct err *e) {
+    const struct held_linear *h = &held_block(s, -1)->linears[0];
+    if (!h->packed.codes) return err_set(e, RC_INTERNAL, "the store has no lm_head");
+    return load_expanded(job, h, out, e);
+}
+
+const struct stored *packed_store_final_norm(const struct packed_store *s) {
+    return &held_block(s, -1)->norm[INPUT_HEAD];
+}

@@ -1,0 +1,27 @@
+/* The quantized model that calibration made, packed in host memory: a sink, and afterwards what a stream sees of it.
+ *
+ * Filled on one thread; then read by any number of them, each with its device. What it holds of a Linear is what an
+ * artifact would, and reads back to the bits that the calibration's own stream saw. */
+#ifndef HSAQ_WORKER_PIPELINE_PACKED_STORE_H
+#define HSAQ_WORKER_PIPELINE_PACKED_STORE_H
+
+#include "worker/pipeline/calibrated.h"
+#include "worker/pipeline/replaced.h"
+
+struct packed_store;
+
+struct packed_store *packed_store_new(const struct model *model);
+void packed_store_free(struct packed_store *s); /* NULL is fine */
+struct calibration_sink packed_store_sink(struct packed_store *s);
+int64_t packed_store_bytes(const struct packed_store *s);
+
+/* A block's Linears, norms and biases, as far as they are not the model's, are brought to `room` and take their place
+ * in `seen`. */
+enum rc packed_store_show(const struct packed_store *s, const struct job *job, int block, const struct replaced *room,
+                          struct block_weights *seen, struct err *e);
+/* lm_head, into out [V, D] of the type that the backend multiplies with; RC_INTERNAL when there is none. */
+enum rc packed_store_head(const struct packed_store *s, const struct job *job, struct mat out, struct err *e);
+/* The norm before lm_head, where a scale was folded into it: host memory of the store, else without values. */
+const struct stored *packed_store_final_norm(const struct packed_store *s);
+
+#endif
