@@ -229,8 +229,12 @@ static enum rc workspace_get(struct backend_state *state, const struct quantize_
     void *memory;
     TRY(cuda_alloc(state, w + error + 4 * each + sizeof(struct findings), &memory, e));
     char *at = (char *)memory;
-    *r = {*a->out, a->factor->upper, (float *)at, (float *)(at += w), NULL, NULL, NULL, NULL, NULL};
-    at += error;
+    *r = {};
+    r->q = *a->out;
+    r->upper = a->factor->upper;
+    r->w = (float *)at;
+    r->error = (float *)(at + w);
+    at += w + error;
     if (a->candidate.range == RANGE_WEIGHTED) r->weight = (float *)at;
     r->order = (int32_t *)(at + each);
     r->group = (int32_t *)(at + 2 * each);
