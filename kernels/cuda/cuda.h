@@ -108,6 +108,17 @@ enum rc cuda_cudnn_attention(struct backend_state *state, const struct attention
 void cuda_cudnn_close(struct backend_state *state);
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 
+/* range.cu, fp8.cu: parts of cuda_quantize, and the grids of one group's columns for GPTQ. */
+enum rc cuda_fp8(struct backend_state *state, const struct quantize_args *a, struct err *e);
+struct fit_columns_args {
+    struct mat w; /* [N, n] fp32: the columns of one group, finite */
+    const struct candidate *candidate;
+    const float *weight; /* [n] device memory, for RANGE_WEIGHTED; else NULL */
+    float *scale, *zero; /* device memory: row r's at [r·stride] */
+    int64_t stride;
+};
+enum rc cuda_fit_columns(struct backend_state *state, const struct fit_columns_args *a, struct err *e);
+
 /* One file each. */
 enum rc cuda_embed(struct backend_state *state, const struct embed_args *a, struct err *e);
 enum rc cuda_rmsnorm(struct backend_state *state, const struct rmsnorm_args *a, struct err *e);
