@@ -180,6 +180,13 @@ enum rc check_candidate(const struct candidate *c, struct err *e) {
     if (c->group < 0) return err_set(e, RC_INVALID, "group %d is negative", c->group);
     if (c->method == METHOD_HQQ && c->symmetric)
         return err_set(e, RC_UNSUPPORTED, "hqq moves the zero, which a symmetric candidate does not have: use rtn");
+    if (c->method == METHOD_FP8 && (c->bits != 8 || c->group != 0))
+        return err_set(e, RC_UNSUPPORTED, "fp8 has 8 bits and a scale a row");
+    if (candidate_uses_gptq(c) && c->range == RANGE_OUTPUT)
+        return err_set(e, RC_UNSUPPORTED, "gptq does not round to nearest: its range cannot be chosen by the output");
+    bool clips = c->range == RANGE_PERCENTILE || c->range == RANGE_RATIO;
+    if (clips && (c->clip < 1 || c->clip > PARTS))
+        return err_set(e, RC_INVALID, "%d of %d of the weights are no range", c->clip, PARTS);
     return RC_OK;
 }
 
@@ -188,11 +195,14 @@ enum rc check_scale(const struct scale_args *a, struct err *e) {
     TRY(matrix_of("scale: out", &a->out, a->m.rows, a->m.cols, e));
     if ((a->m.type == DTYPE_F64) != (a->out.type == DTYPE_F64))
         return err_set(e, RC_UNSUPPORTED, "scale: fp64 stays fp64, and nothing else becomes it");
-    return RC_OK;
+    if (a->m.type == DTYPE_F64) return RC_OK;
+    TRY(float_type(a->m.type, e));
+    return float_type(a->out.type, e);
 }
 
 enum rc check_column_share(const struct column_share_args *a, struct err *e) {
     TRY(matrix("column_share: w", &a->w, e));
+    TRY(float_type(a->w.type, e));
     if (a->w.rows < 1 || a->w.cols < 1 || a->group < 0)
         return err_set(e, RC_INVALID, "column_share: [%lld, %lld] in groups of %d is no Linear", (long long)a->w.rows,
                        (long long)a->w.cols, a->group);
@@ -241,7 +251,8 @@ enum rc check_quantize(const struct quantize_args *a, struct err *e) {
     TRY(check_quantized(a->out, e));
     int64_t group = a->candidate.group > 0 && a->candidate.group < a->w.cols ? a->candidate.group : a->w.cols;
     bool indexed = candidate_uses_gptq(&a->candidate) && a->candidate.order == ORDER_ACTIVATION;
-    if (a->out->bits != a->candidate.bits || a->out->group != group || (a->out->group_of != NULL) != indexed)
+    if (a->out->bits != a->candidate.bits || a->out->group != group || (a->out->group_of != NULL) != indexed ||
+        a->out->fp8 != (a->candidate.method == METHOD_FP8))
         return err_set(e, RC_INVALID, "quantize: the buffers were made for another candidate");
     if (a->report == NULL) return err_set(e, RC_INVALID, "quantize: nowhere to report");
     TRY(check_calibrated(a, e));

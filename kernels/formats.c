@@ -25,6 +25,11 @@ static int64_t group_length(const struct candidate *c, int64_t cols) {
     return c->group > 0 && c->group < cols ? c->group : cols;
 }
 
+/* Whether its columns' groups are stored. */
+static bool indexed(const struct candidate *c) {
+    return candidate_uses_gptq(c) && c->order == ORDER_ACTIVATION;
+}
+
 static struct packed dense_sizes(const struct candidate *c, int64_t rows, int64_t cols) {
     int64_t groups = ceil_div(cols, group_length(c, cols));
     struct packed p = {.layout = LAYOUT_DENSE, .scales_bytes = rows * groups * PARAMETER_BYTES};
@@ -47,11 +52,15 @@ struct packed packed_sizes(const struct candidate *c, int64_t rows, int64_t cols
     if (rows < 1 || cols < 1) return (struct packed){.layout = c->layout};
     if (c->method == METHOD_NONE)
         return (struct packed){.layout = c->layout, .codes_bytes = rows * cols * HALF_BYTES_PER_WEIGHT};
-    return c->layout == LAYOUT_HQQ ? hqq_sizes(c, rows, cols) : dense_sizes(c, rows, cols);
+    if (c->method == METHOD_FP8)
+        return (struct packed){.layout = c->layout, .codes_bytes = rows * cols, .scales_bytes = rows * PARAMETER_BYTES};
+    struct packed p = c->layout == LAYOUT_HQQ ? hqq_sizes(c, rows, cols) : dense_sizes(c, rows, cols);
+    if (indexed(c)) p.group_of_bytes = cols * WORD_BYTES;
+    return p;
 }
 
 int64_t packed_bytes(const struct packed *p) {
-    return p->codes_bytes + p->scales_bytes + p->zeros_bytes;
+    return p->codes_bytes + p->scales_bytes + p->zeros_bytes + p->group_of_bytes;
 }
 
 /* A code of at most 8 bits at any bit of a little-endian stream touches at most two bytes. */
@@ -143,19 +152,27 @@ static enum rc unpack_hqq(const uint8_t *codes, struct quantized *q, struct err 
     return RC_OK;
 }
 
-static void put_parameters(const float *values, int64_t count, uint8_t *out) {
+static void put_halves(const float *values, int64_t count, uint16_t (*narrow)(float), uint8_t *out) {
     for (int64_t i = 0; i < count; i++) {
-        uint16_t half = f32_to_f16(values[i]);
+        uint16_t half = narrow(values[i]);
         memcpy(out + i * PARAMETER_BYTES, &half, sizeof half);
     }
 }
 
-static void get_parameters(const uint8_t *in, int64_t count, float *values) {
+static void get_halves(const uint8_t *in, int64_t count, float (*widen)(uint16_t), float *values) {
     for (int64_t i = 0; i < count; i++) {
         uint16_t half;
         memcpy(&half, in + i * PARAMETER_BYTES, sizeof half);
-        values[i] = f16_to_f32(half);
+        values[i] = widen(half);
     }
+}
+
+static void put_parameters(const float *values, int64_t count, uint8_t *out) {
+    put_halves(values, count, f32_to_f16, out);
+}
+
+static void get_parameters(const uint8_t *in, int64_t count, float *values) {
+    get_halves(in, count, f16_to_f32, values);
 }
 
 static bool integer_zeros(const struct candidate *c) {
@@ -166,9 +183,18 @@ static bool integer_zeros(const struct candidate *c) {
 static enum rc check_fit(const struct quantized *q, const struct candidate *c, struct err *e) {
     TRY(check_candidate(c, e));
     TRY(check_quantized(q, e));
-    if (q->bits != c->bits || q->group != group_length(c, q->cols))
+    if (q->bits != c->bits || q->group != group_length(c, q->cols) || q->fp8 != (c->method == METHOD_FP8) ||
+        (q->group_of != NULL) != indexed(c))
         return err_set(e, RC_INVALID, "a Linear of %d bits in groups of %d is not what the candidate makes", q->bits,
                        q->group);
+    return RC_OK;
+}
+
+static enum rc check_groups(const struct quantized *q, struct err *e) {
+    for (int64_t k = 0; q->group_of != NULL && k < q->cols; k++)
+        if (q->group_of[k] < 0 || q->group_of[k] >= q->groups)
+            return err_set(e, RC_INVALID, "column %lld is in group %d of %lld", (long long)k, (int)q->group_of[k],
+                           (long long)q->groups);
     return RC_OK;
 }
 
@@ -181,14 +207,20 @@ static enum rc check_values(const struct quantized *q, const struct candidate *c
         if (!(q->zero[i] >= 0 && q->zero[i] < (float)(1 << q->bits) && q->zero[i] == (float)(int)q->zero[i]))
             return err_set(e, RC_INVALID, "the zero at row %lld, group %lld is %g, no integer of %d bits",
                            (long long)(i / q->groups), (long long)(i % q->groups), (double)q->zero[i], q->bits);
-    return RC_OK;
+    return check_groups(q, e);
+}
+
+static bool complete(const struct packed *p) {
+    return p->codes != NULL && p->scales != NULL && (p->zeros != NULL || p->zeros_bytes == 0) &&
+           (p->group_of != NULL || p->group_of_bytes == 0);
 }
 
 static enum rc buffers(struct packed *p, struct err *e) {
     p->codes = calloc(1, (size_t)p->codes_bytes);
     p->scales = calloc(1, (size_t)p->scales_bytes);
     p->zeros = p->zeros_bytes > 0 ? calloc(1, (size_t)p->zeros_bytes) : NULL;
-    if (p->codes != NULL && p->scales != NULL && (p->zeros != NULL || p->zeros_bytes == 0)) return RC_OK;
+    p->group_of = p->group_of_bytes > 0 ? calloc(1, (size_t)p->group_of_bytes) : NULL;
+    if (complete(p)) return RC_OK;
     long long bytes = packed_bytes(p);
     packed_release(p);
     return err_set(e, RC_NO_MEMORY, "no memory for %lld bytes of packed weights", bytes);
@@ -200,6 +232,12 @@ enum rc pack(const struct quantized *q, const struct candidate *c, struct packed
     TRY(check_values(q, c, e));
     *out = packed_sizes(c, q->rows, q->cols);
     TRY(buffers(out, e));
+    if (c->method == METHOD_FP8) {
+        memcpy(out->codes, q->codes, (size_t)out->codes_bytes);
+        put_halves(q->scale, q->rows, f32_to_bf16, out->scales);
+        return RC_OK;
+    }
+    if (out->group_of != NULL) memcpy(out->group_of, q->group_of, (size_t)out->group_of_bytes);
     if (c->layout == LAYOUT_HQQ)
         pack_hqq(q, out->codes);
     else
@@ -212,17 +250,33 @@ enum rc pack(const struct quantized *q, const struct candidate *c, struct packed
     return RC_OK;
 }
 
+static enum rc check_sizes(const struct packed *p, const struct packed *sizes, struct err *e) {
+    bool fits = p->layout == sizes->layout && p->codes_bytes == sizes->codes_bytes &&
+                p->scales_bytes == sizes->scales_bytes && p->zeros_bytes == sizes->zeros_bytes &&
+                p->group_of_bytes == sizes->group_of_bytes;
+    if (fits && complete(p)) return RC_OK;
+    return err_set(e, RC_INVALID,
+                   "packed buffers of %lld, %lld, %lld and %lld bytes (codes, scales, zeros, groups of columns) where "
+                   "%lld, %lld, %lld and %lld are needed",
+                   (long long)p->codes_bytes, (long long)p->scales_bytes, (long long)p->zeros_bytes,
+                   (long long)p->group_of_bytes, (long long)sizes->codes_bytes, (long long)sizes->scales_bytes,
+                   (long long)sizes->zeros_bytes, (long long)sizes->group_of_bytes);
+}
+
+static void unpack_fp8(const struct packed *p, struct quantized *out) {
+    memcpy(out->codes, p->codes, (size_t)p->codes_bytes);
+    get_halves(p->scales, out->rows, bf16_to_f32, out->scale);
+    memset(out->zero, 0, (size_t)out->rows * sizeof *out->zero);
+}
+
 enum rc unpack(const struct packed *p, const struct candidate *c, struct quantized *out, struct err *e) {
     TRY(check_fit(out, c, e));
     struct packed sizes = packed_sizes(c, out->rows, out->cols);
-    bool fits = p->layout == c->layout && p->codes_bytes == sizes.codes_bytes &&
-                p->scales_bytes == sizes.scales_bytes && p->zeros_bytes == sizes.zeros_bytes;
-    if (!fits || p->codes == NULL || p->scales == NULL || (p->zeros == NULL && p->zeros_bytes > 0))
-        return err_set(e, RC_INVALID,
-                       "packed buffers of %lld, %lld and %lld bytes (codes, scales, zeros) where %lld, %lld and %lld "
-                       "are needed",
-                       (long long)p->codes_bytes, (long long)p->scales_bytes, (long long)p->zeros_bytes,
-                       (long long)sizes.codes_bytes, (long long)sizes.scales_bytes, (long long)sizes.zeros_bytes);
+    TRY(check_sizes(p, &sizes, e));
+    if (c->method == METHOD_FP8) {
+        unpack_fp8(p, out);
+        return RC_OK;
+    }
     if (c->layout == LAYOUT_HQQ)
         TRY(unpack_hqq(p->codes, out, e));
     else
@@ -234,13 +288,15 @@ enum rc unpack(const struct packed *p, const struct candidate *c, struct quantiz
         unpack_zeros(p->zeros, out);
     else if (!c->symmetric)
         get_parameters(p->zeros, out->rows * out->groups, out->zero);
-    return RC_OK;
+    if (out->group_of != NULL) memcpy(out->group_of, p->group_of, (size_t)p->group_of_bytes);
+    return check_groups(out, e);
 }
 
 void packed_release(struct packed *p) {
     free(p->codes);
     free(p->scales);
     free(p->zeros);
+    free(p->group_of);
     *p = (struct packed){0};
 }
 

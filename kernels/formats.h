@@ -5,6 +5,8 @@
  * LAYOUT_HQQ (the hqq library's bit packing of its W_q): groups = reshape(−1, group), packed by row blocks:
  *   8, 6, 5 bits: u8; 4: u8, halves (top << 4 | bottom); 2: u8, quarters (<< 6, 4, 2, 0); 3: i32, tenths
  *   (<< 27, 24, …, 0, zero-padded); scales and float zeros 16-bit, one a group.
+ * Either: where columns have their groups in another order (g_idx), the group of each, int32 [K].
+ * METHOD_FP8: codes u8 [N, K], e4m3; scales bf16 [N].
  * packed_bytes is what the buffers really take: the allocation's budget counts these. */
 #ifndef HSAQ_KERNELS_FORMATS_H
 #define HSAQ_KERNELS_FORMATS_H
@@ -17,8 +19,8 @@
 
 struct packed {
     enum layout layout;
-    int64_t codes_bytes, scales_bytes, zeros_bytes;
-    uint8_t *codes, *scales, *zeros; /* malloc'ed; zeros NULL when symmetric */
+    int64_t codes_bytes, scales_bytes, zeros_bytes, group_of_bytes;
+    uint8_t *codes, *scales, *zeros, *group_of; /* malloc'ed; NULL where there are none: zeros when symmetric */
 };
 
 /* Sizes for a [rows, cols] Linear under a candidate, without data; `none` is 2 bytes a weight. */

@@ -41,9 +41,6 @@ enum rc cpu_scratch(struct backend_state *state, size_t bytes, void **memory, st
 /* `count` values of `type` (F32, F16 or BF16, any alignment) → fp32. */
 void cpu_convert(const void *host, enum dtype type, int64_t count, float *out);
 
-/* gptq.c: quantize by GPTQ; what was asked for is checked, and the weights are finite. */
-enum rc gptq_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
-
 /* One file each. */
 enum rc cpu_embed(struct backend_state *state, const struct embed_args *a, struct err *e);
 enum rc cpu_rmsnorm(struct backend_state *state, const struct rmsnorm_args *a, struct err *e);
@@ -59,6 +56,9 @@ enum rc cpu_scale(struct backend_state *state, const struct scale_args *a, struc
 enum rc cpu_column_share(struct backend_state *state, const struct column_share_args *a, struct err *e);
 enum rc cpu_factor(struct backend_state *state, const struct factor_args *a, struct err *e);
 enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
+/* … of which cpu_quantize checks the arguments. */
+enum rc cpu_fp8(struct backend_state *state, const struct quantize_args *a, struct err *e);
+enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
 

@@ -1,12 +1,6 @@
 #include "kernels/cpu/grid.h"
 
-#include <math.h>
-
 #include "kernels/cpu/simd.h"
-#include "kernels/formats.h"
-
-#define F16_MAX 65504.0
-#define F16_MIN_NORMAL 0x1p-14
 
 SIMD struct range grid_range(const float *w, int64_t n) {
     float low[LANES], high[LANES];
@@ -28,19 +22,6 @@ SIMD struct range grid_range(const float *w, int64_t n) {
         r.max = w[i] > r.max ? w[i] : r.max;
     }
     return r;
-}
-
-float grid_store_scale(double scale) {
-    if (scale >= F16_MAX) return (float)F16_MAX;
-    uint16_t half = f32_to_f16((float)scale);
-    if (half == 0 || (scale < F16_MIN_NORMAL && f16_to_f32(half) < scale)) half++;
-    return f16_to_f32(half);
-}
-
-float grid_store_zero(double zero, const struct candidate *c) {
-    double top = (double)((1 << c->bits) - 1);
-    if (c->zero == ZERO_INTEGER) return (float)fmin(fmax(rint(zero), 0), top);
-    return f16_to_f32(f32_to_f16((float)fmin(fmax(zero, -F16_MAX), F16_MAX)));
 }
 
 struct grid grid_constant(float value, const struct candidate *c) {

@@ -2,10 +2,16 @@
 #ifndef HSAQ_KERNELS_CPU_GRID_H
 #define HSAQ_KERNELS_CPU_GRID_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/candidate.h"
+
+#define F16_MAX 65504.0
+#define F16_MIN_NORMAL 0x1p-14
+#define F16_LEAST 0x1p-24
 
 struct grid {
     float scale, zero; /* 16-bit floats, both finite, scale > 0 */
@@ -17,10 +23,44 @@ struct range {
 };
 
 struct range grid_range(const float *w, int64_t n);
+
+/* Nearest half, ties to even, of what is no larger than the largest; no branches, so that loops over it vectorize. */
+static inline float round_f16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
+    float normal, subnormal = copysignf((value + 0.75f) - 0.75f, value); /* 0.75 has its last bit at 2^−24 */
+    memcpy(&normal, &bits, sizeof normal);
+    return value < F16_MIN_NORMAL && value > -F16_MIN_NORMAL ? subnormal : normal;
+}
+
 /* Nearest 16-bit scale, rounded up where rounding down would cut off the range (subnormals), never 0 or Inf. */
-float grid_store_scale(double scale);
-/* Nearest 16-bit zero, never Inf; integer zeros also lie in 0…top, since storage gives them no more bits. */
-float grid_store_zero(double zero, const struct candidate *c);
+static inline float grid_store_scale(double scale) {
+    double half = round_f16((float)(scale < F16_MAX ? scale : F16_MAX));
+    double subnormal = half < scale || half == 0 ? half + F16_LEAST : half;
+    return (float)(scale < F16_MIN_NORMAL ? subnormal : half);
+}
+
+/* Nearest 16-bit zero, never Inf; integer zeros also lie in 0…top, since storage gives them no more bits; a symmetric
+ * candidate has but one. */
+static inline float grid_store_zero(double zero, const struct candidate *c) {
+    bool integer = c->zero == ZERO_INTEGER;
+    double half = 1 << (c->bits - 1), least = integer ? 0 : -F16_MAX, most = integer ? 2 * half - 1 : F16_MAX;
+    least = c->symmetric ? half : least;
+    most = c->symmetric ? half : most;
+    double value = integer ? rint(zero) : zero;
+    value = value > least ? value : least;
+    value = value < most ? value : most;
+    return round_f16((float)value);
+}
+
+/* The grid from min to max; from −max to max where symmetric, at codes ±(2^(b−1) − 1). */
+static inline struct grid grid_between(double min, double max, const struct candidate *c) {
+    int top = (1 << c->bits) - 1;
+    float scale = grid_store_scale((max - min) / (c->symmetric ? top - 1 : top));
+    return (struct grid){scale, grid_store_zero(-min / scale, c), top};
+}
+
 /* The grid that holds `value`: exactly, when a 16-bit scale (and a 16-bit float zero) can say it: every bf16 and fp16
  * value from 2^−24 to 65504, with a float zero every bf16 value from 2^−28 to 2^30. */
 struct grid grid_constant(float value, const struct candidate *c);
@@ -30,11 +70,8 @@ double grid_error(const struct grid *g, const float *w, int64_t n);
 /* q = clamp(round(w/scale + zero)), ties to even, in fp64 so that only true ties are ties. */
 void grid_encode(const struct grid *g, const float *w, int64_t n, uint8_t *codes);
 
-/* The grid from min to max; symmetric: from −m to m at codes ±(2^(b−1) − 1), m the larger of |min| and |max|. */
-struct grid grid_between(double min, double max, const struct candidate *c);
-
-/* The quantizers for one group of n weights that are not all equal: RTN over a given range, and HQQ's iteration from
- * one. */
+/* The quantizers for one group of n weights that are not all equal: RTN over a given range (symmetric: to the larger of
+ * |min| and |max|), and HQQ's iteration from one. */
 struct grid rtn_over(double min, double max, const float *w, int64_t n, const struct candidate *c);
 struct grid hqq_from(double min, double max, const float *w, int64_t n, const struct candidate *c);
 

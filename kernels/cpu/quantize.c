@@ -1,4 +1,5 @@
 #include <math.h>
+#include <string.h>
 
 #include "kernels/check.h"
 #include "kernels/cpu/cpu.h"
@@ -26,24 +27,54 @@ struct counts {
     int64_t constant, rtn;
 };
 
-/* What the range of the group at columns from … from + n is chosen by. */
-static struct fit_args fit_of(const struct quantize_args *a, const float *diagonal, int64_t row, int64_t from,
-                              int64_t n) {
-    struct fit_args fit = {.w = f32_row(a->w, row) + from, .n = n, .candidate = &a->candidate};
-    if (a->candidate.range == RANGE_WEIGHTED) fit.weight = diagonal + from;
-    if (a->candidate.range != RANGE_OUTPUT) return fit;
-    fit.h = f64_row(a->h, from) + from;
-    fit.h_stride = a->h.stride;
-    return fit;
+/* What ranges are chosen by, in scratch: diag H, or H's diagonal blocks one after another, [group, group] each: strided
+ * rows of a large H would all fall on the same lines of the cache. */
+struct importance {
+    const float *diagonal;
+    const double *blocks;
+};
+
+static enum rc get_diagonal(struct backend_state *state, struct mat h, struct importance *out, struct err *e) {
+    void *memory;
+    TRY(cpu_scratch(state, (size_t)h.cols * sizeof(float), &memory, e));
+    float *diagonal = memory;
+    for (int64_t k = 0; k < h.cols; k++)
+        diagonal[k] = (float)f64_row(h, k)[k];
+    out->diagonal = diagonal;
+    return RC_OK;
 }
 
-static struct counts quantize_row(const struct quantize_args *a, const float *diagonal, int64_t n) {
+static enum rc get_blocks(struct backend_state *state, struct mat h, int64_t group, struct importance *out,
+                          struct err *e) {
+    void *memory;
+    TRY(cpu_scratch(state, (size_t)(h.cols * group) * sizeof(double), &memory, e));
+    double *blocks = memory;
+    for (int64_t k = 0; k < h.cols; k++) {
+        int64_t from = k / group * group, length = h.cols - from < group ? h.cols - from : group;
+        memcpy(blocks + from * group + k % group * length, f64_row(h, k) + from, (size_t)length * sizeof *blocks);
+    }
+    out->blocks = blocks;
+    return RC_OK;
+}
+
+static enum rc get_importance(struct backend_state *state, const struct quantize_args *a, struct importance *out,
+                              struct err *e) {
+    *out = (struct importance){0};
+    if (a->candidate.range == RANGE_WEIGHTED) return get_diagonal(state, a->h, out, e);
+    if (a->candidate.range == RANGE_OUTPUT) return get_blocks(state, a->h, a->out->group, out, e);
+    return RC_OK;
+}
+
+static struct counts quantize_row(const struct quantize_args *a, const struct importance *by, int64_t n) {
     struct quantized *q = a->out;
     struct counts counts = {0};
     for (int64_t g = 0; g < q->groups; g++) {
         int64_t from = g * q->group, length = q->cols - from < q->group ? q->cols - from : q->group;
+        struct fit_args fit = {.w = f32_row(a->w, n) + from, .n = length, .candidate = &a->candidate};
+        fit.weight = by->diagonal != NULL ? by->diagonal + from : NULL;
+        fit.h = by->blocks != NULL ? by->blocks + from * q->group : NULL;
+        fit.h_stride = length;
         bool kept_rtn;
-        struct fit_args fit = fit_of(a, diagonal, n, from, length);
         struct grid grid = grid_fit(&fit, &kept_rtn);
         grid_encode(&grid, fit.w, length, q->codes + n * q->cols + from);
         q->scale[n * q->groups + g] = grid.scale;
@@ -55,27 +86,13 @@ static struct counts quantize_row(const struct quantize_args *a, const float *di
     return counts;
 }
 
-/* diag H in fp32, where the range is chosen by it. */
-static enum rc get_diagonal(struct backend_state *state, const struct quantize_args *a, const float **diagonal,
-                            struct err *e) {
-    void *memory;
-    *diagonal = NULL;
-    if (a->candidate.range != RANGE_WEIGHTED) return RC_OK;
-    TRY(cpu_scratch(state, (size_t)a->w.cols * sizeof **diagonal, &memory, e));
-    float *values = memory;
-    for (int64_t k = 0; k < a->w.cols; k++)
-        values[k] = (float)f64_row(a->h, k)[k];
-    *diagonal = values;
-    return RC_OK;
-}
-
 static enum rc quantize_rows(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     int64_t constant = 0, rtn = 0;
-    const float *diagonal;
-    TRY(get_diagonal(state, a, &diagonal, e));
+    struct importance by;
+    TRY(get_importance(state, a, &by, e));
 #pragma omp parallel for num_threads(state->threads) reduction(+ : constant, rtn)
     for (int64_t n = 0; n < a->w.rows; n++) {
-        struct counts counts = quantize_row(a, diagonal, n);
+        struct counts counts = quantize_row(a, &by, n);
         constant += counts.constant;
         rtn += counts.rtn;
     }
@@ -88,6 +105,6 @@ enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a,
     TRY(CHECK_TYPE(DTYPE_F32, e, a->w));
     TRY(CHECK_TYPE(DTYPE_F64, e, a->h));
     TRY(check_finite(state, &a->w, e));
-    if (candidate_uses_gptq(&a->candidate)) return gptq_quantize(state, a, e);
-    return quantize_rows(state, a, e);
+    if (a->candidate.method == METHOD_FP8) return cpu_fp8(state, a, e);
+    return candidate_uses_gptq(&a->candidate) ? cpu_gptq(state, a, e) : quantize_rows(state, a, e);
 }

@@ -1,12 +1,12 @@
 /* Which part of a group's range its grid spans.
  *
- * The searches try a range ever smaller and judge each grid as storage keeps it, every weight at its nearest code:
- * RANGE_MSE by Σ e² and RANGE_WEIGHTED by Σ weight·e² over the steps of GPTQ's code (quant.py, find_params: 1, 0.99 …
- * 0.21 of min and max), RANGE_OUTPUT by eᵀHe over those of AWQ's (auto_clip: 1, 0.95 … 0.55 of max|w|, beyond which
- * both ends are cut). RTN over the full range always competes, and what is no better does not replace it, so no group
- * is worse than RTN by its criterion; of equals the larger range stays. A range that does not contain 0 shrinks towards
- * its end nearest to 0. HQQ iterates from each of the ten ranges 1, 0.95 … 0.55, and RTN of the same choice competes.
- */
+ * The searches try ranges ever smaller and judge each grid as storage keeps it, every weight at its nearest code:
+ * RANGE_MSE by Σ e², over the steps of GPTQ's code (quant.py, find_params: 1, 0.99 … 0.21 of min and max);
+ * RANGE_WEIGHTED by Σ weight·e², over 1.10 … 0.31: a wider range may put its grid on the weights that count;
+ * RANGE_OUTPUT by eᵀHe, over those of AWQ's (auto_clip: 1, 0.95 … 0.55 of max|w|, beyond which both ends are cut). RTN
+ * over the full range always competes, and what is no better does not replace it, so no group is worse than RTN by its
+ * criterion; of equals the larger range stays. A range that does not contain 0 shrinks towards its end nearest to 0.
+ * HQQ iterates from each of the ten ranges 1, 0.95 … 0.55, and RTN of the same choice competes. */
 #include <math.h>
 
 #include "kernels/cpu/grid.h"
@@ -20,7 +20,8 @@ struct span {
 struct steps {
     int first, count, of;
 };
-static const struct steps fine = {100, 80, 100}, coarse = {20, 10, 20};
+static const struct steps fine = {100, 80, 100}, wider = {110, 80, 100}, coarse = {20, 10, 20};
+enum { TRIES_MAX = 80 };
 
 /* --- Criteria --- */
 
@@ -119,14 +120,56 @@ static double judge(const struct fit_args *a, const struct grid *g) {
 
 /* --- Searches --- */
 
+static inline double clamp(double value, double least, double most) {
+    value = value > least ? value : least;
+    return value < most ? value : most;
+}
+
 /* `p` of the range. */
-static struct span shrunk(struct span s, double p, enum range_choice range) {
-    if (range == RANGE_OUTPUT) {
-        double limit = p * fmax(fabs(s.min), fabs(s.max));
-        return (struct span){fmin(fmax(s.min, -limit), limit), fmin(fmax(s.max, -limit), limit)};
+static inline struct span shrunk(struct span s, double p, enum range_choice range) {
+    double limit = p * (-s.min > s.max ? -s.min : s.max), fixed = clamp(0, s.min, s.max);
+    limit = range == RANGE_OUTPUT ? limit : INFINITY;
+    p = range == RANGE_OUTPUT ? 1 : p;
+    return (struct span){clamp(fixed + p * (s.min - fixed), -limit, limit),
+                         clamp(fixed + p * (s.max - fixed), -limit, limit)};
+}
+
+/* The group's extreme weights, and what counts their error. */
+struct extremes {
+    struct span at, weight;
+};
+
+static struct extremes find_extremes(const struct fit_args *a, struct span s) {
+    struct extremes found = {s, {1, 1}};
+    if (a->candidate->range == RANGE_OUTPUT) found.weight = (struct span){0, 0}; /* errors may cancel */
+    if (a->candidate->range != RANGE_WEIGHTED) return found;
+    for (int64_t i = 0; i < a->n; i++) {
+        if (a->w[i] == s.min) found.weight.min = a->weight[i];
+        if (a->w[i] == s.max) found.weight.max = a->weight[i];
     }
-    double fixed = fmin(fmax(0, s.min), s.max);
-    return (struct span){fixed + p * (s.min - fixed), fixed + p * (s.max - fixed)};
+    return found;
+}
+
+/* The grids of a search, and below which no criterion can be: what cutting off the extremes costs alone. As a rule that
+ * spares judging the smaller half of the ranges. */
+struct tries {
+    float scale[TRIES_MAX], zero[TRIES_MAX];
+    double floor[TRIES_MAX];
+};
+static const double ROUNDING = 0.999; /* of sums in fp32 */
+
+SIMD static void lay_out(struct span s, struct steps steps, const struct candidate *c, const struct extremes *x,
+                         struct tries *out) {
+    for (int i = 0; i < steps.count; i++) {
+        struct span part = shrunk(s, (double)(steps.first - i) / steps.of, c->range);
+        struct grid g = grid_between(part.min, part.max, c);
+        double above = x->at.max - (g.top - (double)g.zero) * g.scale, below = -(double)g.zero * g.scale - x->at.min;
+        above = above > 0 ? above : 0;
+        below = below > 0 ? below : 0;
+        out->scale[i] = g.scale;
+        out->zero[i] = g.zero;
+        out->floor[i] = ROUNDING * (x->weight.max * above * above + x->weight.min * below * below);
+    }
 }
 
 struct choice {
@@ -139,16 +182,23 @@ static void compete(const struct fit_args *a, struct grid grid, struct choice *b
     if (error < best->error) *best = (struct choice){grid, error};
 }
 
+static struct steps steps_of(enum range_choice range) {
+    return range == RANGE_OUTPUT ? coarse : range == RANGE_WEIGHTED ? wider : fine;
+}
+
 static struct choice rtn_search(const struct fit_args *a, struct span s) {
     const struct candidate *c = a->candidate;
     struct choice best = {.grid = rtn_over(s.min, s.max, a->w, a->n, c)};
     best.error = judge(a, &best.grid);
-    struct steps steps = c->range == RANGE_OUTPUT ? coarse : fine;
+    struct steps steps = steps_of(c->range);
+    struct extremes extremes = find_extremes(a, s);
+    struct tries tries;
+    if (c->symmetric) s.min = -(s.max = fmax(-s.min, s.max));
     if (c->zero == ZERO_INTEGER) s = (struct span){fmin(s.min, 0), fmax(s.max, 0)};
-    for (int i = 0; i < steps.count; i++) {
-        struct span part = shrunk(s, (double)(steps.first - i) / steps.of, c->range);
-        compete(a, grid_between(part.min, part.max, c), &best);
-    }
+    lay_out(s, steps, c, &extremes, &tries);
+    for (int i = 0; i < steps.count; i++)
+        if (!(tries.floor[i] > best.error))
+            compete(a, (struct grid){tries.scale[i], tries.zero[i], best.grid.top}, &best);
     return best;
 }
 

@@ -13,27 +13,14 @@ static struct grid better(struct grid a, struct grid b, const float *w, int64_t 
     return grid_error(&b, w, n) < grid_error(&a, w, n) ? b : a;
 }
 
-struct grid grid_between(double min, double max, const struct candidate *c) {
-    struct grid g = {.top = (1 << c->bits) - 1};
-    if (c->symmetric) {
-        int half = 1 << (c->bits - 1);
-        g.scale = grid_store_scale(fmax(fabs(min), fabs(max)) / (half - 1));
-        g.zero = (float)half;
-        return g;
-    }
-    g.scale = grid_store_scale((max - min) / g.top);
-    g.zero = grid_store_zero(-min / g.scale, c);
-    return g;
-}
-
-static struct grid symmetric(double min, double max, const float *w, int64_t n, const struct candidate *c) {
-    struct grid narrow = grid_between(min, max, c), wide = narrow;
-    wide.scale = grid_store_scale(fmax(fabs(min), fabs(max)) / (1 << (c->bits - 1)));
+static struct grid symmetric(double max_abs, const float *w, int64_t n, const struct candidate *c) {
+    struct grid narrow = grid_between(-max_abs, max_abs, c), wide = narrow;
+    wide.scale = grid_store_scale(max_abs / (1 << (c->bits - 1)));
     return better(narrow, wide, w, n);
 }
 
 struct grid rtn_over(double min, double max, const float *w, int64_t n, const struct candidate *c) {
-    if (c->symmetric) return symmetric(min, max, w, n, c);
+    if (c->symmetric) return symmetric(fmax(fabs(min), fabs(max)), w, n, c);
     struct grid plain = grid_between(min, max, c);
     if (min <= 0 && max >= 0) return plain;
     struct grid extended = grid_between(fmin(min, 0), fmax(max, 0), c);
