@@ -172,7 +172,7 @@ static size_t shorten(const char *number, size_t len, char *out) {
     return len;
 }
 
-/* In place: a compact dump has nothing but strings, numbers, names and punctuation. */
+/* In place: a dump has nothing but strings, numbers, names, punctuation and spaces. */
 static void shorten_reals(char *text) {
     char *out = text;
     while (*text != '\0') {
@@ -196,6 +196,12 @@ static void shorten_reals(char *text) {
 
 char *json_line(const json_t *value) {
     char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+    if (text != NULL) shorten_reals(text);
+    return text;
+}
+
+char *json_pretty(const json_t *value) {
+    char *text = json_dumps(value, JSON_INDENT(2) | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
     if (text != NULL) shorten_reals(text);
     return text;
 }

@@ -147,7 +147,7 @@ static enum rc add_final(void *ctx, int64_t window, const struct mat *x, struct 
 static enum rc measure_head(struct gram_walker *k, struct err *e) {
     const struct gram_walk *g = k->g;
     struct gram_linear l = {.index = g->model->linear_count - 1, .h = k->grams->h[INPUT_HEAD]};
-    enum rc rc = upload_weights(k->job, g->model->linears[l.index].weight, &l.w, e);
+    enum rc rc = upload_linear(k->job, &g->model->linears[l.index], &l.w, e);
     if (rc == RC_OK) rc = g->linear(g->ctx, k->job, &l, e);
     if (l.w.data) k->job->backend->free(k->job->device, l.w.data);
     return rc;
