@@ -200,8 +200,9 @@ char *json_line(const json_t *value) {
     return text;
 }
 
-char *json_pretty(const json_t *value) {
-    char *text = json_dumps(value, JSON_INDENT(2) | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+char *json_pretty(const json_t *value, bool sorted) {
+    size_t order = sorted ? JSON_SORT_KEYS : 0;
+    char *text = json_dumps(value, JSON_INDENT(2) | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17) | order);
     if (text != NULL) shorten_reals(text);
     return text;
 }

@@ -21,7 +21,7 @@ enum rc json_parse_file(const char *path, size_t max_bytes, json_t **out, struct
 
 /* One line, keys in insertion order; NULL only for a value jansson cannot dump. The caller frees. */
 char *json_line(const json_t *value);
-char *json_pretty(const json_t *value); /* the same, indented for people */
+char *json_pretty(const json_t *value, bool sorted); /* the same, indented for people; or by key */
 
 /* Appends "/key" (escaped per RFC 6901) or "/index" to a pointer held in a buffer of `capacity` bytes. */
 void json_pointer_push_key(char *pointer, size_t capacity, const char *key);

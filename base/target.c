@@ -4,8 +4,18 @@
 
 const char *const target_names[] = {"none", "compressed-tensors", "vllm", NULL};
 
-static int effective_group(const struct candidate *c, int64_t cols) {
-    return c->group < cols ? c->group : 0;
+struct candidate target_scheme(const struct candidate *c, int64_t cols) {
+    struct candidate scheme = *c;
+    if (c->method == METHOD_NONE) return (struct candidate){.method = METHOD_NONE, .bits = c->bits};
+    scheme.method = METHOD_RTN;
+    if (c->group >= cols) scheme.group = 0;
+    if (c->symmetric) scheme.zero = ZERO_FLOAT;
+    return scheme;
+}
+
+bool target_same_scheme(const struct candidate *a, const struct candidate *b) {
+    char x[CANDIDATE_ID_SIZE], y[CANDIDATE_ID_SIZE];
+    return strcmp(candidate_id(a, x), candidate_id(b, y)) == 0;
 }
 
 /* Both targets read this one format; no zero of it is a fraction. */
@@ -15,7 +25,7 @@ static enum rc check_format(const char *name, const struct candidate *c, int64_t
     if (!c->symmetric && c->zero != ZERO_INTEGER)
         return err_at(e, "/zero", RC_UNSUPPORTED,
                       "%s has no float zeros; use \"zero\": \"integer\", or \"symmetric\": true", name);
-    int group = effective_group(c, cols);
+    int group = target_scheme(c, cols).group;
     if (group != 0 && cols % group != 0)
         return err_at(e, "/group", RC_UNSUPPORTED, "%s needs groups that divide the %lld input channels; %d does not",
                       name, (long long)cols, group);
@@ -32,12 +42,6 @@ enum rc target_check(enum target target, const struct candidate *c, int64_t cols
     if (target == TARGET_NONE || c->method == METHOD_NONE) return RC_OK;
     TRY(check_format(target_names[target], c, cols, e));
     return target == TARGET_VLLM ? check_vllm(c, e) : RC_OK;
-}
-
-bool target_same_scheme(const struct candidate *a, const struct candidate *b, int64_t cols) {
-    if (a->method == METHOD_NONE || b->method == METHOD_NONE) return a->method == b->method;
-    return a->bits == b->bits && effective_group(a, cols) == effective_group(b, cols) && a->symmetric == b->symmetric &&
-           (a->symmetric || a->zero == b->zero) && a->layout == b->layout;
 }
 
 int target_tie(enum target target, const char *projection) {

@@ -20,11 +20,13 @@ extern const char *const target_names[]; /* NULL-terminated, indexed by enum tar
 /* Whether a Linear with so many input channels may be stored this way; RC_UNSUPPORTED says why not, and what to do. */
 enum rc target_check(enum target target, const struct candidate *c, int64_t cols, struct err *e);
 
-/* What a file says of a Linear with so many input channels: two that are alike here are stored alike, whatever method
- * made them. A target that computes several projections of a block as one wants them alike. */
-bool target_same_scheme(const struct candidate *a, const struct candidate *b, int64_t cols);
+/* What a file says of a Linear with so many input channels, as a candidate of METHOD_RTN whatever method made it (or
+ * METHOD_NONE): two that are equal here are stored alike. */
+struct candidate target_scheme(const struct candidate *c, int64_t cols);
+bool target_same_scheme(const struct candidate *a, const struct candidate *b); /* of two schemes */
 
-/* Which of the target's sets of projections that must be alike (q, k, v; gate, up) this one is in; −1: none. */
+/* A target that computes several projections of a block as one wants them stored alike: which of its sets (q, k, v;
+ * gate, up) this one is in; −1: none. */
 int target_tie(enum target target, const char *projection);
 
 #endif
