@@ -79,7 +79,8 @@ static void add_zeros(const struct linear *l, const struct candidate *c, const s
 static void add_packed(const struct artifact_contents *c, int64_t linear, struct out_shard *out) {
     const struct linear *l = &c->spec->model->linears[linear];
     struct candidate scheme = scheme_of(c->spec, linear);
-    struct packed p = c->packed != NULL ? c->packed[linear] : packed_sizes(&scheme, l->rows, l->cols);
+    struct packed p = packed_sizes(&scheme, l->rows, l->cols);
+    if (c->packed != NULL && c->packed[linear].codes != NULL) p = c->packed[linear];
     struct out_tensor codes = codes_tensor(&scheme, l->rows, l->cols, p.codes_bytes);
     int64_t groups = p.scales_bytes / 2 / l->rows;
     struct out_tensor scales = {.type = "F16", .shape = {l->rows, groups}, .bytes = p.scales_bytes, .data = p.scales};
@@ -206,6 +207,22 @@ char *artifact_config(const struct artifact_spec *spec, json_t *config) {
 
 /* --- README.md --- */
 
+static void put_scheme(const struct candidate *scheme, struct strbuf *text) {
+    if (scheme->method == METHOD_NONE) {
+        strbuf_puts(text, "as in the source");
+        return;
+    }
+    strbuf_printf(text, "%d bits, %s", scheme->bits,
+                  scheme->symmetric              ? "symmetric"
+                  : scheme->zero == ZERO_INTEGER ? "integer zeros"
+                                                 : "float zeros");
+    if (scheme->group > 0)
+        strbuf_printf(text, ", groups of %d", scheme->group);
+    else
+        strbuf_puts(text, ", a group a row");
+    if (scheme->layout == LAYOUT_HQQ) strbuf_puts(text, ", hqq layout");
+}
+
 static void put_counts(const struct artifact_spec *s, struct strbuf *text) {
     strbuf_puts(text, "| Linears | stored as | bits a weight |\n| ---: | --- | ---: |\n");
     for (int64_t first = 0; first < s->model->linear_count; first++) {
@@ -220,15 +237,25 @@ static void put_counts(const struct artifact_spec *s, struct strbuf *text) {
             bytes += is_quantized(s, i) ? packed_bytes(&sizes) : l->weight->bytes;
         }
         if (count == 0) continue;
-        char kind[64] = "as in the source";
-        if (is_quantized(s, first))
-            snprintf(kind, sizeof kind, "%d bits, %s, groups of %d%s", scheme.bits,
-                     scheme.symmetric              ? "symmetric"
-                     : scheme.zero == ZERO_INTEGER ? "integer zeros"
-                                                   : "float zeros",
-                     scheme.group, scheme.group == 0 ? " (whole rows)" : "");
-        strbuf_printf(text, "| %lld | %s | %.2f |\n", (long long)count, kind, 8.0 * (double)bytes / (double)weights);
+        strbuf_printf(text, "| %lld | ", (long long)count);
+        put_scheme(&scheme, text);
+        strbuf_printf(text, " | %.2f |\n", 8.0 * (double)bytes / (double)weights);
     }
+}
+
+/* transformers 5.24 makes room for zeros that are not packed, and refuses those that are; the package's own converter
+ * reads them. */
+static const char with_zeros[] =
+    "\nSome Linears have zeros, which `transformers` does not load from this format (5.24 does not); let the package\n"
+    "turn the folder into one with plain weights first:\n\n"
+    "    from compressed_tensors.entrypoints.convert import convert_checkpoint\n"
+    "    from compressed_tensors.entrypoints.convert.converters import CompressedTensorsDequantizer\n"
+    "    convert_checkpoint(\".\", \"plain\", CompressedTensorsDequantizer(\".\"))\n";
+
+static bool has_zeros(const struct artifact_spec *s) {
+    for (int64_t i = 0; i < s->model->linear_count; i++)
+        if (is_quantized(s, i) && !s->candidates[i].symmetric) return true;
+    return false;
 }
 
 static const char *const how_to_load[] = {
@@ -256,8 +283,9 @@ char *artifact_readme(const struct artifact_spec *spec, int64_t total_bytes) {
         "in its precision, unless provenance.json says otherwise.\n\n",
         spec->model->arch.family, spec->model->name, size_format(total_bytes, size, sizeof size));
     put_counts(spec, &text);
-    strbuf_printf(&text, "\n## Loading\n\n%s\n", how_to_load[spec->target]);
-    strbuf_puts(&text, "## Files\n\n"
+    strbuf_printf(&text, "\n## Loading\n\n%s", how_to_load[spec->target]);
+    if (spec->target == TARGET_COMPRESSED_TENSORS && has_zeros(spec)) strbuf_puts(&text, with_zeros);
+    strbuf_puts(&text, "\n## Files\n\n"
                        "- `allocation.json`: which Linear got which recipe.\n"
                        "- `provenance.json`: from which model, with which calibration and settings, by which version.\n"
                        "- `config.json`: the source's, with `quantization_config`.\n"
