@@ -241,7 +241,7 @@ void json_pointer_push_index(char *pointer, size_t capacity, size_t index) {
 const char *json_type_name(const json_t *value) {
     static const char *const names[] = {"an object", "an array", "a string", "an integer",
                                         "a number",  "true",     "false",    "null"};
-    return names[json_typeof(value)];
+    return value == NULL ? "nothing" : names[json_typeof(value)];
 }
 
 static enum rc wrong(const char *key, const char *expected, const json_t *value, struct err *e) {

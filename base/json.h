@@ -27,7 +27,7 @@ char *json_pretty(const json_t *value, bool sorted); /* the same, indented for p
 void json_pointer_push_key(char *pointer, size_t capacity, const char *key);
 void json_pointer_push_index(char *pointer, size_t capacity, size_t index);
 
-/* "an array", "a string", …: for messages that say what was there instead. */
+/* "an array", "a string", …, "nothing" of NULL: for messages that say what was there instead. */
 const char *json_type_name(const json_t *value);
 
 /* Members of documents that we or a model's author wrote: absent or null leaves *out as it was and is RC_OK; a wrong

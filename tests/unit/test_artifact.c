@@ -197,6 +197,117 @@ static void it_is_profiled_like_any_model(void **state) {
     fixture_close(&f);
 }
 
+/* --- as a model --- */
+
+static void hash_model(const char *path, struct hash128 *weights, int64_t count) {
+    static int32_t ids[4];
+    struct windows windows = {.ids = ids, .count = 1, .length = 4};
+    struct model *m;
+    must(model_open("made", path, &m, &err));
+    assert_int_equal(m->linear_count, count);
+    struct fingerprints *f = fingerprints_new(m);
+    while (fingerprints_next(f))
+        continue;
+    fingerprints_chain(f, &windows);
+    for (int64_t i = 0; i < count; i++)
+        weights[i] = *fingerprints_weight(f, i);
+    fingerprints_free(f);
+    model_close(m);
+}
+
+/* Sets two bytes of a tensor of the artifact. */
+static void spoil(const struct fixture *f, const char *tensor, uint16_t value) {
+    struct model *m;
+    char file[192];
+    must(model_open("made", f->path, &m, &err));
+    const struct st_tensor *t = safetensors_find(m->tensors, tensor);
+    assert_non_null(t);
+    snprintf(file, sizeof file, "%s/%s", f->path, t->file);
+    size_t len;
+    char *bytes = scratch_load(file, &len);
+    off_t at = (char *)memmem(bytes, len, t->data, (size_t)t->bytes) - bytes;
+    free(bytes);
+    model_close(m);
+    int fd = open(file, O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, &value, sizeof value, at), sizeof value);
+    close(fd);
+}
+
+static void a_packed_byte_changes_its_linears_fingerprint_alone(void **state) {
+    (void)state;
+    struct fixture f;
+    struct hash128 before[43], after[43];
+    fixture_open(&f, TINY, TARGET_NONE, ours, MIXED, NULL);
+    write_all(&f);
+    hash_model(f.path, before, 43);
+    static const char *const changed[] = {"mlp.up_proj.weight_packed", "self_attn.q_proj.weight_scale",
+                                          "mlp.gate_proj.weight_zero_point", "mlp.down_proj.weight_zero"};
+    static const int linear[] = {5, 0, 4, 6};
+    for (int i = 0; i < 4; i++) {
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.0.%s", changed[i]);
+        spoil(&f, name, 0x2345);
+        hash_model(f.path, after, 43);
+        for (int l = 0; l < 43; l++)
+            assert_true((memcmp(&before[l], &after[l], sizeof *before) != 0) == (l == linear[i]));
+        memcpy(before, after, sizeof before);
+    }
+    fixture_close(&f);
+}
+
+static void it_is_described_with_what_it_takes(void **state) {
+    (void)state;
+    struct fixture f;
+    struct model *made;
+    fixture_open(&f, TINY, TARGET_COMPRESSED_TENSORS, mixed, MIXED, "none");
+    write_all(&f);
+    must(model_open("made", f.path, &made, &err));
+    json_t *d = model_describe(made), *source = model_describe(f.model);
+    const json_t *linears = json_object_get(d, "linears"), *first = json_array_get(linears, 0);
+    assert_string_equal(json_string_value(json_object_get(d, "quantization")), "compressed-tensors");
+    assert_true(json_is_null(json_object_get(source, "quantization")));
+    assert_int_equal(json_integer_value(json_object_get(first, "bytes")), 128 * 128 / 2 + 128 * 2 * 2);
+    const json_t *packed = json_object_get(first, "packed");
+    assert_int_equal(json_integer_value(json_object_get(packed, "bits")), 4);
+    assert_true(json_is_true(json_object_get(packed, "symmetric")));
+    assert_true(json_is_null(json_object_get(json_array_get(linears, 2), "packed")));
+    assert_true(json_equal(json_object_get(d, "parameters"), json_object_get(source, "parameters")));
+    assert_true(json_equal(json_object_get(d, "unquantized_bytes"), json_object_get(source, "unquantized_bytes")));
+    json_decref(d);
+    json_decref(source);
+    model_close(made);
+    fixture_close(&f);
+}
+
+static void a_scale_that_is_no_number_is_named(void **state) {
+    (void)state;
+    struct fixture f;
+    struct run r;
+    fixture_open(&f, TINY, TARGET_COMPRESSED_TENSORS, mixed, MIXED, NULL);
+    write_all(&f);
+    spoil(&f, "model.layers.3.self_attn.k_proj.weight_scale", 0x7e00);
+    run_init(&r);
+    assert_int_equal(run_job(&r, f.path, FIXTURE "heldout.txt", "{" EVAL "}", NULL, NULL), RC_INVALID);
+    assert_non_null(strstr(r.err.message, "model.layers.3.self_attn.k_proj.weight_scale is NaN"));
+    run_release(&r);
+    fixture_close(&f);
+}
+
+static void codes_that_are_none_are_refused(void **state) {
+    (void)state;
+    static const char *const ids[] = {"hqq5g64-hqqpack"};
+    struct fixture f;
+    struct run r;
+    fixture_open(&f, TINY, TARGET_NONE, ids, 1, NULL);
+    write_all(&f);
+    spoil(&f, "model.layers.3.self_attn.k_proj.weight_packed", 0xffff);
+    run_init(&r);
+    assert_int_equal(run_job(&r, f.path, FIXTURE "heldout.txt", "{" EVAL "}", NULL, NULL), RC_INVALID);
+    assert_non_null(strstr(r.err.message, "model.layers.3.self_attn.k_proj in model-00004-of-00007.safetensors"));
+    run_release(&r);
+    fixture_close(&f);
+}
+
 /* --- whole or absent --- */
 
 static int by_name(const void *a, const void *b) {
@@ -503,6 +614,10 @@ int main(void) {
         cmocka_unit_test(every_form_reads_back_to_the_last_bit),
         cmocka_unit_test(an_eval_of_it_is_the_eval_of_its_codes),
         cmocka_unit_test(it_is_profiled_like_any_model),
+        cmocka_unit_test(a_packed_byte_changes_its_linears_fingerprint_alone),
+        cmocka_unit_test(it_is_described_with_what_it_takes),
+        cmocka_unit_test(a_scale_that_is_no_number_is_named),
+        cmocka_unit_test(codes_that_are_none_are_refused),
         cmocka_unit_test(a_killed_writer_loses_no_shard_and_changes_no_byte),
         cmocka_unit_test(what_another_writer_left_is_not_taken),
         cmocka_unit_test(a_finished_one_is_recognized_and_another_is_not_replaced),

@@ -62,7 +62,7 @@ static enum rc want_text(const json_t *object, const char *pointer, const char *
 
 static enum rc read_group_size(const json_t *weights, const char *pointer, int *group, struct err *e) {
     const char *strategy = NULL;
-    int64_t size = -1;
+    int64_t size = 0;
     TRY(json_get_string(weights, "strategy", &strategy, e));
     TRY(json_get_int(weights, "group_size", -1, INT32_MAX, &size, e));
     if (strategy == NULL) strategy = size > 0 ? "group" : size == -1 ? "channel" : "tensor";
