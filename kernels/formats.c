@@ -278,7 +278,7 @@ enum rc pack(const struct quantized *q, const struct candidate *c, struct packed
     put_parameters(q->scale, q->rows * q->groups, out->scales);
     if (integer_zeros(c))
         pack_zeros(q, out->zeros);
-    else if (!c->symmetric)
+    else if (out->zeros != NULL)
         put_parameters(q->zero, q->rows * q->groups, out->zeros);
     return RC_OK;
 }

@@ -73,11 +73,11 @@ static void a_pattern_matches_from_the_names_start(void **state) {
 static void our_own_dialect_says_more(void **state) {
     (void)state;
     struct quant_config *q;
-    const char *text = "{'quant_method':'hsaqd','config_groups':{"
-                       "'a':" GROUP("'x'", "'num_bits':5,'group_size':80,'strategy':'group','symmetric':false,'zero':'"
-                                           "float'") ",'b':" GROUP(
-                           "'y'", "'num_bits':3,'group_size':64,'strategy':'group','symmetric':false,"
-                                  "'zero':'float','layout':'hqq'") "}}";
+#define FLOAT "'strategy':'group','symmetric':false,'zero':'float'"
+    static const char text[] = "{'quant_method':'hsaqd','config_groups':{'a':" GROUP(
+        "'x'", "'num_bits':5,'group_size':80," FLOAT) ",'b':" GROUP("'y'", "'num_bits':3,'group_size':64,'layout':'hqq'"
+                                                                           "," FLOAT) "}}";
+#undef FLOAT
     assert_int_equal(read_config(text, &q), RC_OK);
     check_match(q, "x", "rtn5g80");
     check_match(q, "y", "rtn3g64-hqqpack");
