@@ -170,9 +170,11 @@ static void a_pattern_cannot_hold_us_up(void **state) {
 enum { N = 6, K = 96, GROUP = 32, GROUPS = 3 };
 static const struct candidate four = {METHOD_RTN, 4, GROUP, false, ZERO_INTEGER, LAYOUT_DENSE};
 
+static int64_t found_bytes; /* of the Linear, while its file was open */
+
 /* A file of one asymmetric 4-bit Linear, "l", of which a test changes one tensor (or leaves it out: type NULL). */
 static enum rc find_changed(const char *name, struct out_tensor changed, struct packed_linear **out) {
-    static const char zeros[N * K];
+    static const char zeros[8 * K]; /* as many as any asks for */
     static int64_t shape[2] = {N, K};
     const struct {
         const char *name;
@@ -196,6 +198,7 @@ static enum rc find_changed(const char *name, struct out_tensor changed, struct 
     if (safetensors_open(s.fd, &st, &err) != RC_OK) fail_msg("%s", err.message);
     enum rc rc = packed_linear_find(st, "l", &four, N, K, out, &err);
     if (rc != RC_OK) assert_null(*out);
+    found_bytes = rc == RC_OK ? packed_linear_bytes(*out) : 0;
     safetensors_close(st);
     shard_release(&shard);
     scratch_close(&s);
@@ -241,7 +244,7 @@ static void tensors_that_do_not_fit_are_refused_by_name(void **state) {
     };
     struct packed_linear *p;
     assert_int_equal(find_changed(NULL, (struct out_tensor){0}, &p), RC_OK);
-    assert_true(p->order == NULL && packed_linear_bytes(p) == N * K / 2 + 2 * N * GROUPS + 4 * GROUPS);
+    assert_true(p->order == NULL && found_bytes == N * K / 2 + 2 * N * GROUPS + 4 * GROUPS);
     free(p);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         enum rc rc = find_changed(cases[i].name, cases[i].t, &p);
