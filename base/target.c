@@ -5,12 +5,13 @@
 const char *const target_names[] = {"none", "compressed-tensors", "vllm", NULL};
 
 struct candidate target_scheme(const struct candidate *c, int64_t cols) {
-    struct candidate scheme = *c;
     if (c->method == METHOD_NONE) return (struct candidate){.method = METHOD_NONE, .bits = c->bits};
-    scheme.method = METHOD_RTN;
-    if (c->group >= cols) scheme.group = 0;
-    if (c->symmetric) scheme.zero = ZERO_FLOAT;
-    return scheme;
+    return (struct candidate){.method = METHOD_RTN,
+                              .bits = c->bits,
+                              .group = c->group < cols ? c->group : 0,
+                              .symmetric = c->symmetric,
+                              .zero = c->symmetric ? ZERO_FLOAT : c->zero,
+                              .layout = c->layout};
 }
 
 bool target_same_scheme(const struct candidate *a, const struct candidate *b) {

@@ -89,11 +89,26 @@ static uint64_t spread(uint64_t bits, int b) {
 
 enum { EIGHT = 8 };
 
+/* Of a row's eights, how many are whole and lie where eight bytes can be read or written at once, though only `bits` of
+ * them are theirs: what follows in the row is written later. */
+static int64_t wide_eights(int64_t count, int bits) {
+    int64_t whole = count / EIGHT, bytes = ceil_div(count * bits, 8);
+    int64_t wide = bytes < EIGHT ? 0 : (bytes - EIGHT) / bits + 1;
+    return wide < whole ? wide : whole;
+}
+
 /* The bytes of a row's stream up to its last code; zeros fill it up to whole words. */
 static void pack_row(const uint8_t *codes, int64_t count, int bits, uint8_t *stream) {
-    for (int64_t k = 0; k < count; k += EIGHT) {
+    int64_t wide = wide_eights(count, bits);
+    uint64_t eight;
+    for (int64_t i = 0; i < wide; i++) {
+        memcpy(&eight, codes + i * EIGHT, sizeof eight);
+        eight = squeeze(eight, bits);
+        memcpy(stream + i * bits, &eight, sizeof eight);
+    }
+    for (int64_t k = wide * EIGHT; k < count; k += EIGHT) {
         int64_t n = count - k < EIGHT ? count - k : EIGHT;
-        uint64_t eight = 0;
+        eight = 0;
         memcpy(&eight, codes + k, (size_t)n);
         eight = squeeze(eight, bits);
         memcpy(stream + k / EIGHT * bits, &eight, (size_t)ceil_div(n * bits, 8));
@@ -101,9 +116,16 @@ static void pack_row(const uint8_t *codes, int64_t count, int bits, uint8_t *str
 }
 
 static void unpack_row(const uint8_t *stream, int64_t count, int bits, uint8_t *codes) {
-    for (int64_t k = 0; k < count; k += EIGHT) {
+    int64_t wide = wide_eights(count, bits);
+    uint64_t eight, mask = bits < 8 ? (1ull << EIGHT * bits) - 1 : UINT64_MAX;
+    for (int64_t i = 0; i < wide; i++) {
+        memcpy(&eight, stream + i * bits, sizeof eight);
+        eight = spread(eight & mask, bits);
+        memcpy(codes + i * EIGHT, &eight, sizeof eight);
+    }
+    for (int64_t k = wide * EIGHT; k < count; k += EIGHT) {
         int64_t n = count - k < EIGHT ? count - k : EIGHT;
-        uint64_t eight = 0;
+        eight = 0;
         memcpy(&eight, stream + k / EIGHT * bits, (size_t)ceil_div(n * bits, 8));
         eight = spread(eight, bits);
         memcpy(codes + k, &eight, (size_t)n);

@@ -51,10 +51,16 @@ static void check_values(struct fixture *f) {
     struct model *made;
     must(model_open("made", f->path, &made, &err));
     assert_int_equal(made->linear_count, f->model->linear_count);
-    for (int64_t i = 0; i < made->linear_count; i++)
-        check_linear(f, &job, made, i);
-    for (int block = 0; block < made->arch.blocks; block++)
-        check_block(&job, made, block);
+    /* Also by way of the host's memory, as a device with its own gets them. */
+    struct backend apart = backend_cpu;
+    for (int own_memory = 0; own_memory < 2; own_memory++) {
+        apart.own_memory = own_memory;
+        job.backend = &apart;
+        for (int64_t i = 0; i < made->linear_count; i++)
+            check_linear(f, &job, made, i);
+        for (int block = 0; block < made->arch.blocks; block++)
+            check_block(&job, made, block);
+    }
     model_close(made);
 }
 
