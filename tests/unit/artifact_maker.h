@@ -21,7 +21,8 @@ static inline enum rc maker_quantize(struct artifact_maker *m, int64_t linear, s
     const struct linear *l = &m->spec.model->linears[linear];
     struct quantize_report report;
     float *w = xcalloc((size_t)(l->rows * l->cols), sizeof *w);
-    struct quantize_args a = {matf(w, l->rows, l->cols), m->spec.candidates[linear], q, &report};
+    struct quantize_args a = {
+        .w = matf(w, l->rows, l->cols), .candidate = m->spec.candidates[linear], .out = q, .report = &report};
     enum rc rc = backend_cpu.upload(m->device, l->weight->data, l->weight->type, l->rows * l->cols, w, e);
     if (rc == RC_OK) rc = backend_cpu.quantize(m->device, &a, e);
     free(w);
