@@ -291,12 +291,11 @@ static void check_expanded(const struct candidate *c, int64_t rows, int64_t cols
     linear_shape(&l, rows, cols, c);
     linear_fill(&l, c);
     assert_ok(pack(&l.q, c, &p, &err));
-    struct packed_view v = {*c,
-                            moved(p.codes, p.codes_bytes, codes),
-                            moved(p.scales, p.scales_bytes, scales),
-                            moved(p.zeros, p.zeros_bytes, zeros),
-                            DTYPE_F16,
-                            NULL};
+    struct packed_view v = {.candidate = *c,
+                            .codes = moved(p.codes, p.codes_bytes, codes),
+                            .scales = moved(p.scales, p.scales_bytes, scales),
+                            .zeros = moved(p.zeros, p.zeros_bytes, zeros),
+                            .parameters = DTYPE_F16};
     assert_ok(packed_expand(&v, matf(out, rows, cols), &err));
     assert_ok(packed_expand(&v, (struct mat){rounded, rows, cols, cols, DTYPE_BF16}, &err));
     for (int64_t i = 0; i < rows * cols; i++) {
@@ -326,7 +325,7 @@ static void packed_weights_expand_to_what_dequantizing_gives(void **state) {
 static void foreign_parameters_and_orders_are_read(void **state) {
     (void)state;
     enum { N = 5, K = 48, GROUPS = 3 };
-    struct candidate c = {METHOD_RTN, 4, 16, false, ZERO_INTEGER, LAYOUT_DENSE};
+    struct candidate c = {.method = METHOD_RTN, .bits = 4, .group = 16, .zero = ZERO_INTEGER};
     struct linear l;
     struct packed p;
     float wide[N * GROUPS], out[N * K];
@@ -342,7 +341,9 @@ static void foreign_parameters_and_orders_are_read(void **state) {
     }
     for (int k = 0; k < K; k++)
         order[k] = (7 * k + 2) % GROUPS;
-    struct packed_view v = {c, p.codes, wide, p.zeros, DTYPE_F32, order};
+    struct packed_view v = {.candidate = c, .codes = p.codes, .scales = wide, .zeros = p.zeros};
+    v.parameters = DTYPE_F32;
+    v.group_of = order;
     for (int type = 0; type < 2; type++) {
         assert_ok(packed_expand(&v, matf(out, N, K), &err));
         for (int i = 0; i < N * K; i++) {
@@ -358,7 +359,7 @@ static void foreign_parameters_and_orders_are_read(void **state) {
 
 static void codes_beyond_their_bits_are_not_expanded(void **state) {
     (void)state;
-    struct candidate c = {METHOD_HQQ, 6, 16, false, ZERO_FLOAT, LAYOUT_HQQ};
+    struct candidate c = {.method = METHOD_HQQ, .bits = 6, .group = 16, .layout = LAYOUT_HQQ};
     struct linear l;
     struct packed p;
     float out[2 * 32];
@@ -367,7 +368,8 @@ static void codes_beyond_their_bits_are_not_expanded(void **state) {
     linear_fill(&l, &c);
     assert_ok(pack(&l.q, &c, &p, &err));
     p.codes[3 * 16 + 4] = 0x40;
-    struct packed_view v = {c, p.codes, p.scales, p.zeros, DTYPE_F16, NULL};
+    struct packed_view v = {
+        .candidate = c, .codes = p.codes, .scales = p.scales, .zeros = p.zeros, .parameters = DTYPE_F16};
     assert_refused(packed_expand(&v, matf(out, 2, 32), &err), RC_INVALID, "more than 6 bits");
     assert_refused(packed_expand(&v, (struct mat){out, 2, 32, 32, DTYPE_F16}, &err), RC_UNSUPPORTED, "fp32 or bf16");
     packed_release(&p);

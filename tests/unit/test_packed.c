@@ -168,7 +168,7 @@ static void a_pattern_cannot_hold_us_up(void **state) {
 /* --- tensors --- */
 
 enum { N = 6, K = 96, GROUP = 32, GROUPS = 3 };
-static const struct candidate four = {METHOD_RTN, 4, GROUP, false, ZERO_INTEGER, LAYOUT_DENSE};
+static const struct candidate four = {.method = METHOD_RTN, .bits = 4, .group = GROUP, .zero = ZERO_INTEGER};
 
 static int64_t found_bytes; /* of the Linear, while its file was open */
 
