@@ -40,7 +40,7 @@ CUDA_CODE   = $(if $(filter native,$(CUDA_ARCHS)),-arch=native, \
                 $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
                 -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)))
 NVCCFLAGS   = -std=c++20 -O3 -lineinfo $(CUDA_CODE) -Xcompiler -fPIC,-fopenmp,-Wall,-Wextra,-Werror -I. $(NVCC_EXTRA)
-CUDA_LIBS   = -L$(CUDA_HOME)/lib64 -lcublas -lcublasLt
+CUDA_LIBS   = -L$(CUDA_HOME)/lib64 -lcublas -lcublasLt -lcusolver
 
 # A module is a folder; its main file stays out of the library so that tests can link the rest.
 sources = $(sort $(foreach d,$(1),$(wildcard $(d)/*.c)))
@@ -106,12 +106,12 @@ $(BUILD)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(QUIET_NVCC)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 # Codes are the CPU's to the last bit: no contraction there either.
-$(BUILD)/kernels/cuda/quantize.cu.o: NVCC_EXTRA := -fmad=false
+$(BUILD)/kernels/cuda/quantize.cu.o $(BUILD)/kernels/cuda/fit_columns.cu.o: NVCC_EXTRA := -fmad=false
 # What the library needs of ours is linked into it anew, position-independent.
 $(BUILD)/pic/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(QUIET_CC)$(CC) $(filter-out $(SANITIZE),$(CFLAGS_ALL)) -fPIC -MMD -MP -c $< -o $@
-$(BUILD)/libhsaq_cuda.so: $(CUDA_SRC:%=$(BUILD)/%.o) $(patsubst %.c,$(BUILD)/pic/%.o,base/err.c base/sizes.c base/utf8.c kernels/check.c)
+$(BUILD)/libhsaq_cuda.so: $(CUDA_SRC:%=$(BUILD)/%.o) $(patsubst %.c,$(BUILD)/pic/%.o,base/err.c base/sizes.c base/utf8.c kernels/check.c kernels/columns.c)
 	$(QUIET_LD)$(NVCC) -shared -cudart static -Xcompiler -fopenmp $^ $(CUDA_LIBS) -Xlinker -z,defs,-rpath,$(CUDA_HOME)/lib64 -o $@
 
 # The numerics are worth the compile time; the service is not. No contraction: the same bits on every instruction set.

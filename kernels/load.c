@@ -37,8 +37,8 @@ enum rc backend_cuda_load(enum dtype activation, const struct backend **backend,
     setenv(ORDER_VARIABLE, "PCI_BUS_ID", 0);
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL)
-        return err_set(e, RC_NOT_FOUND, "the CUDA backend cannot be loaded, install the CUDA runtime and cuBLAS: %s",
-                       dlerror());
+        return err_set(e, RC_NOT_FOUND,
+                       "the CUDA backend cannot be loaded, install CUDA's runtime, cuBLAS and cuSOLVER: %s", dlerror());
     *backend = dlsym(library, activation == DTYPE_BF16 ? "backend_cuda_bf16" : "backend_cuda_fp32");
     return *backend ? RC_OK : err_set(e, RC_NOT_FOUND, "%s holds no backend: it is of another version", path);
 }

@@ -43,7 +43,7 @@ enum rc cpu_scratch(struct backend_state *state, size_t bytes, void **memory, st
 void cpu_convert(const void *host, enum dtype type, int64_t count, float *out);
 
 /* gptq.c: quantize by GPTQ; what was asked for is checked, and the weights are finite. */
-enum rc gptq_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
+enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
 
 /* One file each. */
 enum rc cpu_embed(struct backend_state *state, const struct embed_args *a, struct err *e);

@@ -200,7 +200,7 @@ static enum rc run(struct backend_state *state, struct rounding *r, struct err *
     return RC_OK;
 }
 
-enum rc gptq_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     struct rounding r = {.a = a};
     TRY(steps_init(a, &r.steps, e));
     enum rc rc = run(state, &r, e);

@@ -106,5 +106,5 @@ enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a,
     TRY(CHECK_TYPE(DTYPE_F64, e, a->h));
     TRY(check_finite(state, &a->w, e));
     if (a->candidate.method == METHOD_FP8) return cpu_fp8(state, a, e);
-    return candidate_uses_gptq(&a->candidate) ? gptq_quantize(state, a, e) : quantize_rows(state, a, e);
+    return candidate_uses_gptq(&a->candidate) ? cpu_gptq(state, a, e) : quantize_rows(state, a, e);
 }

@@ -105,6 +105,7 @@ static void cuda_close(struct backend_state *state) {
     cuda_collective_close(state);
     cuda_gemm_forget(state);
     cuda_cudnn_close(state);
+    cuda_solver_close(state);
     if (state->blas) cublasDestroy(state->blas);
     if (state->lt) cublasLtDestroy(state->lt);
     cuda_free(state, state->blas_workspace);

@@ -36,6 +36,7 @@ struct gemm_plans;
 struct loader;
 struct cudnn;
 struct collective;
+struct solver;
 
 struct backend_state {
     int device;
@@ -52,6 +53,7 @@ struct backend_state {
     struct loader *loader;            /* load.cu; NULL before the first load */
     struct cudnn *cudnn;              /* attention_cudnn.cu; NULL before the first attention */
     struct collective *collective;    /* combine.cu; NULL before the first sum over devices */
+    struct solver *solver;            /* factor.cu; NULL before the first factor */
     struct buffer scratch, converted; /* device memory, counts against the limit */
     struct buffer staging;            /* pinned host memory */
     cudaEvent_t paces[2];             /* the last two calls of keep_pace */
@@ -117,6 +119,20 @@ enum rc cuda_cudnn_attention(struct backend_state *state, const struct attention
 void cuda_cudnn_close(struct backend_state *state);
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 
+/* gptq.cu: quantize by GPTQ; what was asked for is checked. */
+enum rc cuda_gptq_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
+/* quantize.cu: the weight at index n·K + k is no number: RC_INVALID, naming it. */
+enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e);
+/* The parameters of one group of columns, row by row. */
+struct fit_columns_args {
+    struct mat w; /* [N, n] fp32 */
+    const struct candidate *candidate;
+    const float *weight; /* [n] for RANGE_WEIGHTED */
+    float *scale, *zero; /* row r's at [r·stride] */
+    int64_t stride;
+};
+enum rc cuda_fit_columns(struct backend_state *state, const struct fit_columns_args *a, struct err *e);
+
 /* One file each. */
 enum rc cuda_embed(struct backend_state *state, const struct embed_args *a, struct err *e);
 enum rc cuda_rmsnorm(struct backend_state *state, const struct rmsnorm_args *a, struct err *e);
@@ -132,6 +148,7 @@ void cuda_collective_close(struct backend_state *state);
 enum rc cuda_scale(struct backend_state *state, const struct scale_args *a, struct err *e);
 enum rc cuda_column_share(struct backend_state *state, const struct column_share_args *a, struct err *e);
 enum rc cuda_factor(struct backend_state *state, const struct factor_args *a, struct err *e);
+void cuda_solver_close(struct backend_state *state);
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);

@@ -91,8 +91,7 @@ static enum rc fit_all(struct backend_state *state, const struct fit_args *a, st
     return RC_OK;
 }
 
-/* The first weight that is no number, in reading order, as RC_INVALID. */
-static enum rc refuse_bad(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e) {
+enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e) {
     int64_t row = (int64_t)bad / w->cols, col = (int64_t)bad % w->cols;
     float value = NAN;
     TRY(cuda_read_value(state, w, row, col, &value, e));
@@ -103,6 +102,7 @@ static enum rc refuse_bad(struct backend_state *state, const struct mat *w, unsi
 
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     TRY(check_quantize(a, e));
+    if (candidate_uses_gptq(&a->candidate)) return cuda_gptq_quantize(state, a, e);
     int64_t count = a->w.rows * a->w.cols;
     struct findings found = {(unsigned long long)count, 0, 0}, *device;
     void *memory;
@@ -114,7 +114,7 @@ enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a
     struct fit_args f = {a->w, a->candidate, *a->out, device};
     TRY(fit_all(state, &f, e));
     TRY(cuda_download(state, device, sizeof found, &found, e));
-    if (found.bad < (unsigned long long)count) return refuse_bad(state, &a->w, found.bad, e);
+    if (found.bad < (unsigned long long)count) return cuda_refuse_weight(state, &a->w, found.bad, e);
     *a->report = {(int64_t)found.constant, (int64_t)found.rtn};
     return RC_OK;
 }

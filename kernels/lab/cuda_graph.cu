@@ -13,7 +13,9 @@
  * The row to look at is SmolLM2's own: an eval at 747,551 tokens/s (docs/performance.md) is 18 µs a kernel at chunks of
  * 8192 tokens, all the gaps between them included.
  *
- * measured: not run */
+ * measured (H100): a launch takes 2.7 µs of the host; between kernels on a stream 1.9 µs are lost, in a graph 0.9. Of
+ * kernels of 18 µs a graph saves 5.7%, of 50 µs 2.2%, of 100 µs 1.1%. Not worth a graph for each shape and buffer: what
+ * SmolLM2 loses, its small products lose. */
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>

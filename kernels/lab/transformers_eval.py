@@ -8,7 +8,8 @@ cache; forward and the NLL of every next token, over windows of 2048 in batches 
 transformers. Each batch size is warmed up with one batch; then --windows windows, rounded up to whole batches, are timed
 together, the card waited for at the end alone.
 
-measured: not run
+measured (transformers 5.17.0, PyTorch 2.11, H100, granite-3-8b): 24,448, 25,478 and 25,512 tokens/s in batches of 1, 4
+and 8; the bench's eval did 35,848 right before and 35,861 right after: 1.41 times as many.
 """
 import argparse
 import json

@@ -201,6 +201,39 @@ static void time_quantize(const char *id) {
     release(w_hat);
 }
 
+static struct mat gram_of(int64_t channels) {
+    struct mat x = activations(channels), h = {take(channels * channels * (int64_t)dtype_size(b->gram_type)), channels,
+                                               channels, channels, b->gram_type};
+    must(b->clear(state, h.data, (size_t)(channels * channels) * dtype_size(h.type), &err));
+    must(b->gram(state, &(struct gram_args){.x = x, .h = h}, &err));
+    must(b->gram_finish(state, h, &err));
+    release(x);
+    return h;
+}
+
+static void time_gptq(const char *id, int64_t rows, int64_t cols) {
+    struct candidate c;
+    struct quantized q;
+    struct factor f;
+    struct quantize_report report;
+    must(candidate_from_id(id, &c, &err));
+    must(quantized_alloc(b, state, rows, cols, &c, &q, &err));
+    must(factor_alloc(b, state, cols, &f, &err));
+    struct mat h = gram_of(cols), w = weights(rows, cols);
+    struct factor_args factor = {h, c.order, c.group, (double)c.damp / PARTS, &f};
+    struct quantize_args a = {.w = w, .candidate = c, .factor = &f, .out = &q, .report = &report};
+    double columns = (double)cols;
+    char name[64];
+    snprintf(name, sizeof name, "factor %lld", (long long)cols);
+    TIME(name, columns * columns * columns * 2 / 3, 0.0, f.upper, b->factor(state, &factor, &err));
+    snprintf(name, sizeof name, "%s %lldx%lld", id, (long long)rows, (long long)cols);
+    TIME(name, columns * columns * (double)rows, 0.0, w.data, b->quantize(state, &a, &err));
+    factor_release(b, state, &f);
+    quantized_release(b, state, &q);
+    release(h);
+    release(w);
+}
+
 static void time_score(bool pair) {
     int64_t whole = tokens;
     tokens = LENGTH; /* window by window */
@@ -233,6 +266,8 @@ static void time_quantizers(void) {
     time_quantize("hqq2g64");
     time_quantize("hqq3g64");
     time_quantize("hqq4g64");
+    time_gptq("gptq4g64", HIDDEN, HIDDEN);
+    time_gptq("gptq4g64-minmax", HIDDEN, HIDDEN);
 }
 
 static void time_all(void) {

@@ -370,21 +370,76 @@ static void the_output_error_is_far_below_rtn(void **state) {
     }
 }
 
+/* The range of RANGE_WEIGHTED is chosen by 1/U_kk². Where nothing hangs together that is H′_kk, and GPTQ is RTN with
+ * the same weights; a dead channel counts for nothing. */
+static void ranges_are_weighted_by_what_cannot_be_made_up_for(void **state) {
+    (void)state;
+    enum { N = 8, K = 200 };
+    seed(83);
+    double *h = host_doubles(K * K), *damped = host_doubles(K * K), mean = 0;
+    float *w = host_bf16(N * K, 0.5);
+    for (int k = 0; k < K; k++)
+        mean += (h[k * K + k] = k == 70 ? 0 : exp(2 * normal())) / K;
+    for (int k = 0; k < K; k++)
+        damped[k * K + k] = k == 70 ? 0 : h[k * K + k] + 0.01 * mean;
+    for (int n = 0; n < N; n++)
+        w[n * K + 70] = 0;
+    FOR_EACH(o, orders) {
+        if (orders[o] == ORDER_ACTIVATION) continue; /* its groups are others */
+        struct calibration calibration = calibrate(h, K, orders[o], 64, 0.01);
+        struct candidate c = {.method = METHOD_GPTQ, .bits = 3, .group = 64, .order = orders[o]};
+        c.range = RANGE_WEIGHTED;
+        struct outcome gptq = quantize(w, N, K, &c, &calibration.factor);
+        c.method = METHOD_RTN;
+        struct quantized q = device_quantized(N, K, &c);
+        struct quantize_report report;
+        struct quantize_args a = {put_matrix(w, N, K, 0), c, put_gram(damped, K), NULL, &q, &report};
+        assert_ok(dev.b->quantize(dev.s, &a, &err));
+        assert_memory_equal(gptq.scale, get_floats(q.scale, N * q.groups), (size_t)(N * q.groups) * sizeof(float));
+        assert_memory_equal(gptq.codes, get_bytes(q.codes, N * K), N * K);
+        release(&calibration.factor);
+    }
+}
+
+/* … and where channels hang together it pays. */
+static void weighted_ranges_lower_the_output_error(void **state) {
+    (void)state;
+    enum { N = 32, K = 192 };
+    static const enum range_choice ranges[] = {RANGE_FULL, RANGE_MSE, RANGE_WEIGHTED};
+    FOR_EACH(o, orders) {
+        seed(85);
+        double *h = correlated(3 * K, K), drift[3];
+        float *w = host_bf16(N * K, 0.02);
+        struct mat device_h = put_gram(h, K);
+        struct calibration calibration = calibrate(h, K, orders[o], 64, 0.01);
+        FOR_EACH(i, ranges) {
+            struct candidate c = {.method = METHOD_GPTQ, .bits = 3, .group = 64, .order = orders[o]};
+            c.range = ranges[i];
+            struct outcome outcome = quantize(w, N, K, &c, &calibration.factor);
+            drift[i] = drift_of(w, &outcome, device_h);
+        }
+        if (!(drift[2] < drift[1] && drift[1] < drift[0]))
+            fail_msg("order %d: %g, by MSE %g, weighted %g", (int)orders[o], drift[0], drift[1], drift[2]);
+        release(&calibration.factor);
+    }
+}
+
 static void constant_groups_are_counted_as_they_are_fitted(void **state) {
     (void)state;
-    enum { N = 3, K = 64 };
+    enum { N = 290, K = 64 };
     double *h = host_doubles(K * K); /* nothing hangs together: nothing is corrected */
     for (int k = 0; k < K; k++)
         h[k * K + k] = 1 + k;
     float *w = host_bf16(N * K, 0.02);
-    for (int k = 16; k < 32; k++)
-        w[K + k] = 0.5f;
+    for (int n = 5; n < N; n += 20)
+        for (int k = 16; k < 32; k++)
+            w[n * K + k] = 0.5f;
     FOR_EACH(o, orders) {
         if (orders[o] == ORDER_ACTIVATION) continue; /* its groups are others */
         struct calibration calibration = calibrate(h, K, orders[o], 16, 0.01);
         struct candidate c = {.method = METHOD_GPTQ, .bits = 4, .group = 16, .order = orders[o]};
         struct outcome outcome = quantize(w, N, K, &c, &calibration.factor);
-        assert_int_equal(outcome.report.constant_groups, 1);
+        assert_int_equal(outcome.report.constant_groups, 15);
         assert_int_equal(outcome.report.rtn_groups, 0);
         release(&calibration.factor);
     }
@@ -415,6 +470,11 @@ static void what_does_not_fit_together_is_refused(void **state) {
         other.order[k] = (k * 5) % K;
     assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
     other.order[0] = K;
+    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    a.candidate.order = ORDER_STATIC_GROUPS;
+    other.order[0] = -1;
+    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    other.order[0] = other.order[1];
     assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
     a = good;
     a.candidate.order = ORDER_ACTIVATION;
@@ -483,6 +543,8 @@ int main(void) {
         cmocka_unit_test(codes_are_the_references_on_a_singular_h),
         cmocka_unit_test(dead_channels_have_no_say),
         cmocka_unit_test(the_output_error_is_far_below_rtn),
+        cmocka_unit_test(ranges_are_weighted_by_what_cannot_be_made_up_for),
+        cmocka_unit_test(weighted_ranges_lower_the_output_error),
         cmocka_unit_test(constant_groups_are_counted_as_they_are_fitted),
         cmocka_unit_test(what_does_not_fit_together_is_refused),
         cmocka_unit_test(codes_are_those_of_numpy),

@@ -1,5 +1,6 @@
 /* Every operation refuses arguments that do not fit together, by name, before it touches memory. */
 #include <limits.h>
+#include <math.h>
 
 #include "tests/ops/harness.h"
 
@@ -168,6 +169,38 @@ static void gram_refuses_an_h_of_another_size(void **state) {
     REFUSED(gram, RC_INVALID, "gram: x: no data", a.x.data = NULL);
 }
 
+static struct factor_args factor_arguments(void) {
+    float *identity = host_zeros(2 * K * K);
+    double *wide = (double *)(void *)identity;
+    for (int k = 0; k < K; k++)
+        if (dev.b->gram_type == DTYPE_F64)
+            wide[k * K + k] = 1;
+        else
+            identity[k * K + k] = 1;
+    static int32_t order[K];
+    static uint8_t dead[K];
+    static struct factor out;
+    out = (struct factor){K, put(host_zeros(K * K), K * K), order, dead, 0};
+    return (struct factor_args){{put(identity, 2 * K * K), K, K, K, dev.b->gram_type}, ORDER_NATURAL, 0, 0.01, &out};
+}
+
+static void factor_refuses_what_does_not_fit_together(void **state) {
+    (void)state;
+    ACCEPTED(factor);
+    REFUSED(factor, RC_INVALID, "factor: h: [7, 8] where [8, 8]", a.h.rows = 7);
+    REFUSED(factor, RC_INVALID, "factor: h: no data", a.h.data = NULL);
+    REFUSED(factor, RC_INVALID, "0 channels", a.h.rows = a.h.cols = 0);
+    REFUSED(factor, RC_INVALID, "groups of -1", a.group = -1);
+    REFUSED(factor, RC_INVALID, "damping 0", a.damp = 0);
+    REFUSED(factor, RC_INVALID, "damping nan", a.damp = NAN);
+    REFUSED(factor, RC_INVALID, "damping 1.5", a.damp = 1.5);
+    REFUSED(factor, RC_INVALID, "of 7 channels where 8", a.out->cols = 7);
+    REFUSED(factor, RC_INVALID, "no buffers", a.out->upper = NULL);
+    REFUSED(factor, RC_INVALID, "no buffers", a.out->order = NULL);
+    REFUSED(factor, RC_INVALID, "no buffers", a.out->dead = NULL);
+    REFUSED(factor, RC_UNSUPPORTED, "of type", a.h.type = DTYPE_BF16);
+}
+
 static const struct candidate four_bits = {.method = METHOD_RTN, .bits = 4, .group = 4};
 
 static struct quantized *quantized(void) {
@@ -251,6 +284,7 @@ int main(void) {
         cmocka_unit_test(silu_mul_refuses_different_shapes),
         cmocka_unit_test(score_refuses_labels_and_shapes_that_do_not_fit),
         cmocka_unit_test(gram_refuses_an_h_of_another_size),
+        cmocka_unit_test(factor_refuses_what_does_not_fit_together),
         cmocka_unit_test(quantize_refuses_buffers_of_another_candidate),
         cmocka_unit_test(candidates_that_nobody_can_make_are_refused),
         cmocka_unit_test(dequantize_refuses_another_shape),

@@ -1,0 +1,253 @@
+/* Twin of kernels/cpu/gptq.c. A team of threads has a row, each some of the block's columns in registers: whose column
+ * it is rounds it and tells the others the error. Within a block there is a launch for each group that begins in it, so
+ * that its parameters can be fitted when all columns before it are rounded. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "kernels/cuda/grid.cuh"
+extern "C" {
+#include "kernels/columns.h"
+}
+
+static const int HELD = STEPS_MAX / TEAM; /* columns of a block that one thread has */
+
+struct findings {
+    unsigned long long bad; /* least index n·K + k of a weight that is no number; N·K: none */
+    unsigned long long constant;
+};
+
+struct rounding {
+    struct quantized q;
+    const float *upper; /* [K, K] */
+    float *w;           /* [N, K] in the order of the steps, corrected up to the block at hand */
+    float *error;       /* [N, STEPS_MAX] of the block */
+    float *weight;      /* [K] for RANGE_WEIGHTED, in the order in which groups are fitted; else NULL */
+    int32_t *order;     /* [K] the column of each step */
+    int32_t *group;     /* [K] its group */
+    uint8_t *dead;      /* [K] by column */
+    struct findings *found;
+};
+
+/* w in the order of the steps, or as it lies; dead columns 0. */
+static __global__ void take_columns(struct mat from, struct rounding r, bool ordered) {
+    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x, n = i / r.q.cols, k = i % r.q.cols;
+    if (n >= r.q.rows) return;
+    int64_t column = ordered ? r.order[k] : k;
+    float value = load_stored(from.data, from.type, n * from.stride + column);
+    if (!isfinite(value)) atomicMin(&r.found->bad, (unsigned long long)(n * r.q.cols + column));
+    r.w[i] = r.dead[column] ? 0 : value;
+}
+
+static __global__ void describe_groups(struct rounding r) {
+    int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (k < r.q.cols) r.q.group_of[r.order[k]] = r.group[k];
+}
+
+/* 1/U_kk², the error that is left when all columns behind k have made up for k's, as a share of the largest; nothing
+ * that a dead column does is an error. One block. */
+static __global__ void fill_weight(struct rounding r, bool ordered) {
+    float most = -INFINITY;
+    for (int64_t k = threadIdx.x; k < r.q.cols; k += BLOCK)
+        if (!r.dead[r.order[k]]) most = fmaxf(most, -r.upper[k * r.q.cols + k]);
+    double least = -block_max(most);
+    for (int64_t k = threadIdx.x; k < r.q.cols; k += BLOCK) {
+        int64_t column = r.order[k];
+        double share = least / r.upper[k * r.q.cols + k];
+        r.weight[ordered ? k : column] = r.dead[column] ? 0 : (float)(share * share);
+    }
+}
+
+/* One warp a row. */
+static __global__ void count_constant(struct mat group, unsigned long long *constant) {
+    int64_t row = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) / WARP;
+    if (row >= group.rows) return;
+    const float *w = (const float *)group.data + row * group.stride;
+    bool equal = true;
+    for (int64_t k = threadIdx.x % WARP; k < group.cols; k += WARP)
+        equal = equal && w[k] == w[0];
+    equal = __all_sync(0xffffffffu, equal);
+    if (equal && threadIdx.x % WARP == 0) atomicAdd(constant, 1ull);
+}
+
+/* Steps from … to of the block first … end. */
+struct segment {
+    int64_t first, from, to, end;
+};
+
+/* What rounds the weights of one row in the column of one step. */
+struct column {
+    struct grid grid;
+    float inverse, diagonal;
+    uint8_t *code;
+};
+
+static __device__ inline struct column column_at(const struct rounding &r, int64_t row, int64_t step) {
+    int64_t parameter = row * r.q.groups + r.group[step];
+    struct grid grid = {r.q.scale[parameter], r.q.zero[parameter], (1 << r.q.bits) - 1};
+    return {grid, 1 / grid.scale, r.upper[step * r.q.cols + step], r.q.codes + row * r.q.cols + r.order[step]};
+}
+
+/* Stores the code; the error is (w − ŵ)/U_kk. */
+static __device__ inline float round_weight(const struct column &c, float w, bool there) {
+    double code = nearest(c.grid, c.inverse, w);
+    if (there) *c.code = (uint8_t)code;
+    return (float)((w - (code - c.grid.zero) * c.grid.scale) / c.diagonal);
+}
+
+/* Rows that there are not go along with the first, for the sake of those in their warp, and store nothing. */
+static __global__ void __launch_bounds__(BLOCK) round_steps(struct rounding r, struct segment s) {
+    int64_t row = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) / TEAM, cols = r.q.cols;
+    bool there = row < r.q.rows;
+    if (!there) row = 0;
+    int lane = (int)threadIdx.x % TEAM, steps = (int)(s.to - s.from), width = (int)(s.end - s.from);
+    float *weights = r.w + row * cols + s.from, *errors = r.error + row * STEPS_MAX + (s.from - s.first), w[HELD];
+    const float *upper = r.upper + s.from * cols + s.from;
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        w[i] = i * TEAM + lane < width ? weights[i * TEAM + lane] : 0;
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        if (i * TEAM >= steps) break;
+        int own = i * TEAM + lane;
+        struct column column = column_at(r, row, s.from + (own < steps ? own : 0));
+        for (int t = 0; t < TEAM && i * TEAM + t < steps; t++, upper += cols) {
+            float error = 0;
+            if (lane == t) error = round_weight(column, w[i], there);
+            if (lane == t && there) errors[own] = error;
+            error = __shfl_sync(0xffffffffu, error, t, TEAM);
+            if (lane > t && own < width) w[i] -= error * upper[own];
+#pragma unroll
+            for (int j = i + 1; j < HELD; j++)
+                if (j * TEAM + lane < width) w[j] -= error * upper[j * TEAM + lane];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        int own = i * TEAM + lane;
+        if (there && own >= steps && own < width) weights[own] = w[i];
+    }
+}
+
+/* The parameters of group g from columns [at, at + n) of w. */
+static enum rc fit(struct backend_state *state, const struct quantize_args *a, const struct rounding *r, int64_t g,
+                   int64_t at, int64_t n, struct err *e) {
+    struct mat group = {r->w + at, r->q.rows, n, r->q.cols, DTYPE_F32};
+    struct fit_columns_args f = {group,          &a->candidate, r->weight ? r->weight + at : NULL,
+                                 r->q.scale + g, r->q.zero + g, r->q.groups};
+    count_constant<<<blocks_for(group.rows * WARP, BLOCK), BLOCK, 0, state->stream>>>(group, &r->found->constant);
+    LAUNCHED();
+    return cuda_fit_columns(state, &f, e);
+}
+
+static enum rc take(struct backend_state *state, const struct quantize_args *a, const struct rounding *r, bool ordered,
+                    struct err *e) {
+    take_columns<<<blocks_for(r->q.rows * r->q.cols, BLOCK), BLOCK, 0, state->stream>>>(a->w, *r, ordered);
+    LAUNCHED();
+    return RC_OK;
+}
+
+/* All groups as they lie, before any weight is corrected. */
+static enum rc fit_before(struct backend_state *state, const struct quantize_args *a, const struct rounding *r,
+                          struct err *e) {
+    TRY(take(state, a, r, false, e));
+    for (int64_t g = 0; g < r->q.groups; g++) {
+        int64_t from = g * r->q.group, rest = r->q.cols - from;
+        TRY(fit(state, a, r, g, from, rest < r->q.group ? rest : r->q.group, e));
+    }
+    return RC_OK;
+}
+
+/* One block: its steps, and what they do to the columns behind it. To cuBLAS, which counts columns first, all factors
+ * are transposed and change places. */
+static enum rc round_block(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
+                           const struct rounding *r, struct segment s, struct err *e) {
+    for (s.from = s.first; s.from < s.end; s.from = s.to) {
+        int64_t group_end = steps->group_end[s.from], g = steps->group[s.from];
+        if (steps_fit_at(steps, s.from)) TRY(fit(state, a, r, g, s.from, group_end - s.from, e));
+        s.to = steps->fitted_before || group_end > s.end ? s.end : group_end;
+        round_steps<<<blocks_for(r->q.rows * TEAM, BLOCK), BLOCK, 0, state->stream>>>(*r, s);
+        LAUNCHED();
+    }
+    const float minus_one = -1, one = 1;
+    int cols = (int)r->q.cols, rest = (int)(r->q.cols - s.end);
+    if (rest == 0) return RC_OK;
+    CUBLAS_TRY(cublasSgemm(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, rest, (int)r->q.rows, (int)(s.end - s.first),
+                           &minus_one, r->upper + s.first * cols + s.end, cols, r->error, STEPS_MAX, &one, r->w + s.end,
+                           cols));
+    return RC_OK;
+}
+
+static enum rc round_all(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
+                         const struct rounding *r, struct err *e) {
+    if (r->weight) {
+        fill_weight<<<1, BLOCK, 0, state->stream>>>(*r, !steps->fitted_before);
+        LAUNCHED();
+    }
+    if (r->q.group_of) {
+        describe_groups<<<blocks_for(r->q.cols, BLOCK), BLOCK, 0, state->stream>>>(*r);
+        LAUNCHED();
+    }
+    if (steps->fitted_before) TRY(fit_before(state, a, r, e));
+    TRY(take(state, a, r, true, e));
+    for (int64_t first = 0, end; first < r->q.cols; first = end) {
+        end = steps_block_end(steps, first);
+        TRY(round_block(state, a, steps, r, {first, first, first, end}, e));
+    }
+    return RC_OK;
+}
+
+static enum rc upload(struct backend_state *state, void *to, const void *host, size_t bytes, struct err *e) {
+    CUDA_TRY(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, state->stream));
+    return RC_OK;
+}
+
+static enum rc run(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
+                   const struct rounding *r, struct err *e) {
+    const unsigned long long count = (unsigned long long)(r->q.rows * r->q.cols);
+    struct findings found = {count, 0};
+    TRY(upload(state, r->found, &found, sizeof found, e));
+    TRY(upload(state, r->order, a->factor->order, (size_t)r->q.cols * sizeof *r->order, e));
+    TRY(upload(state, r->group, steps->group, (size_t)r->q.cols * sizeof *r->group, e));
+    TRY(upload(state, r->dead, a->factor->dead, (size_t)r->q.cols, e));
+    TRY(round_all(state, a, steps, r, e));
+    TRY(cuda_download(state, r->found, sizeof found, &found, e));
+    if (found.bad < count) return cuda_refuse_weight(state, &a->w, found.bad, e);
+    *a->report = {(int64_t)found.constant, 0};
+    return RC_OK;
+}
+
+static size_t aligned(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
+/* Memory of its own: fitting has the scratch. */
+static enum rc workspace_get(struct backend_state *state, const struct quantize_args *a, struct rounding *r,
+                             struct err *e) {
+    size_t rows = (size_t)a->w.rows, cols = (size_t)a->w.cols;
+    size_t w = aligned(rows * cols * sizeof(float)), error = aligned(rows * STEPS_MAX * sizeof(float));
+    size_t each = aligned(cols * sizeof(int32_t));
+    void *memory;
+    TRY(cuda_alloc(state, w + error + 4 * each + sizeof(struct findings), &memory, e));
+    char *at = (char *)memory;
+    *r = {*a->out, a->factor->upper, (float *)at, (float *)(at += w), NULL, NULL, NULL, NULL, NULL};
+    at += error;
+    if (a->candidate.range == RANGE_WEIGHTED) r->weight = (float *)at;
+    r->order = (int32_t *)(at + each);
+    r->group = (int32_t *)(at + 2 * each);
+    r->dead = (uint8_t *)(at + 3 * each);
+    r->found = (struct findings *)(at + 4 * each);
+    return RC_OK;
+}
+
+enum rc cuda_gptq_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+    struct steps steps;
+    struct rounding r;
+    TRY(steps_init(a, &steps, e));
+    enum rc rc = workspace_get(state, a, &r, e);
+    if (rc == RC_OK) {
+        rc = run(state, a, &steps, &r, e);
+        cuda_free(state, r.w);
+    }
+    steps_release(&steps);
+    return rc;
+}
