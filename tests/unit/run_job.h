@@ -84,13 +84,15 @@ static inline enum rc run_job(struct run *r, const char *model_path, const char 
                                      .scratch = r->scratch ? r->scratch : "/tmp"};
     assert_int_equal(worker_open(&options, &worker, &r->err), RC_OK);
     if (r->backend) worker.backend = r->backend;
-    struct msg_start start = {.job = "test",
-                              .attempt = 1,
-                              .spec = json_loads(text, 0, NULL),
-                              .model = json_pack("{ss ss}", "name", "M", "path", model_path),
-                              .dataset = json_pack("{ss ss}", "name", "D", "path", text_path),
-                              .inputs = inputs,
-                              .rows = earlier};
+    struct msg_start start = {
+        .job = "test",
+        .attempt = 1,
+        .spec = json_loads(text, 0, NULL),
+        .model = json_pack("{ss ss}", "name", "M", "path", model_path),
+        .dataset = json_pack("{ss ss}", "name", "D", "path", text_path),
+        .calibration = json_pack("{ss ss ss}", "name", "C", "sha256", "5a", "path", FIXTURE "calibration.txt"),
+        .inputs = inputs,
+        .rows = earlier};
     assert_non_null(start.spec);
     struct job_link link = {run_send, run_lookup, r};
     json_decref(r->result);
@@ -98,6 +100,7 @@ static inline enum rc run_job(struct run *r, const char *model_path, const char 
     json_decref(start.spec);
     json_decref(start.model);
     json_decref(start.dataset);
+    json_decref(start.calibration);
     worker_release(&worker);
     return rc;
 }

@@ -9,6 +9,9 @@
 #define HELDOUT FIXTURE "heldout.txt"
 #define SPEC(more) "{'kind':'eval','model':'M','dataset':'D','length':128,'windows':6" more "}"
 static const char rtn3[] = SPEC(",'uniform':{'method':'rtn','bits':3,'group':64}");
+#define CALIBRATED(method, samples)                                                                                    \
+    SPEC(",'uniform':{'method':'" method "','bits':3,'group':64},'calibration':{'dataset':'C','samples':" samples      \
+         ",'length':64,'sampling':'sequential'}")
 
 static double number(const struct run *r, const char *object, const char *member) {
     return json_number_value(json_object_get(json_object_get(r->result, object), member));
@@ -338,6 +341,115 @@ static void compare_pairs_with_an_earlier_eval(void **state) {
     run_release(&after);
 }
 
+static const json_t *calibration_of(const struct run *r) {
+    return json_object_get(r->result, "calibration");
+}
+
+/* What GPTQ and AWQ are for: less damage at the same bits. The result says what was done. */
+static void calibration_pays(void **state) {
+    (void)state;
+    static const char *const specs[] = {CALIBRATED("gptq", "48"), CALIBRATED("awq", "48"),
+                                        CALIBRATED("awq+gptq", "48")};
+    struct run plain;
+    run_init(&plain);
+    must_run(&plain, HELDOUT, rtn3, NULL);
+    assert_null(calibration_of(&plain));
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
+        struct run r;
+        run_init(&r);
+        must_run(&r, HELDOUT, specs[i], NULL);
+        assert_true(number(&r, "kl", "mean") < 0.8 * number(&plain, "kl", "mean"));
+        assert_true(number(&r, "reference", "nll") == number(&plain, "reference", "nll"));
+        assert_true(number(&r, "calibration", "tokens") == 48 * 64 && number(&r, "calibration", "moved") == 0);
+        assert_true(json_is_true(json_object_get(calibration_of(&r), "sequential")) == (i != 1));
+        const json_t *linears = json_object_get(calibration_of(&r), "linears");
+        assert_int_equal(json_array_size(linears), 6 * 7);
+        assert_string_equal(json_string_value(json_object_get(json_array_get(linears, 0), "name")),
+                            "model.layers.0.self_attn.q_proj");
+        run_release(&r);
+    }
+    run_release(&plain);
+}
+
+/* Killed while it calibrates, between windows, or after the last one. */
+static void interrupted_calibration_gives_the_same_result(void **state) {
+    (void)state;
+    static const char spec[] = CALIBRATED("awq+gptq", "2");
+    struct run whole;
+    run_init(&whole);
+    must_run(&whole, HELDOUT, spec, NULL);
+    without_time(whole.result);
+    int64_t rows = (int64_t)json_array_size(whole.rows);
+    const int64_t stops[] = {5, 6 * 7, rows - 3, rows};
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) {
+        int64_t stop = stops[i];
+        struct run cut, rest;
+        run_init(&cut);
+        run_init(&rest);
+        cut.stop_after = stop;
+        enum rc rc = run_job(&cut, FIXTURE "tiny", HELDOUT, spec, NULL, NULL);
+        assert_int_equal(rc, stop < rows ? RC_UNAVAILABLE : RC_OK);
+        must_run(&rest, HELDOUT, spec, cut.rows);
+        without_time(rest.result);
+        assert_true(json_equal(whole.result, rest.result));
+        assert_int_equal(json_array_size(cut.rows) + json_array_size(rest.rows), rows);
+        assert_true((rest.progress == 0) == (stop == rows));
+        run_release(&cut);
+        run_release(&rest);
+    }
+    run_release(&whole);
+}
+
+static json_t *allocation_of(const char *name, const char *candidate, json_t *calibration) {
+    return json_pack("{s{s{s[{ss ss}] so*}}}", "allocation", "result", "assignment", "name", name, "candidate",
+                     candidate, "calibration", calibration);
+}
+
+/* Of the profile behind it, unless the spec has another; an allocation that needs none asks for none. */
+static void allocation_brings_its_calibration(void **state) {
+    (void)state;
+    static const char spec[] = SPEC(",'allocation':'A'"), name[] = "model.layers.1.mlp.down_proj";
+    static const char own[] = SPEC(",'allocation':'A','calibration':{'dataset':'C','samples':2,'length':64}");
+    json_t *calibration = json_pack("{ss ss sI sI ss sI sI ss}", "dataset", "C", "sha256", "5a", "samples",
+                                    (json_int_t)3, "length", (json_int_t)64, "sampling", "random", "seed",
+                                    (json_int_t)5, "tokens", (json_int_t)192, "windows_hash", "");
+    json_t *inputs = allocation_of(name, "gptq3g64", calibration), *bare = allocation_of(name, "gptq3g64", NULL);
+    json_t *light = allocation_of(name, "rtn3g64", NULL);
+    struct run r;
+    run_init(&r);
+    assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, spec, NULL, inputs), RC_OK);
+    assert_true(number(&r, "calibration", "samples") == 3 && number(&r, "calibration", "seed") == 5);
+    assert_int_equal(json_array_size(json_object_get(calibration_of(&r), "linears")), 1);
+    assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, own, NULL, inputs), RC_OK);
+    assert_true(number(&r, "calibration", "samples") == 2);
+    assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, spec, NULL, light), RC_OK);
+    assert_null(calibration_of(&r));
+    assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, spec, NULL, bare), RC_INVALID);
+    assert_string_equal(r.err.pointer, "/calibration");
+    json_decref(inputs);
+    json_decref(bare);
+    json_decref(light);
+    run_release(&r);
+}
+
+/* lm_head beside the blocks, scaled through the final norm that only the quantized stream sees. */
+static void calibrated_head_is_evaluated(void **state) {
+    (void)state;
+    static const char spec[] = SPEC(",'allocation':'A','calibration':{'dataset':'C','samples':4,'length':64}");
+    struct run awq, rtn;
+    run_init(&awq);
+    run_init(&rtn);
+    json_t *inputs = allocation_of("lm_head", "awq8g64", NULL), *plain = allocation_of("lm_head", "rtn8g64", NULL);
+    assert_int_equal(run_job(&awq, FIXTURE "tiny", HELDOUT, spec, NULL, inputs), RC_OK);
+    assert_int_equal(run_job(&rtn, FIXTURE "tiny", HELDOUT, spec, NULL, plain), RC_OK);
+    assert_true(number(&awq, "kl", "mean") > 0);
+    assert_true(number(&awq, "kl", "mean") < 2 * number(&rtn, "kl", "mean"));
+    json_decref(inputs);
+    json_decref(plain);
+    run_release(&awq);
+    run_release(&rtn);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(model_against_itself_differs_by_nothing),
@@ -352,6 +464,10 @@ int main(void) {
         cmocka_unit_test(cancel_waits_for_what_is_being_loaded),
         cmocka_unit_test(earlier_rows_must_be_complete),
         cmocka_unit_test(allocation_is_applied_by_name),
+        cmocka_unit_test(calibration_pays),
+        cmocka_unit_test(interrupted_calibration_gives_the_same_result),
+        cmocka_unit_test(allocation_brings_its_calibration),
+        cmocka_unit_test(calibrated_head_is_evaluated),
         cmocka_unit_test(compare_pairs_with_an_earlier_eval),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

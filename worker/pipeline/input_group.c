@@ -17,8 +17,11 @@ void input_group_release(struct input_group *g) {
 
 struct candidate candidate_for(const struct candidate *c, const struct linear *linear) {
     struct candidate out = *c;
-    bool q_or_k = !strcmp(linear->projection, "q_proj") || !strcmp(linear->projection, "k_proj");
-    if (c->method == METHOD_AWQ && c->range == RANGE_OUTPUT && q_or_k) out.range = RANGE_FULL;
+    static const char *const with_q_or_k[] = {"q_proj", "k_proj", "qkv_proj"};
+    bool found = false;
+    for (size_t i = 0; i < sizeof with_q_or_k / sizeof *with_q_or_k; i++)
+        found = found || !strcmp(linear->projection, with_q_or_k[i]);
+    if (c->method == METHOD_AWQ && c->range == RANGE_OUTPUT && found) out.range = RANGE_FULL;
     return out;
 }
 

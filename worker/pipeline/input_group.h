@@ -77,7 +77,8 @@ enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat
 enum rc group_effective_weights(struct input_group *g, int index, const struct candidate *c, struct mat out,
                                 struct err *e);
 
-/* AWQ leaves the range of q and k alone (it would clip the few channels that rope and softmax amplify). */
+/* AWQ leaves the range of q and k alone, also where v is stored with them (it would clip the few channels that rope and
+ * softmax amplify). */
 struct candidate candidate_for(const struct candidate *c, const struct linear *linear);
 
 #endif
