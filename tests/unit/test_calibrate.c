@@ -392,7 +392,7 @@ static int equal_linears(struct measured *m, const struct candidate *c, uint8_t 
         struct mat w;
         struct quantized q;
         struct input_group group = {.job = &g->job, .gram.h = m->grams.h[l->input], .w = &w, .count = 1};
-        golden_must(g, upload_weights(&g->job, l->weight, &w, &g->err));
+        golden_must(g, upload_linear(&g->job, l, &w, &g->err));
         golden_must(g, quantized_alloc(b, g->job.device, l->rows, l->cols, c, &q, &g->err));
         struct group_quantize_args a = {.group = &group, .candidate = c, .out = &q};
         golden_must(g, group_quantize(&a, &g->err));
