@@ -11,6 +11,7 @@
 static const int bit_widths[] = {2, 3, 4, 5, 6, 8}, few_bits[] = {2, 4, 8}, ends_of_bits[] = {2, 8};
 static const int groups[] = {16, 64, 100, 0}, odd_groups[] = {64, 100};
 static const enum range_choice searches[] = {RANGE_MSE, RANGE_WEIGHTED, RANGE_OUTPUT};
+static const char *const range_names[] = {"minmax", "mse", "weighted", "output", "percentile", "ratio"};
 static const enum range_choice all_ranges[] = {RANGE_FULL,   RANGE_MSE,        RANGE_WEIGHTED,
                                                RANGE_OUTPUT, RANGE_PERCENTILE, RANGE_RATIO};
 static const struct {
@@ -109,6 +110,7 @@ static void searches_find_the_best_of_all_ranges(void **state) {
     (void)state;
     static const double offsets[] = {0, 0.03, -7};
     struct calibration by = calibrate(80);
+    double close = dev.b->gram_type == DTYPE_F32 ? 1e-3 : 1e-4; /* eᵀ H e cancels, and an fp32 H is judged in fp32 */
     int64_t ties = 0, count = 0;
     FOR_EACH(r, searches) FOR_EACH(b, bit_widths) FOR_EACH(g, groups) FOR_EACH(k, kinds) FOR_EACH(s, offsets) {
         struct candidate c = candidate_of(METHOD_RTN, bit_widths[b], groups[g], k, searches[r]);
@@ -121,8 +123,10 @@ static void searches_find_the_best_of_all_ranges(void **state) {
             struct ref_grid want = ref_range_search(&fit, &margin), got = grid_of(&o, i);
             check_codes(&o, i, &fit);
             if (got.scale == want.scale && got.zero == want.zero) continue;
-            assert_true(margin < 1e-4);
-            assert_true(ref_criterion(&fit, &got) <= ref_criterion(&fit, &want) * (1 + 1e-4));
+            double excess = ref_criterion(&fit, &got) / ref_criterion(&fit, &want) - 1;
+            if (margin >= close || excess > close)
+                fail_msg("%s %d bits g%d, group %lld: %.3g worse, the next best %.3g", range_names[searches[r]], c.bits,
+                         c.group, (long long)i, excess, margin);
             ties++;
         }
     }

@@ -112,7 +112,7 @@ static void knows_the_canonical_spelling(void **state) {
                                       "awq+gptq3g128",
                                       "fp8",
                                       "fp8-tensor",
-                                      "gptq3g64-sym-weighted-actorder-damp0.05-static",
+                                      "gptq3g64-sym-mse-actorder-damp0.01-static",
                                       "gptq4g0-floatzero-minmax-natural",
                                       "awq4g64-minmax-sequential",
                                       "awq+gptq2g64-staticgroups",
@@ -145,9 +145,9 @@ static void refuses_other_spellings(void **state) {
                                       "rtn4g64-",
                                       "rtn4g64 ",
                                       "RTN4g64",
-                                      "gptq4g64-mse",
+                                      "gptq4g64-weighted",
                                       "gptq4g64-intzero",
-                                      "gptq4g64-damp0.01",
+                                      "gptq4g64-damp0.05",
                                       "gptq4g64-damp0.010",
                                       "gptq4g64-output",
                                       "gptq4g64-sequential",
@@ -230,13 +230,13 @@ static void faults_are_where_they_stand(void **state) {
 static void methods_have_their_defaults(void **state) {
     (void)state;
     struct candidate c = candidate_default(METHOD_GPTQ, 4, 64);
-    assert_true(c.zero == ZERO_INTEGER && c.range == RANGE_MSE && c.order == ORDER_GROUP_AWARE && c.sequential);
-    assert_int_equal(c.damp, PARTS / 100);
+    assert_true(c.zero == ZERO_INTEGER && c.range == RANGE_WEIGHTED && c.order == ORDER_GROUP_AWARE && c.sequential);
+    assert_int_equal(c.damp, PARTS / 20);
     expect_ids("[{\"method\":[\"gptq\",\"awq\",\"awq+gptq\"],\"bits\":[3,4]},{\"method\":\"fp8\"}]",
                "gptq3g64 gptq4g64 awq3g64 awq4g64 awq+gptq3g64 awq+gptq4g64 fp8");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"symmetric\":[true,false]}]", "gptq4g64-sym gptq4g64");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"damp\":[0.01,0.05,1],\"sequential\":false}]",
-               "gptq4g64-static gptq4g64-damp0.05-static gptq4g64-damp1-static");
+               "gptq4g64-damp0.01-static gptq4g64-static gptq4g64-damp1-static");
     expect_ids("[{\"method\":\"rtn\",\"bits\":4,\"range\":[\"percentile\",\"ratio\"],\"clip\":0.9999}]",
                "rtn4g64-pct0.9999 rtn4g64-ratio0.9999");
 }
