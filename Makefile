@@ -59,6 +59,7 @@ BENCH_SRC  := $(call sources,tests/bench)
 PROGRAMS    := $(BUILD)/hsaqd $(BUILD)/hsaq-worker $(if $(NVCC),$(if $(SANITIZE),,$(BUILD)/libhsaq_cuda.so))
 UNIT_TESTS  := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(UNIT_SRC))
 OPS_TESTS   := $(patsubst tests/ops/%.c,$(BUILD)/tests/ops/%,$(OPS_SRC))
+GOLDEN_TOOLS := $(patsubst tests/golden/%.c,$(BUILD)/tests/golden/%,$(call sources,tests/golden))
 BENCHES     := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(BENCH_SRC))
 LIBRARIES   := $(BUILD)/libhsaq_daemon.a $(BUILD)/libhsaq_worker.a $(BUILD)/libhsaq_kernels.a $(BUILD)/libhsaq_base.a
 
@@ -106,7 +107,7 @@ $(BUILD)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(QUIET_NVCC)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 # Codes are the CPU's to the last bit: no contraction there either.
-$(BUILD)/kernels/cuda/quantize.cu.o $(BUILD)/kernels/cuda/fit_columns.cu.o: NVCC_EXTRA := -fmad=false
+$(addprefix $(BUILD)/kernels/cuda/,quantize.cu.o range.cu.o): NVCC_EXTRA := -fmad=false
 # What the library needs of ours is linked into it anew, position-independent.
 $(BUILD)/pic/%.o: %.c Makefile
 	@mkdir -p $(@D)
@@ -126,10 +127,12 @@ $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(BUILD)/tests/ops/reference.o $(
 	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ -lcmocka $(DAEMON_LIBS) $(WORKER_LIBS) -o $@
 $(BUILD)/tests/ops/%: $(BUILD)/tests/ops/%.o $(call objects,$(OPS_SHARED)) $(BUILD)/libhsaq_kernels.a $(BUILD)/libhsaq_base.a
 	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ -lcmocka $(WORKER_LIBS) -o $@
+$(BUILD)/tests/golden/%: $(BUILD)/tests/golden/%.o $(LIBRARIES)
+	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ $(WORKER_LIBS) -o $@
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBRARIES)
 	$(QUIET_LD)$(CC) $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) $(WORKER_LIBS) -o $@
 
-c-tests: $(UNIT_TESTS) $(OPS_TESTS)
+c-tests: $(UNIT_TESTS) $(OPS_TESTS) $(GOLDEN_TOOLS)
 tests: programs c-tests ## build the programs and the C tests
 
 ifeq ($(V),)

@@ -172,7 +172,7 @@ static size_t shorten(const char *number, size_t len, char *out) {
     return len;
 }
 
-/* In place: a compact dump has nothing but strings, numbers, names and punctuation. */
+/* In place: a dump has nothing but strings, numbers, names, punctuation and spaces. */
 static void shorten_reals(char *text) {
     char *out = text;
     while (*text != '\0') {
@@ -196,6 +196,13 @@ static void shorten_reals(char *text) {
 
 char *json_line(const json_t *value) {
     char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+    if (text != NULL) shorten_reals(text);
+    return text;
+}
+
+char *json_pretty(const json_t *value, bool sorted) {
+    size_t order = sorted ? JSON_SORT_KEYS : 0;
+    char *text = json_dumps(value, JSON_INDENT(2) | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17) | order);
     if (text != NULL) shorten_reals(text);
     return text;
 }
@@ -234,7 +241,7 @@ void json_pointer_push_index(char *pointer, size_t capacity, size_t index) {
 const char *json_type_name(const json_t *value) {
     static const char *const names[] = {"an object", "an array", "a string", "an integer",
                                         "a number",  "true",     "false",    "null"};
-    return names[json_typeof(value)];
+    return value == NULL ? "nothing" : names[json_typeof(value)];
 }
 
 static enum rc wrong(const char *key, const char *expected, const json_t *value, struct err *e) {

@@ -21,12 +21,13 @@ enum rc json_parse_file(const char *path, size_t max_bytes, json_t **out, struct
 
 /* One line, keys in insertion order; NULL only for a value jansson cannot dump. The caller frees. */
 char *json_line(const json_t *value);
+char *json_pretty(const json_t *value, bool sorted); /* the same, indented for people; or by key */
 
 /* Appends "/key" (escaped per RFC 6901) or "/index" to a pointer held in a buffer of `capacity` bytes. */
 void json_pointer_push_key(char *pointer, size_t capacity, const char *key);
 void json_pointer_push_index(char *pointer, size_t capacity, size_t index);
 
-/* "an array", "a string", …: for messages that say what was there instead. */
+/* "an array", "a string", …, "nothing" of NULL: for messages that say what was there instead. */
 const char *json_type_name(const json_t *value);
 
 /* Members of documents that we or a model's author wrote: absent or null leaves *out as it was and is RC_OK; a wrong

@@ -30,10 +30,14 @@ static bool indexed(const struct candidate *c) {
     return candidate_uses_gptq(c) && c->order == ORDER_ACTIVATION;
 }
 
+static int64_t dense_row_bytes(int64_t cols, int bits) {
+    return ceil_div(cols * bits, WORD_BITS) * WORD_BYTES;
+}
+
 static struct packed dense_sizes(const struct candidate *c, int64_t rows, int64_t cols) {
     int64_t groups = ceil_div(cols, group_length(c, cols));
     struct packed p = {.layout = LAYOUT_DENSE, .scales_bytes = rows * groups * PARAMETER_BYTES};
-    p.codes_bytes = rows * ceil_div(cols * c->bits, WORD_BITS) * WORD_BYTES;
+    p.codes_bytes = rows * dense_row_bytes(cols, c->bits);
     if (c->symmetric) return p;
     p.zeros_bytes =
         c->zero == ZERO_INTEGER ? ceil_div(rows * c->bits, WORD_BITS) * WORD_BYTES * groups : p.scales_bytes;
@@ -76,22 +80,84 @@ static unsigned get_code(const uint8_t *stream, int64_t bit, int bits) {
     return pair >> (bit % 8) & ((1u << bits) - 1);
 }
 
+/* Eight codes of a byte each ↔ the 8·b bits that they take in a stream, which are b whole bytes: neighbours are pushed
+ * together within 16 bits, then 32, then 64. */
+static uint64_t squeeze(uint64_t codes, int b) {
+    const uint64_t odd16 = 0xff00ff00ff00ff00u, odd32 = 0xffff0000ffff0000u;
+    codes = (codes & ~odd16) | (codes & odd16) >> (8 - b);
+    codes = (codes & ~odd32) | (codes & odd32) >> (16 - 2 * b);
+    return (codes & 0xffffffffu) | codes >> 32 << 4 * b;
+}
+
+static uint64_t spread(uint64_t bits, int b) {
+    const uint64_t low32 = (1u << 2 * b) - 1, low16 = (1u << b) - 1;
+    bits = (bits & ((1ull << 4 * b) - 1)) | bits >> 4 * b << 32;
+    bits = (bits & low32 * 0x100000001u) | (bits & (low32 << 2 * b) * 0x100000001u) << (16 - 2 * b);
+    return (bits & low16 * 0x1000100010001u) | (bits & (low16 << b) * 0x1000100010001u) << (8 - b);
+}
+
+enum { EIGHT = 8 };
+
+/* Of a row's eights, how many are whole and lie where eight bytes can be read or written at once, though only `bits` of
+ * them are theirs: what follows in the row is written later. */
+static int64_t wide_eights(int64_t count, int bits) {
+    int64_t whole = count / EIGHT, bytes = ceil_div(count * bits, 8);
+    int64_t wide = bytes < EIGHT ? 0 : (bytes - EIGHT) / bits + 1;
+    return wide < whole ? wide : whole;
+}
+
+/* The bytes of a row's stream up to its last code; zeros fill it up to whole words. */
+static void pack_row(const uint8_t *codes, int64_t count, int bits, uint8_t *stream) {
+    int64_t wide = wide_eights(count, bits);
+    uint64_t eight;
+    for (int64_t i = 0; i < wide; i++) {
+        memcpy(&eight, codes + i * EIGHT, sizeof eight);
+        eight = squeeze(eight, bits);
+        memcpy(stream + i * bits, &eight, sizeof eight);
+    }
+    for (int64_t k = wide * EIGHT; k < count; k += EIGHT) {
+        int64_t n = count - k < EIGHT ? count - k : EIGHT;
+        eight = 0;
+        memcpy(&eight, codes + k, (size_t)n);
+        eight = squeeze(eight, bits);
+        memcpy(stream + k / EIGHT * bits, &eight, (size_t)ceil_div(n * bits, 8));
+    }
+}
+
+static void unpack_row(const uint8_t *stream, int64_t count, int bits, uint8_t *codes) {
+    int64_t wide = wide_eights(count, bits);
+    uint64_t eight, mask = bits < 8 ? (1ull << EIGHT * bits) - 1 : UINT64_MAX;
+    for (int64_t i = 0; i < wide; i++) {
+        memcpy(&eight, stream + i * bits, sizeof eight);
+        eight = spread(eight & mask, bits);
+        memcpy(codes + i * EIGHT, &eight, sizeof eight);
+    }
+    for (int64_t k = wide * EIGHT; k < count; k += EIGHT) {
+        int64_t n = count - k < EIGHT ? count - k : EIGHT;
+        eight = 0;
+        memcpy(&eight, stream + k / EIGHT * bits, (size_t)ceil_div(n * bits, 8));
+        eight = spread(eight, bits);
+        memcpy(codes + k, &eight, (size_t)n);
+    }
+}
+
 static void pack_dense(const struct quantized *q, uint8_t *codes) {
-    int64_t row_bytes = ceil_div(q->cols * q->bits, WORD_BITS) * WORD_BYTES;
+    int64_t row_bytes = dense_row_bytes(q->cols, q->bits);
+#pragma omp parallel for
     for (int64_t n = 0; n < q->rows; n++)
-        for (int64_t k = 0; k < q->cols; k++)
-            put_code(codes + n * row_bytes, k * q->bits, q->codes[n * q->cols + k]);
+        pack_row(q->codes + n * q->cols, q->cols, q->bits, codes + n * row_bytes);
 }
 
 static void unpack_dense(const uint8_t *codes, struct quantized *q) {
-    int64_t row_bytes = ceil_div(q->cols * q->bits, WORD_BITS) * WORD_BYTES;
+    int64_t row_bytes = dense_row_bytes(q->cols, q->bits);
+#pragma omp parallel for
     for (int64_t n = 0; n < q->rows; n++)
-        for (int64_t k = 0; k < q->cols; k++)
-            q->codes[n * q->cols + k] = (uint8_t)get_code(codes + n * row_bytes, k * q->bits, q->bits);
+        unpack_row(codes + n * row_bytes, q->cols, q->bits, q->codes + n * q->cols);
 }
 
 /* Integer zeros [N, G] ↔ words [ceil(N·b/32), G]: column g is a bitstream along N whose words lie G apart. */
 static void pack_zeros(const struct quantized *q, uint8_t *zeros) {
+#pragma omp parallel for
     for (int64_t g = 0; g < q->groups; g++)
         for (int64_t n = 0; n < q->rows; n++)
             for (int b = 0; b < q->bits; b++) {
@@ -102,17 +168,39 @@ static void pack_zeros(const struct quantized *q, uint8_t *zeros) {
             }
 }
 
+static unsigned zero_at(const uint8_t *zeros, int64_t groups, int bits, int64_t n, int64_t g) {
+    unsigned zero = 0;
+    for (int b = 0; b < bits; b++) {
+        int64_t bit = n * bits + b;
+        const uint8_t *word = zeros + (bit / WORD_BITS * groups + g) * WORD_BYTES;
+        zero |= (unsigned)(word[bit % WORD_BITS / 8] >> (bit % 8) & 1) << b;
+    }
+    return zero;
+}
+
 static void unpack_zeros(const uint8_t *zeros, struct quantized *q) {
-    for (int64_t g = 0; g < q->groups; g++)
-        for (int64_t n = 0; n < q->rows; n++) {
-            unsigned zero = 0;
-            for (int b = 0; b < q->bits; b++) {
-                int64_t bit = n * q->bits + b;
-                const uint8_t *word = zeros + (bit / WORD_BITS * q->groups + g) * WORD_BYTES;
-                zero |= (unsigned)(word[bit % WORD_BITS / 8] >> (bit % 8) & 1) << b;
-            }
-            q->zero[n * q->groups + g] = (float)zero;
-        }
+#pragma omp parallel for
+    for (int64_t n = 0; n < q->rows; n++)
+        for (int64_t g = 0; g < q->groups; g++)
+            q->zero[n * q->groups + g] = (float)zero_at(zeros, q->groups, q->bits, n, g);
+}
+
+/* Whether every code has but `bits` bits; all are read, so that the compiler takes many at a time. */
+static bool codes_fit(const struct quantized *q) {
+    unsigned any = 0;
+#pragma omp parallel for reduction(| : any)
+    for (int64_t i = 0; i < q->rows * q->cols; i++)
+        any |= q->codes[i];
+    return any >> q->bits == 0;
+}
+
+static enum rc check_codes(const struct quantized *q, struct err *e) {
+    if (codes_fit(q)) return RC_OK;
+    int64_t i = 0;
+    while (q->codes[i] >> q->bits == 0)
+        i++;
+    return err_set(e, RC_INVALID, "the code at row %lld, column %lld is %d, which %d bits cannot hold",
+                   (long long)(i / q->cols), (long long)(i % q->cols), q->codes[i], q->bits);
 }
 
 /* Where LAYOUT_HQQ keeps code k of row n: the groups are the rows of one matrix, cut into as many blocks of rows as a
@@ -129,6 +217,21 @@ static struct place hqq_place(const struct quantized *q, int64_t n, int64_t k) {
                           .shift = (int)(codes - 1 - row / step) * q->bits};
 }
 
+/* The codes of row n, and the bits of all together: a container of eight bits may hold more than it should. */
+static unsigned unpack_hqq_row(const uint8_t *stream, const struct quantized *q, int64_t n, uint8_t *codes) {
+    int bytes = containers[q->bits].bytes, stored_bits = containers[q->bits].codes == 1 ? 8 : q->bits;
+    unsigned any = 0;
+    for (int64_t from = 0; from < q->cols; from += q->group) {
+        struct place p = hqq_place(q, n, from);
+        for (int64_t k = from; k < q->cols && k < from + q->group; k++) {
+            unsigned code = get_code(stream + (p.container + k - from) * bytes, p.shift, stored_bits);
+            codes[k] = (uint8_t)code;
+            any |= code;
+        }
+    }
+    return any;
+}
+
 static void pack_hqq(const struct quantized *q, uint8_t *codes) {
     int bytes = containers[q->bits].bytes;
     for (int64_t n = 0; n < q->rows; n++)
@@ -139,17 +242,10 @@ static void pack_hqq(const struct quantized *q, uint8_t *codes) {
 }
 
 static enum rc unpack_hqq(const uint8_t *codes, struct quantized *q, struct err *e) {
-    int bytes = containers[q->bits].bytes, stored_bits = containers[q->bits].codes == 1 ? 8 : q->bits;
+#pragma omp parallel for
     for (int64_t n = 0; n < q->rows; n++)
-        for (int64_t k = 0; k < q->cols; k++) {
-            struct place p = hqq_place(q, n, k);
-            unsigned code = get_code(codes + p.container * bytes, p.shift, stored_bits);
-            if (code >> q->bits != 0)
-                return err_set(e, RC_INVALID, "the code at row %lld, column %lld is %u, which %d bits cannot hold",
-                               (long long)n, (long long)k, code, q->bits);
-            q->codes[n * q->cols + k] = (uint8_t)code;
-        }
-    return RC_OK;
+        unpack_hqq_row(codes, q, n, q->codes + n * q->cols);
+    return check_codes(q, e);
 }
 
 static void put_halves(const float *values, int64_t count, uint16_t (*narrow)(float), uint8_t *out) {
@@ -199,10 +295,7 @@ static enum rc check_groups(const struct quantized *q, struct err *e) {
 }
 
 static enum rc check_values(const struct quantized *q, const struct candidate *c, struct err *e) {
-    for (int64_t i = 0; i < q->rows * q->cols; i++)
-        if (q->codes[i] >> q->bits != 0)
-            return err_set(e, RC_INVALID, "the code at row %lld, column %lld is %d, which %d bits cannot hold",
-                           (long long)(i / q->cols), (long long)(i % q->cols), q->codes[i], q->bits);
+    TRY(check_codes(q, e));
     for (int64_t i = 0; integer_zeros(c) && i < q->rows * q->groups; i++)
         if (!(q->zero[i] >= 0 && q->zero[i] < (float)(1 << q->bits) && q->zero[i] == (float)(int)q->zero[i]))
             return err_set(e, RC_INVALID, "the zero at row %lld, group %lld is %g, no integer of %d bits",
@@ -245,7 +338,7 @@ enum rc pack(const struct quantized *q, const struct candidate *c, struct packed
     put_parameters(q->scale, q->rows * q->groups, out->scales);
     if (integer_zeros(c))
         pack_zeros(q, out->zeros);
-    else if (!c->symmetric)
+    else if (out->zeros != NULL)
         put_parameters(q->zero, q->rows * q->groups, out->zeros);
     return RC_OK;
 }
@@ -290,6 +383,97 @@ enum rc unpack(const struct packed *p, const struct candidate *c, struct quantiz
         get_parameters(p->zeros, out->rows * out->groups, out->zero);
     if (out->group_of != NULL) memcpy(out->group_of, p->group_of, (size_t)p->group_of_bytes);
     return check_groups(out, e);
+}
+
+/* --- packed → values, without the steps between --- */
+
+static float parameter_at(const void *values, enum dtype type, int64_t i) {
+    const char *at = (const char *)values + (size_t)i * dtype_size(type);
+    float value;
+    uint16_t half;
+    memcpy(type == DTYPE_F32 ? (void *)&value : (void *)&half, at, dtype_size(type));
+    return type == DTYPE_F32 ? value : type == DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+}
+
+static float zero_of(const struct packed_view *v, int64_t groups, int64_t n, int64_t g) {
+    if (v->candidate.symmetric) return (float)(1 << (v->candidate.bits - 1));
+    if (integer_zeros(&v->candidate)) return (float)zero_at(v->zeros, groups, v->candidate.bits, n, g);
+    return parameter_at(v->zeros, v->parameters, n * groups + g);
+}
+
+static void expand_in_order(const struct packed_view *v, const struct quantized *q, int64_t n, const uint8_t *codes,
+                            float *out) {
+    for (int64_t g = 0; g < q->groups; g++) {
+        float scale = parameter_at(v->scales, v->parameters, n * q->groups + g), zero = zero_of(v, q->groups, n, g);
+        int64_t end = (g + 1) * q->group < q->cols ? (g + 1) * q->group : q->cols;
+        for (int64_t k = g * q->group; k < end; k++)
+            out[k] = ((float)codes[k] - zero) * scale;
+    }
+}
+
+static void expand_by_index(const struct packed_view *v, const struct quantized *q, int64_t n, const uint8_t *codes,
+                            float *out) {
+    for (int64_t k = 0; k < q->cols; k++) {
+        int32_t g;
+        memcpy(&g, (const char *)v->group_of + (size_t)k * sizeof g, sizeof g);
+        float scale = parameter_at(v->scales, v->parameters, n * q->groups + g);
+        out[k] = ((float)codes[k] - zero_of(v, q->groups, n, g)) * scale;
+    }
+}
+
+/* Row n as fp32; false where a code has more bits than it may. */
+static bool expand_row(const struct packed_view *v, const struct quantized *q, int64_t n, uint8_t *codes, float *out) {
+    unsigned any = 0;
+    if (v->candidate.layout == LAYOUT_HQQ)
+        any = unpack_hqq_row(v->codes, q, n, codes);
+    else
+        unpack_row((const uint8_t *)v->codes + n * dense_row_bytes(q->cols, q->bits), q->cols, q->bits, codes);
+    if (v->group_of != NULL)
+        expand_by_index(v, q, n, codes, out);
+    else
+        expand_in_order(v, q, n, codes, out);
+    return any >> q->bits == 0;
+}
+
+static void put_row(const float *values, struct mat out, int64_t n) {
+    uint16_t *halves = (uint16_t *)out.data + n * out.stride;
+    for (int64_t k = 0; k < out.cols; k++)
+        halves[k] = f32_to_bf16(values[k]);
+}
+
+/* One thread's part, with memory of its own. Rows go to threads in the order they come. */
+static enum rc expand_rows(const struct packed_view *v, const struct quantized *q, struct mat out) {
+    enum rc rc = RC_OK;
+    float *values = malloc((size_t)q->cols * (sizeof *values + 1));
+    if (values == NULL) rc = RC_NO_MEMORY;
+#pragma omp for
+    for (int64_t n = 0; n < q->rows; n++) {
+        if (values == NULL) continue;
+        float *row = out.type == DTYPE_F32 ? f32_row(out, n) : values;
+        if (!expand_row(v, q, n, (uint8_t *)(values + q->cols), row)) rc = RC_INVALID;
+        if (out.type != DTYPE_F32) put_row(row, out, n);
+    }
+    free(values);
+    return rc;
+}
+
+enum rc packed_expand(const struct packed_view *v, struct mat out, struct err *e) {
+    TRY(check_candidate(&v->candidate, e));
+    if (out.type != DTYPE_F32 && out.type != DTYPE_BF16)
+        return err_set(e, RC_UNSUPPORTED, "packed weights become fp32 or bf16");
+    int64_t group = group_length(&v->candidate, out.cols);
+    struct quantized q = {.rows = out.rows, .cols = out.cols, .groups = ceil_div(out.cols, group)};
+    q.bits = v->candidate.bits;
+    q.group = (int)group;
+    unsigned worst = RC_OK;
+#pragma omp parallel reduction(max : worst)
+    {
+        enum rc rc = expand_rows(v, &q, out);
+        worst = rc > worst ? rc : worst;
+    }
+    if (worst == RC_NO_MEMORY)
+        return err_set(e, RC_NO_MEMORY, "no memory for a row of %lld weights", (long long)q.cols);
+    return worst == RC_OK ? RC_OK : err_set(e, RC_INVALID, "codes have more than %d bits", q.bits);
 }
 
 void packed_release(struct packed *p) {

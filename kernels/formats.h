@@ -32,6 +32,18 @@ enum rc pack(const struct quantized *q, const struct candidate *c, struct packed
 enum rc unpack(const struct packed *p, const struct candidate *c, struct quantized *out, struct err *e);
 void packed_release(struct packed *p);
 
+/* A packed [N, K] Linear as it lies in a file: at any address, of the sizes that packed_sizes gives, but for parameters
+ * of another type. */
+struct packed_view {
+    struct candidate candidate;
+    const void *codes, *scales, *zeros; /* zeros NULL when symmetric */
+    enum dtype parameters;              /* of scales and float zeros: F16, BF16 or F32 */
+    const void *group_of;               /* int32 [K], each in [0, G): the group of each column; NULL: in order */
+};
+/* out [N, K] = ŵ in host memory: what unpack and a backend's dequantize give, to the last bit; fp32, or rounded to
+ * bf16. On all cores. */
+enum rc packed_expand(const struct packed_view *v, struct mat out, struct err *e);
+
 uint16_t f32_to_f16(float value); /* round to nearest even; overflow → ±Inf */
 float f16_to_f32(uint16_t half);
 uint16_t f32_to_bf16(float value);

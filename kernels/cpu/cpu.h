@@ -36,14 +36,10 @@ enum rc cpu_load(struct backend_state *state, const struct load_item *items, siz
 enum rc cpu_loaded(struct backend_state *state, struct err *e);
 enum rc cpu_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e);
 enum rc cpu_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
-enum rc cpu_fetch(struct backend_state *state, const void *host, size_t bytes, void *device, struct err *e);
 /* Workspace of at least `bytes` (64-byte aligned), valid until the next call. */
 enum rc cpu_scratch(struct backend_state *state, size_t bytes, void **memory, struct err *e);
 /* `count` values of `type` (F32, F16 or BF16, any alignment) → fp32. */
 void cpu_convert(const void *host, enum dtype type, int64_t count, float *out);
-
-/* gptq.c: quantize by GPTQ; what was asked for is checked, and the weights are finite. */
-enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
 
 /* One file each. */
 enum rc cpu_embed(struct backend_state *state, const struct embed_args *a, struct err *e);
@@ -62,6 +58,7 @@ enum rc cpu_factor(struct backend_state *state, const struct factor_args *a, str
 enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 /* … of which cpu_quantize checks the arguments. */
 enum rc cpu_fp8(struct backend_state *state, const struct quantize_args *a, struct err *e);
+enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
 

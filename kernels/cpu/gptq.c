@@ -93,7 +93,7 @@ SIMD static void round_lanes(const struct panel *p, int64_t step, double top, do
     const float *w = p->w[step - p->from];
     for (int l = 0; l < LANES; l++) {
         double q = rint((double)w[l] / p->scale[l] + p->zero[l]);
-        q = q < 0 ? 0 : q;
+        q = q > 0 ? q : 0; /* also where corrections have overflowed */
         q = q > top ? top : q;
         codes[l] = (uint8_t)q;
         error[l] = (float)((w[l] - (q - p->zero[l]) * p->scale[l]) / diagonal);

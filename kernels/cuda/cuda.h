@@ -120,15 +120,16 @@ void cuda_cudnn_close(struct backend_state *state);
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 
 /* gptq.cu: quantize by GPTQ; what was asked for is checked. */
-enum rc cuda_gptq_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
+enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
 /* quantize.cu: the weight at index n·K + k is no number: RC_INVALID, naming it. */
 enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e);
-/* The parameters of one group of columns, row by row. */
+/* range.cu, fp8.cu: parts of cuda_quantize, and the grids of one group's columns for GPTQ. */
+enum rc cuda_fp8(struct backend_state *state, const struct quantize_args *a, struct err *e);
 struct fit_columns_args {
-    struct mat w; /* [N, n] fp32 */
+    struct mat w; /* [N, n] fp32: the columns of one group, finite */
     const struct candidate *candidate;
-    const float *weight; /* [n] for RANGE_WEIGHTED */
-    float *scale, *zero; /* row r's at [r·stride] */
+    const float *weight; /* [n] device memory, for RANGE_WEIGHTED; else NULL */
+    float *scale, *zero; /* device memory: row r's at [r·stride] */
     int64_t stride;
 };
 enum rc cuda_fit_columns(struct backend_state *state, const struct fit_columns_args *a, struct err *e);

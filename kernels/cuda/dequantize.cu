@@ -1,13 +1,20 @@
-#include "kernels/cuda/device.cuh"
+#include <math.h>
+
+#include "kernels/cuda/e4m3.cuh"
+
+static __device__ inline float value_of(const struct quantized &q, int64_t n, int64_t k) {
+    uint8_t code = q.codes[n * q.cols + k];
+    if (q.fp8) return e4m3_decode(code) * q.scale[n];
+    int64_t g = n * q.groups + (q.group_of != NULL ? q.group_of[k] : k / q.group);
+    return ((float)code - q.zero[g]) * q.scale[g];
+}
 
 /* One thread one weight of a row; one row of blocks a row. */
 template <typename T> static __global__ void decode(struct quantized q, struct mat out) {
     int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (k >= q.cols) return;
-    for (int64_t n = blockIdx.y; n < q.rows; n += gridDim.y) {
-        int64_t g = n * q.groups + k / q.group;
-        ((T *)out.data)[n * out.stride + k] = from_float<T>(((float)q.codes[n * q.cols + k] - q.zero[g]) * q.scale[g]);
-    }
+    for (int64_t n = blockIdx.y; n < q.rows; n += gridDim.y)
+        ((T *)out.data)[n * out.stride + k] = from_float<T>(value_of(q, n, k));
 }
 
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e) {

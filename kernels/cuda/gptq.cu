@@ -11,11 +11,6 @@ extern "C" {
 
 static const int HELD = STEPS_MAX / TEAM; /* columns of a block that one thread has */
 
-struct findings {
-    unsigned long long bad; /* least index n·K + k of a weight that is no number; N·K: none */
-    unsigned long long constant;
-};
-
 struct rounding {
     struct quantized q;
     const float *upper; /* [K, K] */
@@ -28,14 +23,15 @@ struct rounding {
     struct findings *found;
 };
 
-/* w in the order of the steps, or as it lies; dead columns 0. */
+/* w in the order of the steps, or as it lies; dead columns 0, and what is no number until it is refused. */
 static __global__ void take_columns(struct mat from, struct rounding r, bool ordered) {
     int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x, n = i / r.q.cols, k = i % r.q.cols;
     if (n >= r.q.rows) return;
     int64_t column = ordered ? r.order[k] : k;
     float value = load_stored(from.data, from.type, n * from.stride + column);
-    if (!isfinite(value)) atomicMin(&r.found->bad, (unsigned long long)(n * r.q.cols + column));
-    r.w[i] = r.dead[column] ? 0 : value;
+    bool good = isfinite(value);
+    if (!good) atomicMin(&r.found->bad, (unsigned long long)(n * r.q.cols + column));
+    r.w[i] = !good || r.dead[column] ? 0 : value;
 }
 
 static __global__ void describe_groups(struct rounding r) {
@@ -204,7 +200,7 @@ static enum rc upload(struct backend_state *state, void *to, const void *host, s
 static enum rc run(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
                    const struct rounding *r, struct err *e) {
     const unsigned long long count = (unsigned long long)(r->q.rows * r->q.cols);
-    struct findings found = {count, 0};
+    struct findings found = {count, 0, 0};
     TRY(upload(state, r->found, &found, sizeof found, e));
     TRY(upload(state, r->order, a->factor->order, (size_t)r->q.cols * sizeof *r->order, e));
     TRY(upload(state, r->group, steps->group, (size_t)r->q.cols * sizeof *r->group, e));
@@ -229,8 +225,12 @@ static enum rc workspace_get(struct backend_state *state, const struct quantize_
     void *memory;
     TRY(cuda_alloc(state, w + error + 4 * each + sizeof(struct findings), &memory, e));
     char *at = (char *)memory;
-    *r = {*a->out, a->factor->upper, (float *)at, (float *)(at += w), NULL, NULL, NULL, NULL, NULL};
-    at += error;
+    *r = {};
+    r->q = *a->out;
+    r->upper = a->factor->upper;
+    r->w = (float *)at;
+    r->error = (float *)(at + w);
+    at += w + error;
     if (a->candidate.range == RANGE_WEIGHTED) r->weight = (float *)at;
     r->order = (int32_t *)(at + each);
     r->group = (int32_t *)(at + 2 * each);
@@ -239,7 +239,7 @@ static enum rc workspace_get(struct backend_state *state, const struct quantize_
     return RC_OK;
 }
 
-enum rc cuda_gptq_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     struct steps steps;
     struct rounding r;
     TRY(steps_init(a, &steps, e));

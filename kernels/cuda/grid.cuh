@@ -11,6 +11,7 @@
 #include "kernels/cuda/device.cuh"
 
 static const int LANES = 16, TEAM = 8, OWN = LANES / TEAM;
+static const int TEAMS = BLOCK / TEAM; /* groups fitted by one block */
 #define F16_MAX 65504.0
 #define F16_MIN_NORMAL 0x1p-14
 
@@ -60,8 +61,28 @@ struct stored : member {
     }
 };
 
+/* Which part of its team's work this thread does. */
+static __device__ inline struct member this_member() {
+    return {(int)(threadIdx.x % TEAM), ((1u << TEAM) - 1) << (threadIdx.x % WARP / TEAM * TEAM)};
+}
+
+/* The PER_LANE · LANES weights from element `at` on, in registers. */
+template <int PER_LANE>
+static __device__ inline struct held<PER_LANE> hold(struct member member, const void *w, enum dtype type, int64_t at) {
+    struct held<PER_LANE> g = {
+        member, {}, load_stored(w, type, at)
+    };
+    for (int k = 0; k < PER_LANE; k++)
+        for (int o = 0; o < OWN; o++)
+            g.w[k][o] = load_stored(w, type, at + k * LANES + member.thread + o * TEAM);
+    return g;
+}
+
 /* A value for each lane, or the sum of all. */
-template <typename T> struct lanes { T own[OWN]; };
+template <typename T>
+struct lanes {
+    T own[OWN];
+};
 
 template <typename T> static __device__ inline T add_lanes(const member &g, struct lanes<T> v) {
     for (int width = OWN / 2; width > 0; width /= 2)
@@ -88,6 +109,11 @@ template <typename G> static __device__ inline struct range grid_range(const G &
         r.max = w > r.max ? w : r.max;
     });
     return {-max_lanes(g, -r.min), max_lanes(g, r.max)};
+}
+
+template <typename G> static __device__ inline float max_abs_of(const G &g) {
+    struct range r = grid_range(g);
+    return fmaxf(-r.min, r.max);
 }
 
 static __device__ inline float grid_store_scale(double scale) {
@@ -163,14 +189,18 @@ static __device__ inline struct grid symmetric(const G &g, double max_abs, const
     return better(g, narrow, wide);
 }
 
+template <typename G>
+static __device__ inline struct grid rtn_over(const G &g, double min, double max, const struct candidate *c) {
+    if (c->symmetric) return symmetric(g, fmax(fabs(min), fabs(max)), c);
+    struct grid plain = over_range(min, max, c);
+    if (min <= 0 && max >= 0) return plain;
+    struct grid extended = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
+    return c->zero == ZERO_INTEGER ? extended : better(g, plain, extended);
+}
+
 template <typename G> static __device__ inline struct grid rtn_fit(const G &g, const struct candidate *c) {
     struct range r = grid_range(g);
-    if (r.min == r.max) return grid_constant(r.min, c);
-    if (c->symmetric) return symmetric(g, fmax(fabs((double)r.min), fabs((double)r.max)), c);
-    struct grid plain = over_range(r.min, r.max, c);
-    if (r.min <= 0 && r.max >= 0) return plain;
-    struct grid extended = over_range(fmin((double)r.min, 0.0), fmax((double)r.max, 0.0), c);
-    return c->zero == ZERO_INTEGER ? extended : better(g, plain, extended);
+    return r.min == r.max ? grid_constant(r.min, c) : rtn_over(g, r.min, r.max, c);
 }
 
 /* --- HQQ: kernels/cpu/hqq.c --- */
@@ -241,9 +271,8 @@ template <typename G> static __device__ inline float shrunk(const G &g, const st
     return (float)(add_lanes(g, sum) * inverse);
 }
 
-static __device__ inline struct grid initial(struct range r, const struct candidate *c) {
+static __device__ inline struct grid initial(double min, double max, const struct candidate *c) {
     struct grid grid = {0, 0, (1 << c->bits) - 1};
-    double min = r.min, max = r.max;
     if (c->zero == ZERO_INTEGER) {
         min = fmin(min, 0.0);
         max = fmax(max, 0.0);
@@ -285,9 +314,36 @@ static __device__ inline struct grid hqq_fit(const G &g, const struct candidate 
     struct range r = grid_range(g);
     if (r.min == r.max) return grid_constant(r.min, c);
     bool large = fmaxf(-r.min, r.max) > LARGE;
-    struct grid best = iterate(g, initial(r, c), large, c), rtn = rtn_fit(g, c);
+    struct grid best = iterate(g, initial(r.min, r.max, c), large, c), rtn = rtn_fit(g, c);
     *kept_rtn = grid_error(g, rtn) < grid_error(g, best);
     return *kept_rtn ? rtn : best;
 }
+
+/* --- What the kernels that fit have in common --- */
+
+struct findings {
+    unsigned long long bad; /* least index n·K + k of a weight that is no number; N·K: none */
+    unsigned long long constant, rtn;
+};
+
+template <typename G> static __device__ inline void encode(const G &g, const struct grid &grid, uint8_t *codes) {
+    int64_t lane = g.thread;
+    float inverse = 1 / grid.scale;
+    g.each([&](int o, float w) {
+        codes[lane + o * TEAM] = (uint8_t)nearest(grid, inverse, w);
+        if (o == OWN - 1) lane += LANES;
+    });
+}
+
+template <typename G> static __device__ inline void count_group(const G &g, bool kept_rtn, struct findings *found) {
+    struct range r = grid_range(g);
+    if (g.thread != 0) return;
+    if (r.min == r.max) atomicAdd(&found->constant, 1ull);
+    if (kept_rtn) atomicAdd(&found->rtn, 1ull);
+}
+
+/* range.cu: quantizes by any range but the full one; `diagonal` is H's in fp32, for RANGE_WEIGHTED. */
+enum rc cuda_search(struct backend_state *state, const struct quantize_args *a, const float *diagonal,
+                    struct findings *found, struct err *e);
 
 #endif

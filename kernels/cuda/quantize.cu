@@ -2,13 +2,6 @@
 
 #include "kernels/cuda/grid.cuh"
 
-static const int TEAMS = BLOCK / TEAM; /* groups fitted by one block */
-
-struct findings {
-    unsigned long long bad; /* least index n·K + k of a weight that is no number; N·K: none */
-    unsigned long long constant, rtn;
-};
-
 static __global__ void find_bad(struct mat w, struct findings *f) {
     int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (i < w.rows * w.cols && !isfinite(load_stored(w.data, w.type, i / w.cols * w.stride + i % w.cols)))
@@ -32,18 +25,12 @@ template <typename G> static __device__ inline void fit_group(const struct fit_a
     bool kept_rtn = false;
     const struct candidate *c = &a.candidate;
     struct grid grid = c->method == METHOD_HQQ ? hqq_fit(g, c, &kept_rtn) : rtn_fit(g, c);
-    int64_t lane = g.thread;
-    float inverse = 1 / grid.scale;
-    g.each([&](int o, float w) {
-        t.codes[lane + o * TEAM] = (uint8_t)nearest(grid, inverse, w);
-        if (o == OWN - 1) lane += LANES;
-    });
-    struct range r = grid_range(g);
-    if (g.thread != 0) return;
-    a.q.scale[t.index] = grid.scale;
-    a.q.zero[t.index] = grid.zero;
-    if (r.min == r.max) atomicAdd(&a.found->constant, 1ull);
-    if (kept_rtn) atomicAdd(&a.found->rtn, 1ull);
+    encode(g, grid, t.codes);
+    if (g.thread == 0) {
+        a.q.scale[t.index] = grid.scale;
+        a.q.zero[t.index] = grid.zero;
+    }
+    count_group(g, kept_rtn, a.found);
 }
 
 /* Blocks that share a multiprocessor: as many as the registers of a group allow, to hide the latency of its sums. */
@@ -59,21 +46,15 @@ static __global__ void __launch_bounds__(BLOCK, blocks_together(PER_LANE)) fit(s
     if (index >= q.rows * q.groups) return;
     int64_t n = index / q.groups, from = index % q.groups * q.group, at = n * a.w.stride + from;
     int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
-    struct member member = {(int)(threadIdx.x % TEAM), ((1u << TEAM) - 1) << (threadIdx.x % WARP / TEAM * TEAM)};
+    struct member member = this_member();
     struct target target = {index, q.codes + n * q.cols + from};
-    float first = load_stored(a.w.data, a.w.type, at);
     if constexpr (PER_LANE > 0) {
         if (length == PER_LANE * LANES) {
-            struct held<PER_LANE> g = {
-                member, {}, first
-            };
-            for (int k = 0; k < PER_LANE; k++)
-                for (int o = 0; o < OWN; o++)
-                    g.w[k][o] = load_stored(a.w.data, a.w.type, at + k * LANES + member.thread + o * TEAM);
-            fit_group(a, g, target);
+            fit_group(a, hold<PER_LANE>(member, a.w.data, a.w.type, at), target);
             return;
         }
     }
+    float first = load_stored(a.w.data, a.w.type, at);
     fit_group(a, (struct stored){member, length, a.w.data, a.w.type, at, first}, target);
 }
 
@@ -100,19 +81,44 @@ enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, uns
                    (long long)row, (long long)col, isnan(value) ? "NaN" : "infinite");
 }
 
+static __global__ void take_diagonal(struct mat h, float *out) {
+    int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x, at = k * h.stride + k;
+    if (k < h.cols) out[k] = h.type == DTYPE_F64 ? (float)((const double *)h.data)[at] : ((const float *)h.data)[at];
+}
+
+static enum rc quantize_as(struct backend_state *state, const struct quantize_args *a, float *diagonal,
+                           struct findings *found, struct err *e) {
+    const struct candidate *c = &a->candidate;
+    if (c->method == METHOD_FP8) return cuda_fp8(state, a, e);
+    if (c->range == RANGE_FULL) {
+        struct fit_args f = {a->w, *c, *a->out, found};
+        return fit_all(state, &f, e);
+    }
+    if (c->range == RANGE_WEIGHTED) {
+        take_diagonal<<<blocks_for(a->h.cols, BLOCK), BLOCK, 0, state->stream>>>(a->h, diagonal);
+        LAUNCHED();
+    }
+    return cuda_search(state, a, diagonal, found, e);
+}
+
+static enum rc check_gram_type(const struct quantize_args *a, struct err *e) {
+    if (a->h.data == NULL || a->h.type == DTYPE_F32 || a->h.type == DTYPE_F64) return RC_OK;
+    return err_set(e, RC_UNSUPPORTED, "quantize: H must be fp32 or fp64");
+}
+
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     TRY(check_quantize(a, e));
-    if (candidate_uses_gptq(&a->candidate)) return cuda_gptq_quantize(state, a, e);
+    TRY(check_gram_type(a, e));
+    if (candidate_uses_gptq(&a->candidate)) return cuda_gptq(state, a, e);
     int64_t count = a->w.rows * a->w.cols;
     struct findings found = {(unsigned long long)count, 0, 0}, *device;
     void *memory;
-    TRY(cuda_scratch(state, sizeof found, &memory, e));
+    TRY(cuda_scratch(state, sizeof found + (size_t)a->w.cols * sizeof(float), &memory, e));
     device = (struct findings *)memory;
     CUDA_TRY(cudaMemcpyAsync(device, &found, sizeof found, cudaMemcpyHostToDevice, state->stream));
     find_bad<<<blocks_for(count, BLOCK), BLOCK, 0, state->stream>>>(a->w, device);
     LAUNCHED();
-    struct fit_args f = {a->w, a->candidate, *a->out, device};
-    TRY(fit_all(state, &f, e));
+    TRY(quantize_as(state, a, (float *)(device + 1), device, e));
     TRY(cuda_download(state, device, sizeof found, &found, e));
     if (found.bad < (unsigned long long)count) return cuda_refuse_weight(state, &a->w, found.bad, e);
     *a->report = {(int64_t)found.constant, (int64_t)found.rtn};

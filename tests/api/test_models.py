@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import subprocess
 
-from service import add_model, assert_problem, real_service, service  # noqa: F401
+import pytest
+from conftest import BUILD
+from service import FIXTURE, add_model, assert_problem, real_service, service  # noqa: F401
 
 
 def names(service):
@@ -64,6 +67,25 @@ def test_linears_and_tokens(real_service):
     assert ids and all(isinstance(i, int) for i in ids)
     assert_problem(real_service.ask("POST", "/v1/models/tiny/tokenize", {"txt": "a"}), 422, "/txt")
     assert_problem(real_service.ask("POST", "/v1/models/none/tokenize", {"text": "a"}), 404)
+
+
+def test_a_quantized_model_is_described_and_evaluated(real_service):
+    """And one that is still being written is not there."""
+    maker = BUILD / "tests" / "golden" / "make_artifact"
+    if not maker.exists():
+        pytest.skip("make_artifact is not built: make tests")
+    codes = real_service.folder / "codes"
+    codes.mkdir()
+    made, growing = real_service.models / "made", real_service.models / ".growing.partial"
+    subprocess.run([maker, FIXTURE, made, "vllm", codes, "rtn3g64-sym"], check=True)
+    shutil.copytree(made, growing)
+    assert "made" in names(real_service) and not [name for name in names(real_service) if "growing" in name]
+    model = real_service.ask("GET", "/v1/models/made").json
+    assert model["quantization"] == "compressed-tensors" and model["linears"][0]["packed"]["bits"] == 3
+    real_service.put_dataset("held", (FIXTURE.parent / "heldout.txt").read_text())
+    spec = {"kind": "eval", "model": "made", "dataset": "held", "length": 64, "windows": 2}
+    job = real_service.ask("POST", "/v1/jobs", spec).json
+    assert real_service.wait_for(job["id"], "succeeded", "failed", seconds=60)["error"] is None
 
 
 def test_a_broken_model_is_an_error_of_its_own(real_service):

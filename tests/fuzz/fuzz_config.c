@@ -1,10 +1,12 @@
-/* config.json: any bytes are refused with a message or give an architecture that can be computed with. */
+/* config.json: any bytes are refused with a message or give an architecture that can be computed with; and what they
+ * say of quantization, a candidate for each Linear. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "base/json.h"
 #include "tests/fuzz/target.h"
 #include "worker/model/arch.h"
+#include "worker/model/quant_config.h"
 
 static void require(bool condition) {
     if (!condition) abort();
@@ -22,11 +24,27 @@ static void check(const struct arch *a) {
     arch_rope_tables(a, LENGTH, cos_table, sin_table);
 }
 
+static void check_quantization(const json_t *config) {
+    static const char *const names[] = {"model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj", "lm_head"};
+    struct quant_config *q;
+    struct err e = {0};
+    if (quant_config_read(config, &q, &e) != RC_OK) {
+        require(e.message[0] != '\0' && q == NULL);
+        return;
+    }
+    for (size_t i = 0; q != NULL && i < sizeof names / sizeof *names; i++) {
+        const struct candidate *c = NULL;
+        if (quant_config_match(q, names[i], &c, &e) == RC_OK && c != NULL) require(candidate_check(c, &e) == RC_OK);
+    }
+    quant_config_free(q);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static struct arch arch;
     json_t *config = NULL;
     struct err e = {0};
     if (json_parse((const char *)data, size, &config, &e) != RC_OK) return 0;
+    check_quantization(config);
     if (arch_from_config(config, &arch, &e) == RC_OK)
         check(&arch);
     else

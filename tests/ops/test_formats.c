@@ -82,6 +82,8 @@ static void sizes_are_those_of_the_layouts(void **state) {
         {CANDIDATE(METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 7, 100, 2 * 64 * 4, 14 * 2, 14 * 2},
         {CANDIDATE(METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 8 * 64, 16 * 2, 0},
         {{.method = METHOD_NONE, .bits = 16}, 8, 128, 8 * 128 * 2, 0, 0},
+        {{.method = METHOD_FP8, .bits = 8}, 8, 33, 8 * 33, 8 * 2, 0},
+        {{.method = METHOD_FP8, .bits = 8, .fp8_scale = FP8_PER_TENSOR}, 8, 33, 8 * 33, 8 * 2, 0},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 1, 1, 4, 2, 2},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 0, 128, 0, 0, 0},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 8, 0, 0, 0, 0},
@@ -208,6 +210,78 @@ static void unpacking_gives_back_what_was_packed(void **state) {
     }
 }
 
+static void fp8_is_a_byte_a_weight_and_a_bf16_a_row(void **state) {
+    (void)state;
+    enum { N = 5, K = 33 };
+    struct candidate c = candidate_default(METHOD_FP8, 8, 0), rtn = candidate_default(METHOD_RTN, 8, 0);
+    struct linear in, out;
+    struct packed p;
+    linear_shape(&in, N, K, &c);
+    linear_shape(&out, N, K, &c);
+    in.q.fp8 = out.q.fp8 = true;
+    seed(67);
+    for (int i = 0; i < N * K; i++)
+        in.codes[i] = (uint8_t)below(256);
+    for (int n = 0; n < N; n++) {
+        in.scale[n] = bf16_to_f32(f32_to_bf16((float)(1e-20 * uniform())));
+        in.zero[n] = 0;
+    }
+    assert_ok(pack(&in.q, &c, &p, &err));
+    assert_memory_equal(p.codes, in.codes, N * K);
+    for (int n = 0; n < N; n++) {
+        uint16_t half;
+        memcpy(&half, p.scales + 2 * n, 2);
+        assert_true(bf16_to_f32(half) == in.scale[n]);
+    }
+    assert_true(p.zeros == NULL && p.group_of == NULL && packed_bytes(&p) == N * (K + 2));
+    assert_ok(unpack(&p, &c, &out.q, &err));
+    assert_memory_equal(in.codes, out.codes, sizeof in.codes);
+    assert_memory_equal(in.scale, out.scale, sizeof in.scale);
+    assert_memory_equal(in.zero, out.zero, sizeof in.zero);
+    packed_release(&p);
+    assert_refused(pack(&in.q, &rtn, &p, &err), RC_INVALID, "is not what the candidate makes");
+    in.q.fp8 = false;
+    assert_refused(pack(&in.q, &c, &p, &err), RC_INVALID, "is not what the candidate makes");
+}
+
+/* Four bytes a column, and no group that is not there comes in from a file. */
+static void groups_of_columns_are_packed(void **state) {
+    (void)state;
+    enum { N = 3, K = 40, GROUPS = 3 };
+    struct candidate c = candidate_default(METHOD_GPTQ, 4, 16), natural = c;
+    c.order = ORDER_ACTIVATION;
+    natural.order = ORDER_NATURAL;
+    struct linear in, out;
+    struct packed p;
+    int32_t group_of[K], back[K];
+    linear_shape(&in, N, K, &c);
+    linear_shape(&out, N, K, &c);
+    seed(68);
+    linear_fill(&in, &c);
+    for (int k = 0; k < K; k++)
+        group_of[k] = (int32_t)below(GROUPS);
+    in.q.group_of = group_of;
+    out.q.group_of = back;
+    assert_ok(pack(&in.q, &c, &p, &err));
+    struct packed sizes = packed_sizes(&c, N, K), plain = packed_sizes(&natural, N, K);
+    assert_int_equal(packed_bytes(&sizes), packed_bytes(&plain) + 4 * K);
+    assert_int_equal(packed_bytes(&sizes), packed_bytes(&p));
+    assert_ok(unpack(&p, &c, &out.q, &err));
+    assert_memory_equal(back, group_of, sizeof group_of);
+    assert_memory_equal(in.codes, out.codes, sizeof in.codes);
+    for (int wrong = -1; wrong <= GROUPS; wrong += GROUPS + 1) {
+        memcpy(p.group_of + 4 * 17, &wrong, sizeof wrong);
+        assert_refused(unpack(&p, &c, &out.q, &err), RC_INVALID, "column 17 is in group");
+    }
+    p.group_of_bytes -= 4;
+    assert_refused(unpack(&p, &c, &out.q, &err), RC_INVALID, "are needed");
+    packed_release(&p);
+    group_of[17] = GROUPS;
+    assert_refused(pack(&in.q, &c, &p, &err), RC_INVALID, "column 17 is in group 3 of 3");
+    in.q.group_of = NULL;
+    assert_refused(pack(&in.q, &c, &p, &err), RC_INVALID, "is not what the candidate makes");
+}
+
 static void what_does_not_fit_is_not_packed(void **state) {
     (void)state;
     enum { N = 4, K = 40 };
@@ -279,6 +353,106 @@ static void codes_beyond_their_bits_are_not_unpacked(void **state) {
     assert_ok(pack(&l.q, &c, &p, &err));
     p.codes[3 * 16 + 4] = 0x20;
     assert_refused(unpack(&p, &c, &l.q, &err), RC_INVALID, "row 1, column 20 is 32");
+    packed_release(&p);
+}
+
+/* As they lie in a file: at an odd address. */
+static const void *moved(const void *bytes, int64_t len, uint8_t *room) {
+    if (bytes == NULL) return NULL;
+    memcpy(room + 1, bytes, (size_t)len);
+    return room + 1;
+}
+
+static void check_expanded(const struct candidate *c, int64_t rows, int64_t cols) {
+    static uint8_t codes[4 * WEIGHTS_MAX + 64], scales[2 * WEIGHTS_MAX + 64], zeros[4 * WEIGHTS_MAX + 64];
+    static float out[WEIGHTS_MAX];
+    static uint16_t rounded[WEIGHTS_MAX];
+    struct linear l;
+    struct packed p;
+    linear_shape(&l, rows, cols, c);
+    linear_fill(&l, c);
+    assert_ok(pack(&l.q, c, &p, &err));
+    struct packed_view v = {.candidate = *c,
+                            .codes = moved(p.codes, p.codes_bytes, codes),
+                            .scales = moved(p.scales, p.scales_bytes, scales),
+                            .zeros = moved(p.zeros, p.zeros_bytes, zeros),
+                            .parameters = DTYPE_F16};
+    assert_ok(packed_expand(&v, matf(out, rows, cols), &err));
+    assert_ok(packed_expand(&v, (struct mat){rounded, rows, cols, cols, DTYPE_BF16}, &err));
+    for (int64_t i = 0; i < rows * cols; i++) {
+        int64_t at = i / cols * l.q.groups + i % cols / l.q.group;
+        float want = ((float)l.codes[i] - l.zero[at]) * l.scale[at];
+        assert_memory_equal(&out[i], &want, sizeof want);
+        assert_int_equal(rounded[i], f32_to_bf16(want));
+    }
+    packed_release(&p);
+}
+
+static void packed_weights_expand_to_what_dequantizing_gives(void **state) {
+    (void)state;
+    static const struct { int64_t rows, cols; } sizes[] = {{1, 1}, {3, 17}, {7, 64}, {40, 200}};
+    static const int groups[] = {16, 64, 0};
+    seed(67);
+    FOR_EACH(b, bit_widths) FOR_EACH(g, groups) FOR_EACH(s, sizes) for (int kind = 0; kind < 4; kind++) {
+        struct candidate c = {.method = METHOD_RTN, .bits = bit_widths[b], .group = groups[g]};
+        c.symmetric = kind == 1;
+        c.zero = kind == 2 ? ZERO_INTEGER : ZERO_FLOAT;
+        c.layout = kind == 3 ? LAYOUT_HQQ : LAYOUT_DENSE;
+        check_expanded(&c, sizes[s].rows, sizes[s].cols);
+    }
+}
+
+/* What others write: parameters of other types, and columns whose groups are not in order. */
+static void foreign_parameters_and_orders_are_read(void **state) {
+    (void)state;
+    enum { N = 5, K = 48, GROUPS = 3 };
+    struct candidate c = {.method = METHOD_RTN, .bits = 4, .group = 16, .zero = ZERO_INTEGER};
+    struct linear l;
+    struct packed p;
+    float wide[N * GROUPS], out[N * K];
+    uint16_t half[N * GROUPS];
+    int32_t order[K];
+    linear_shape(&l, N, K, &c);
+    seed(68);
+    linear_fill(&l, &c);
+    assert_ok(pack(&l.q, &c, &p, &err));
+    for (int i = 0; i < N * GROUPS; i++) {
+        half[i] = f32_to_bf16(l.scale[i]);
+        wide[i] = l.scale[i] * 1.0001f;
+    }
+    for (int k = 0; k < K; k++)
+        order[k] = (7 * k + 2) % GROUPS;
+    struct packed_view v = {.candidate = c, .codes = p.codes, .scales = wide, .zeros = p.zeros};
+    v.parameters = DTYPE_F32;
+    v.group_of = order;
+    for (int type = 0; type < 2; type++) {
+        assert_ok(packed_expand(&v, matf(out, N, K), &err));
+        for (int i = 0; i < N * K; i++) {
+            int at = i / K * GROUPS + order[i % K];
+            float scale = type == 0 ? wide[at] : bf16_to_f32(half[at]);
+            assert_true(out[i] == ((float)l.codes[i] - l.zero[at]) * scale);
+        }
+        v.scales = half;
+        v.parameters = DTYPE_BF16;
+    }
+    packed_release(&p);
+}
+
+static void codes_beyond_their_bits_are_not_expanded(void **state) {
+    (void)state;
+    struct candidate c = {.method = METHOD_HQQ, .bits = 6, .group = 16, .layout = LAYOUT_HQQ};
+    struct linear l;
+    struct packed p;
+    float out[2 * 32];
+    linear_shape(&l, 2, 32, &c);
+    seed(69);
+    linear_fill(&l, &c);
+    assert_ok(pack(&l.q, &c, &p, &err));
+    p.codes[3 * 16 + 4] = 0x40;
+    struct packed_view v = {
+        .candidate = c, .codes = p.codes, .scales = p.scales, .zeros = p.zeros, .parameters = DTYPE_F16};
+    assert_refused(packed_expand(&v, matf(out, 2, 32), &err), RC_INVALID, "more than 6 bits");
+    assert_refused(packed_expand(&v, (struct mat){out, 2, 32, 32, DTYPE_F16}, &err), RC_UNSUPPORTED, "fp32 or bf16");
     packed_release(&p);
 }
 
@@ -355,9 +529,14 @@ int main(void) {
         cmocka_unit_test(hqq_codes_lie_in_row_blocks),
         cmocka_unit_test(scales_and_float_zeros_are_halves_in_order),
         cmocka_unit_test(unpacking_gives_back_what_was_packed),
+        cmocka_unit_test(fp8_is_a_byte_a_weight_and_a_bf16_a_row),
+        cmocka_unit_test(groups_of_columns_are_packed),
         cmocka_unit_test(what_does_not_fit_is_not_packed),
         cmocka_unit_test(buffers_of_another_size_are_not_unpacked),
         cmocka_unit_test(codes_beyond_their_bits_are_not_unpacked),
+        cmocka_unit_test(packed_weights_expand_to_what_dequantizing_gives),
+        cmocka_unit_test(foreign_parameters_and_orders_are_read),
+        cmocka_unit_test(codes_beyond_their_bits_are_not_expanded),
         cmocka_unit_test(every_half_has_its_value_and_comes_back),
         cmocka_unit_test(halves_round_to_nearest_even),
         cmocka_unit_test(bf16_rounds_to_nearest_even),

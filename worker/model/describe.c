@@ -59,11 +59,18 @@ static json_t *describe_arch(const struct arch *a) {
     return arch;
 }
 
+static json_t *describe_packed(const struct packed_linear *p) {
+    if (p == NULL) return json_null();
+    const struct candidate *c = &p->candidate;
+    return json_pack("{s:i, s:i, s:b, s:s?, s:s}", "bits", c->bits, "group", c->group, "symmetric", c->symmetric,
+                     "zero", c->symmetric ? NULL : zero_type_names[c->zero], "layout", layout_names[c->layout]);
+}
+
 static json_t *describe_linear(const struct linear *l) {
-    return json_pack("{s:s, s:o, s:s, s:[I,I], s:I, s:I}", "name", l->name, "block",
+    return json_pack("{s:s, s:o, s:s, s:[I,I], s:I, s:I, s:o}", "name", l->name, "block",
                      l->block < 0 ? json_null() : json_integer(l->block), "projection", l->projection, "shape",
                      (json_int_t)l->rows, (json_int_t)l->cols, "params", (json_int_t)(l->rows * l->cols), "bytes",
-                     (json_int_t)l->weight->bytes);
+                     (json_int_t)linear_bytes(l), "packed", describe_packed(l->packed));
 }
 
 /* Sums over what the forward pass reads; a tied head counts once. */
@@ -75,6 +82,11 @@ static void count(struct totals *t, const struct st_tensor *tensor, int64_t *byt
     if (tensor == NULL) return;
     t->params += tensor->count;
     *bytes += tensor->bytes;
+}
+
+static void count_linear(struct totals *t, const struct linear *l) {
+    t->params += l->rows * l->cols;
+    *(l->block < 0 ? &t->head : &t->linears) += linear_bytes(l);
 }
 
 static struct totals sum_up(const struct model *m) {
@@ -89,7 +101,7 @@ static struct totals sum_up(const struct model *m) {
     }
     for (int64_t i = 0; i < m->linear_count; i++) {
         const struct linear *l = &m->linears[i];
-        if (l->weight != m->embedding) count(&t, l->weight, l->block < 0 ? &t.head : &t.linears);
+        if (l->weight != m->embedding) count_linear(&t, l);
         count(&t, l->bias, &t.biases);
     }
     return t;
@@ -101,9 +113,10 @@ json_t *model_describe(const struct model *model) {
     json_t *linears = json_array();
     for (int64_t i = 0; i < model->linear_count; i++)
         json_array_append_new(linears, describe_linear(&model->linears[i]));
-    return json_pack("{s:s, s:s, s:o, s:I, s:I, s:o, s:{s:I, s:I, s:I, s:I, s:I}}", "name", model->name, "family",
-                     model->arch.family, "architecture", describe_arch(&model->arch), "parameters",
-                     (json_int_t)t.params, "bytes", (json_int_t)(t.linears + unquantized), "linears", linears,
-                     "unquantized_bytes", "embedding", (json_int_t)t.embedding, "norms", (json_int_t)t.norms, "biases",
-                     (json_int_t)t.biases, "head", (json_int_t)t.head, "total", (json_int_t)unquantized);
+    return json_pack("{s:s, s:s, s:s?, s:o, s:I, s:I, s:o, s:{s:I, s:I, s:I, s:I, s:I}}", "name", model->name, "family",
+                     model->arch.family, "quantization", model->quantization, "architecture",
+                     describe_arch(&model->arch), "parameters", (json_int_t)t.params, "bytes",
+                     (json_int_t)(t.linears + unquantized), "linears", linears, "unquantized_bytes", "embedding",
+                     (json_int_t)t.embedding, "norms", (json_int_t)t.norms, "biases", (json_int_t)t.biases, "head",
+                     (json_int_t)t.head, "total", (json_int_t)unquantized);
 }

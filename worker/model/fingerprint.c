@@ -24,6 +24,16 @@ static void add(struct fingerprints *f, const struct st_tensor *tensor) {
     if (tensor != NULL) f->entries[f->count++].tensor = tensor;
 }
 
+static void add_linear(struct fingerprints *f, const struct linear *l) {
+    add(f, l->weight);
+    add(f, l->bias);
+    if (l->packed == NULL) return;
+    add(f, l->packed->codes);
+    add(f, l->packed->scales);
+    add(f, l->packed->zeros);
+    add(f, l->packed->order);
+}
+
 static int by_address(const void *a, const void *b) {
     const struct st_tensor *x = ((const struct entry *)a)->tensor, *y = ((const struct entry *)b)->tensor;
     return (x > y) - (x < y);
@@ -54,14 +64,13 @@ static void collect(struct fingerprints *f) {
         add(f, m->blocks[i].k_norm);
     }
     for (int64_t i = 0; i < m->linear_count; i++) {
-        add(f, m->linears[i].weight);
-        add(f, m->linears[i].bias);
+        add_linear(f, &m->linears[i]);
     }
     sort_entries(f);
 }
 
 struct fingerprints *fingerprints_new(const struct model *model) {
-    enum { NORMS = 4, PER_LINEAR = 2, OTHERS = 2 };
+    enum { NORMS = 4, PER_LINEAR = 6, OTHERS = 2 };
     struct fingerprints *f = xcalloc(1, sizeof *f);
     size_t linears = (size_t)model->linear_count;
     f->model = model;
@@ -137,6 +146,17 @@ static void mix_tensor(const struct fingerprints *f, struct hash128 *chain, cons
     if (tensor != NULL) mix(chain, &find(f, tensor)->hash, sizeof(struct hash128));
 }
 
+/* What the packed bytes mean is in config.json alone. */
+static void mix_packed(const struct fingerprints *f, struct hash128 *chain, const struct packed_linear *p) {
+    char id[CANDIDATE_ID_SIZE];
+    mix(chain, candidate_id(&p->candidate, id), strlen(id));
+    mix_tensor(f, chain, p->codes);
+    mix_tensor(f, chain, p->scales);
+    mix_tensor(f, chain, p->zeros);
+    if (p->order != NULL) mix(chain, "order", strlen("order"));
+    mix_tensor(f, chain, p->order);
+}
+
 static void put_numbers(struct strbuf *text, const double *values, int count) {
     for (int i = 0; i < count; i++)
         strbuf_printf(text, " %a", values[i]);
@@ -196,6 +216,7 @@ void fingerprints_chain(struct fingerprints *f, const struct windows *calibratio
     for (int64_t i = 0; i < m->linear_count; i++) {
         f->weights[i] = (struct hash128){{0}};
         mix_tensor(f, &f->weights[i], m->linears[i].weight);
+        if (m->linears[i].packed != NULL) mix_packed(f, &f->weights[i], m->linears[i].packed);
         mix_tensor(f, &f->weights[i], m->linears[i].bias);
     }
     mix_arch(&chain, &m->arch);

@@ -9,6 +9,9 @@
  * So changing one byte of one weight changes the keys of that Linear and of exactly what lies downstream of it; Linears
  * that share an input do not depend on each other. Never a file's name.
  *
+ * A packed Linear's weight is its packed tensors and what config.json says they mean; it is never taken for the plain
+ * Linear of equal values.
+ *
  * Hashing reads the whole model, so tensor hashes are kept in the daemon's fingerprint cache, keyed by the files'
  * identity. Use: new → look `key` up, restore → next until it returns NULL (asking for cancellation in between) →
  * store when anything was computed → chain → keys. One thread at a time. */

@@ -28,13 +28,20 @@ static enum rc check(const struct st_tensor *t, const char *what, struct err *e)
                    what, t->file, (long long)at, t->name, bits_at(t, at) & mantissa ? "NaN" : "infinite");
 }
 
+static enum rc check_linear(const struct linear *l, const char *what, struct err *e) {
+    const struct packed_linear *p = l->packed;
+    TRY(check(l->weight, what, e));
+    if (p != NULL) TRY(check(p->scales, what, e));
+    if (p != NULL && p->candidate.zero == ZERO_FLOAT) TRY(check(p->zeros, what, e));
+    return check(l->bias, what, e);
+}
+
 static enum rc check_block(const struct model *m, const struct block_tensors *b, const char *what, struct err *e) {
     const struct st_tensor *const norms[] = {b->input_norm, b->q_norm, b->k_norm, b->post_norm};
     for (size_t i = 0; i < sizeof norms / sizeof *norms; i++)
         TRY(check(norms[i], what, e));
     for (int i = 0; i < BLOCK_LINEARS_MAX && b->linears[i] >= 0; i++) {
-        TRY(check(m->linears[b->linears[i]].weight, what, e));
-        TRY(check(m->linears[b->linears[i]].bias, what, e));
+        TRY(check_linear(&m->linears[b->linears[i]], what, e));
     }
     return RC_OK;
 }
@@ -43,8 +50,7 @@ enum rc model_not_finite(const struct model *model, const char *what, struct err
     TRY(check(model->embedding, what, e));
     for (int i = 0; i < model->arch.blocks; i++)
         TRY(check_block(model, &model->blocks[i], what, e));
-    const struct st_tensor *const last[] = {model->final_norm, model->head, model->head_bias};
-    for (size_t i = 0; i < sizeof last / sizeof *last; i++)
-        TRY(check(last[i], what, e));
+    TRY(check(model->final_norm, what, e));
+    TRY(check_linear(&model->linears[model->linear_count - 1], what, e));
     return err_set(e, RC_INVALID, "%s not finite: every weight is, so the activations overflow fp32", what);
 }

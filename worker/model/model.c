@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "worker/model/folder.h"
+#include "worker/model/quant_config.h"
 #include "worker/model/synthetic.h"
 
 enum { CONFIG_MAX_BYTES = 4 * 1024 * 1024 };
@@ -137,19 +138,29 @@ static enum rc find_bias(const struct model *m, const char *linear, bool wanted,
                    t->file, name, m->arch.family);
 }
 
-static enum rc add_linear(struct model *m, const struct projection *p, int block, struct err *e) {
+/* The Linear's weight, plain or packed. */
+static enum rc find_weight(const struct model *m, struct quant_config *quant, const struct projection *p,
+                           struct linear *l, struct err *e) {
     char name[128];
+    const struct candidate *stored = NULL;
+    if (quant != NULL) TRY(quant_config_match(quant, l->name, &stored, e));
+    if (stored != NULL) return packed_linear_find(m->tensors, l->name, stored, l->rows, l->cols, &l->packed, e);
+    snprintf(name, sizeof name, "%s.weight", l->name);
+    return need(m, name, p->rows, p->cols, &l->weight, e);
+}
+
+static enum rc add_linear(struct model *m, struct quant_config *quant, const struct projection *p, int block,
+                          struct err *e) {
     struct linear *l = &m->linears[m->linear_count++];
     *l = (struct linear){.projection = p->name, .block = block, .input = p->input};
     l->name = xasprintf("model.layers.%d.%s.%s", block, p->module, p->name);
     l->rows = dim_size(&m->arch, p->rows);
     l->cols = dim_size(&m->arch, p->cols);
-    snprintf(name, sizeof name, "%s.weight", l->name);
-    TRY(need(m, name, p->rows, p->cols, &l->weight, e));
+    TRY(find_weight(m, quant, p, l, e));
     return find_bias(m, l->name, has_bias(&m->arch, p->bias), p->rows, &l->bias, e);
 }
 
-static enum rc add_block(struct model *m, int block, struct err *e) {
+static enum rc add_block(struct model *m, struct quant_config *quant, int block, struct err *e) {
     struct block_tensors *b = &m->blocks[block];
     TRY(need_norm(m, block, "input_layernorm", DIM_HIDDEN, &b->input_norm, e));
     TRY(need_norm(m, block, "post_attention_layernorm", DIM_HIDDEN, &b->post_norm, e));
@@ -161,7 +172,7 @@ static enum rc add_block(struct model *m, int block, struct err *e) {
     for (int i = 0; i < PROJECTION_COUNT; i++) {
         if (!is_stored(&m->arch, projections[i].storage)) continue;
         b->linears[n++] = (int)m->linear_count;
-        TRY(add_linear(m, &projections[i], block, e));
+        TRY(add_linear(m, quant, &projections[i], block, e));
     }
     while (n < BLOCK_LINEARS_MAX)
         b->linears[n++] = -1;
@@ -172,33 +183,57 @@ static bool same_bytes(const struct st_tensor *a, const struct st_tensor *b) {
     return a->type == b->type && a->bytes == b->bytes && memcmp(a->data, b->data, (size_t)a->bytes) == 0;
 }
 
+static const char embed_name[] = "model.embed_tokens.weight", head_name[] = "lm_head.weight";
+
+/* Whether the head is packed. A target like "Linear" means every head but one that is the embedding. */
+static enum rc find_packed_head(struct model *m, struct quant_config *quant, struct linear *l, struct err *e) {
+    const struct candidate *stored = NULL;
+    if (quant != NULL) TRY(quant_config_match(quant, l->name, &stored, e));
+    if (stored == NULL) return RC_OK;
+    bool there = safetensors_find(m->tensors, "lm_head.weight_packed") != NULL;
+    if (!there && m->arch.tied) return RC_OK;
+    m->arch.tied = false;
+    return packed_linear_find(m->tensors, l->name, stored, l->rows, l->cols, &l->packed, e);
+}
+
 /* As transformers does: a tied model may store either name alone; one that stores both is tied only when they are
  * equal. */
-static enum rc add_embeddings(struct model *m, struct err *e) {
-    static const char embed_name[] = "model.embed_tokens.weight", head_name[] = "lm_head.weight";
+static enum rc add_embeddings(struct model *m, bool packed_head, struct err *e) {
     bool has_embed = find(m, embed_name) != NULL;
     bool has_head = find(m, head_name) != NULL;
     const char *embed = !has_embed && has_head && m->arch.tied ? head_name : embed_name;
     const char *head = !has_head && m->arch.tied ? embed : head_name;
     TRY(need(m, embed, DIM_VOCAB, DIM_HIDDEN, &m->embedding, e));
-    TRY(need(m, head, DIM_VOCAB, DIM_HIDDEN, &m->head, e));
+    if (!packed_head) TRY(need(m, head, DIM_VOCAB, DIM_HIDDEN, &m->head, e));
     if (m->arch.tied && same_bytes(m->embedding, m->head)) m->head = m->embedding;
     m->arch.tied = m->head == m->embedding;
-    TRY(find_bias(m, "lm_head", m->arch.head_bias, DIM_VOCAB, &m->head_bias, e));
-    m->linears[m->linear_count++] = (struct linear){
-        .name = xstrdup("lm_head"),
-        .projection = "lm_head",
-        .block = -1,
-        .input = INPUT_HEAD,
-        .rows = m->arch.vocab,
-        .cols = m->arch.hidden,
-        .weight = m->head,
-        .bias = m->head_bias,
-    };
+    return find_bias(m, "lm_head", m->arch.head_bias, DIM_VOCAB, &m->head_bias, e);
+}
+
+static enum rc add_head(struct model *m, struct quant_config *quant, struct err *e) {
+    struct linear *l = &m->linears[m->linear_count++];
+    *l = (struct linear){.name = xstrdup("lm_head"),
+                         .projection = "lm_head",
+                         .block = -1,
+                         .input = INPUT_HEAD,
+                         .rows = m->arch.vocab,
+                         .cols = m->arch.hidden};
+    TRY(find_packed_head(m, quant, l, e));
+    TRY(add_embeddings(m, l->packed != NULL, e));
+    l->weight = m->head;
+    l->bias = m->head_bias;
     return RC_OK;
 }
 
-static enum rc read_config(struct model *m, struct err *e) {
+/* What config.json says of quantization is read here and then left out: the architecture is that of the weights. */
+static enum rc understand_config(struct model *m, json_t *config, struct quant_config **quant, struct err *e) {
+    TRY(quant_config_read(config, quant, e));
+    if (*quant != NULL) m->quantization = quant_config_method(*quant);
+    json_object_del(config, "quantization_config");
+    return arch_from_config(config, &m->arch, e);
+}
+
+static enum rc read_config(struct model *m, struct quant_config **quant, struct err *e) {
     char *text;
     size_t len;
     json_t *config;
@@ -206,26 +241,26 @@ static enum rc read_config(struct model *m, struct err *e) {
     enum rc rc = json_parse(text, len, &config, e);
     free(text);
     if (rc != RC_OK) return err_context(e, "config.json");
-    rc = arch_from_config(config, &m->arch, e);
+    rc = understand_config(m, config, quant, e);
     json_decref(config);
     return rc;
 }
 
 /* Every tensor that the architecture asks for, in its place. */
-static enum rc match_tensors(struct model *m, struct err *e) {
+static enum rc match_tensors(struct model *m, struct quant_config *quant, struct err *e) {
     m->blocks = xcalloc((size_t)m->arch.blocks, sizeof *m->blocks);
     m->linears = xcalloc((size_t)m->arch.blocks * BLOCK_LINEARS_MAX + 1, sizeof *m->linears);
     for (int i = 0; i < m->arch.blocks; i++)
-        TRY(add_block(m, i, e));
+        TRY(add_block(m, quant, i, e));
     TRY(need(m, "model.norm.weight", DIM_HIDDEN, DIM_NONE, &m->final_norm, e));
-    return add_embeddings(m, e);
+    return add_head(m, quant, e);
 }
 
-static enum rc open_all(struct model *m, struct err *e) {
+static enum rc open_all(struct model *m, struct quant_config **quant, struct err *e) {
     TRY(folder_open(m->path, &m->dir_fd, e));
-    TRY(read_config(m, e));
+    TRY(read_config(m, quant, e));
     TRY(safetensors_open(m->dir_fd, &m->tensors, e));
-    return match_tensors(m, e);
+    return match_tensors(m, *quant, e);
 }
 
 static struct model *model_new(const char *name, const char *path) {
@@ -238,7 +273,9 @@ static struct model *model_new(const char *name, const char *path) {
 
 enum rc model_open(const char *name, const char *path, struct model **model, struct err *e) {
     struct model *m = model_new(name, path);
-    enum rc rc = open_all(m, e);
+    struct quant_config *quant = NULL;
+    enum rc rc = open_all(m, &quant, e);
+    quant_config_free(quant);
     if (rc != RC_OK) {
         model_close(m);
         m = NULL;
@@ -260,7 +297,7 @@ enum rc model_generate(const json_t *config, int blocks, uint64_t seed, struct m
     m->synthetic = synthetic_new(seed);
     enum rc rc = arch_from_config(config, &m->arch, e);
     if (rc == RC_OK) rc = cut_blocks(&m->arch, blocks, e);
-    if (rc == RC_OK) rc = match_tensors(m, e);
+    if (rc == RC_OK) rc = match_tensors(m, NULL, e);
     if (rc != RC_OK) {
         model_close(m);
         m = NULL;
@@ -273,10 +310,16 @@ char *model_identity(const struct model *model) {
     return model->synthetic ? synthetic_identity(model->synthetic) : safetensors_identity(model->tensors);
 }
 
+int64_t linear_bytes(const struct linear *linear) {
+    return linear->packed != NULL ? packed_linear_bytes(linear->packed) : linear->weight->bytes;
+}
+
 void model_close(struct model *model) {
     if (model == NULL) return;
-    for (int64_t i = 0; i < model->linear_count; i++)
+    for (int64_t i = 0; i < model->linear_count; i++) {
         free((char *)model->linears[i].name);
+        free(model->linears[i].packed);
+    }
     free(model->linears);
     free(model->blocks);
     safetensors_close(model->tensors);

@@ -4,8 +4,10 @@
  *
  * Linears are listed in the order the forward pass meets them. A fused qkv_proj or gate_up_proj is one Linear, as
  * stored. lm_head is listed last and flagged; whether it counts for bits is the job's choice.
- * Every tensor here has the shape that the architecture asks for and is F32, F16 or BF16; its data may be unaligned
- * (safetensors.h). Tensors that no one needs are ignored. */
+ * A quantized model (quant_config.h says which ones can be read) has Linears whose weights are packed; everything that
+ * runs or hashes a model takes either.
+ * Every other tensor here has the shape that the architecture asks for and is F32, F16 or BF16; its data may be
+ * unaligned (safetensors.h). Tensors that no one needs are ignored. */
 #ifndef HSAQ_WORKER_MODEL_MODEL_H
 #define HSAQ_WORKER_MODEL_MODEL_H
 
@@ -15,6 +17,7 @@
 
 #include "base/err.h"
 #include "worker/model/arch.h"
+#include "worker/model/packed.h"
 #include "worker/model/safetensors.h"
 
 /* The distinct inputs of a block's Linears, in the order they come up; Linears with the same input share one Gram. */
@@ -26,7 +29,8 @@ struct linear {
     int block;              /* −1: lm_head */
     enum linear_input input;
     int64_t rows, cols;                    /* N out_features, K in_features */
-    const struct st_tensor *weight, *bias; /* bias NULL when there is none */
+    const struct st_tensor *weight, *bias; /* weight NULL when packed; bias NULL when there is none */
+    struct packed_linear *packed;          /* NULL: as `weight` */
 };
 
 enum { BLOCK_LINEARS_MAX = 7 };
@@ -45,7 +49,8 @@ struct model {
     struct linear *linears;
     int64_t linear_count;                                              /* lm_head included as the last */
     struct block_tensors *blocks;                                      /* [arch.blocks] */
-    const struct st_tensor *embedding, *final_norm, *head, *head_bias; /* head == embedding when tied */
+    const struct st_tensor *embedding, *final_norm, *head, *head_bias; /* head == embedding when tied, NULL if packed */
+    const char *quantization;                                          /* quant_method of a quantized model, or NULL */
 };
 
 /* RC_INVALID or RC_UNSUPPORTED say which file, field or tensor does not fit; RC_NOT_FOUND which file is missing. */
@@ -53,6 +58,9 @@ enum rc model_open(const char *name, const char *path, struct model **model, str
 /* `config`: what config.json holds. `blocks`: so many of its blocks alone; 0: all. Equal arguments, equal weights. */
 enum rc model_generate(const json_t *config, int blocks, uint64_t seed, struct model **model, struct err *e);
 void model_close(struct model *model);
+
+/* As stored, without the bias. */
+int64_t linear_bytes(const struct linear *linear);
 
 /* What names the weights without reading them: the files' identity (safetensors.h), or the seed. The caller frees. */
 char *model_identity(const struct model *model);

@@ -18,7 +18,7 @@
 #include "base/err.h"
 #include "kernels/tensor.h"
 
-enum { TENSOR_MAX_DIMS = 8, TENSOR_NAME_MAX = 512, SHARDS_MAX = 1024 };
+enum { TENSOR_MAX_DIMS = 8, TENSOR_NAME_MAX = 512, SHARDS_MAX = 4096 };
 
 struct st_tensor {
     const char *name;

@@ -10,15 +10,11 @@ const struct linear *block_linear(const struct model *model, int block, int posi
     return index < 0 ? NULL : &model->linears[index];
 }
 
-static enum dtype weight_type(const struct job *job, const struct linear *linear) {
-    return job->backend->weights_as_stored ? linear->weight->type : DTYPE_F32;
-}
-
 /* What goes where when a block is loaded. */
 struct plan {
     struct load_item items[ITEMS_MAX];
     size_t count;
-    struct carve carve;
+    struct carve carve, staging;
 };
 
 static void *plan_tensor(struct plan *p, const struct st_tensor *tensor, enum dtype type) {
@@ -28,13 +24,23 @@ static void *plan_tensor(struct plan *p, const struct st_tensor *tensor, enum dt
     return out;
 }
 
+/* A packed Linear gets its place, and one in the host's memory where the device's is another; block_load fills it. */
+static void *plan_packed(struct plan *p, const struct block *b, const struct linear *linear, enum dtype type) {
+    int64_t count = linear->rows * linear->cols;
+    size_t bytes = (size_t)count * dtype_size(type);
+    void *out = carve(&p->carve, bytes);
+    if (b->job->backend->own_memory)
+        p->items[p->count++] = (struct load_item){carve(&p->staging, bytes), type, count, out, type};
+    return out;
+}
+
 static void plan_linear(struct plan *p, struct block *b, const struct linear *linear) {
     struct block_params *params = &b->params;
     int position = params->count++;
     if (params->n[linear->input]++ == 0) params->at[linear->input] = position;
-    enum dtype type = weight_type(b->job, linear);
-    b->weights.linear[position] =
-        (struct mat){plan_tensor(p, linear->weight, type), linear->rows, linear->cols, linear->cols, type};
+    enum dtype type = linear_type(b->job, linear);
+    void *data = linear->packed ? plan_packed(p, b, linear, type) : plan_tensor(p, linear->weight, type);
+    b->weights.linear[position] = (struct mat){data, linear->rows, linear->cols, linear->cols, type};
     b->weights.bias[position] = plan_tensor(p, linear->bias, DTYPE_F32);
 }
 
@@ -52,28 +58,53 @@ static void plan_block(struct plan *p, struct block *b, int block) {
 }
 
 enum rc block_open(const struct job *job, const struct model *model, int last, struct block *b, struct err *e) {
-    size_t most = 0;
+    size_t most = 0, staging = 0;
     *b = (struct block){.job = job, .model = model};
     for (int block = 0; block <= last; block++) {
         struct plan p = {0};
         plan_block(&p, b, block);
         if (p.carve.used > most) most = p.carve.used;
+        if (p.staging.used > staging) staging = p.staging.used;
     }
+    if (staging > 0) TRY(job->backend->host_alloc(job->device, staging, &b->staging, e));
     return job->backend->alloc(job->device, most, &b->memory, e);
 }
 
 /* After a cancel or an error the next block may still be on its way, from a file that is about to be closed. */
 void block_close(struct block *b) {
     struct err ignored; /* whoever closes knows of a worse one, or needs the block no more */
-    if (!b->memory) return;
-    (void)b->job->backend->loaded(b->job->device, &ignored);
-    b->job->backend->free(b->job->device, b->memory);
-    b->memory = NULL;
+    if (!b->job) return;
+    const struct backend *backend = b->job->backend;
+    if (b->memory) (void)backend->loaded(b->job->device, &ignored);
+    if (b->memory) backend->free(b->job->device, b->memory);
+    if (b->staging) backend->host_free(b->job->device, b->staging);
+    b->memory = b->staging = NULL;
+}
+
+/* A packed Linear's values, where the device reads them from or where it computes on them. */
+static enum rc expand_linear(const struct block *b, const struct linear *linear, struct mat out,
+                             const struct load_item *items, struct err *e) {
+    struct packed_view view = packed_linear_view(linear->packed);
+    for (size_t i = 0; b->job->backend->own_memory && i < ITEMS_MAX; i++)
+        if (items[i].out == out.data) {
+            out.data = (void *)items[i].host;
+            break;
+        }
+    if (packed_expand(&view, out, e) == RC_OK) return RC_OK;
+    return err_context(e, "%s in %s", linear->name, linear->packed->codes->file);
+}
+
+static enum rc expand_block(const struct block *b, int block, const struct plan *p, struct err *e) {
+    const struct linear *linear;
+    for (int position = 0; (linear = block_linear(b->model, block, position)); position++)
+        if (linear->packed) TRY(expand_linear(b, linear, b->weights.linear[position], p->items, e));
+    return RC_OK;
 }
 
 enum rc block_load(struct block *b, int block, struct err *e) {
-    struct plan p = {.carve = {.base = b->memory}};
+    struct plan p = {.carve = {.base = b->memory}, .staging = {.base = b->staging}};
     plan_block(&p, b, block);
-    if (b->job->backend->load(b->job->device, p.items, p.count, e) == RC_OK) return RC_OK;
-    return err_context(e, "loading block %d of %s", block, b->model->name);
+    enum rc rc = expand_block(b, block, &p, e);
+    if (rc == RC_OK) rc = b->job->backend->load(b->job->device, p.items, p.count, e);
+    return rc == RC_OK ? RC_OK : err_context(e, "loading block %d of %s", block, b->model->name);
 }

@@ -1,5 +1,6 @@
 /* The tensors of one block in device memory, loaded in one go, so that a device which can loads the next block while it
- * computes this one. Memory is taken once, as wide as the widest block needs. GPU thread only. */
+ * computes this one. Memory is taken once, as wide as the widest block needs. Packed Linears are dequantized on the
+ * host, on all cores, when the load begins. GPU thread only. */
 #ifndef HSAQ_WORKER_PIPELINE_BLOCK_H
 #define HSAQ_WORKER_PIPELINE_BLOCK_H
 
@@ -27,7 +28,7 @@ struct block {
     const struct model *model;
     struct block_weights weights;
     struct block_params params;
-    void *memory;
+    void *memory, *staging; /* staging: packed Linears as values, in the host's memory; NULL where none is needed */
 };
 
 /* For the blocks 0 … last of the model. */

@@ -143,7 +143,7 @@ static bool head_not_needed(const struct eval *v) {
 static enum rc upload_head(struct scorer *s, struct err *e) {
     const struct model *model = s->v->source.model;
     const struct candidate *c = &s->v->recipe[model->linear_count - 1];
-    TRY(upload_weights(s->job, model->head, &s->head, e));
+    TRY(upload_linear(s->job, &model->linears[model->linear_count - 1], &s->head, e));
     TRY(upload_new(s->job, model->head_bias, &s->head_bias, e));
     if (c->method == METHOD_NONE || head_not_needed(s->v)) return RC_OK;
     TRY(replacement(s, s->head.rows * s->head.cols, &s->head_q, e));

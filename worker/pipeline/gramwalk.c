@@ -170,7 +170,7 @@ static enum rc measure_head(struct gram_walker *k, struct err *e) {
                             .count = 1,
                             .index = {g->model->linear_count - 1},
                             .mine = {true}};
-    enum rc rc = upload_weights(k->job, g->model->linears[in.index[0]].weight, &in.w[0], e);
+    enum rc rc = upload_linear(k->job, &g->model->linears[in.index[0]], &in.w[0], e);
     if (rc == RC_OK) rc = g->input(g->ctx, k->job, &in, e);
     if (in.w[0].data) k->job->backend->free(k->job->device, in.w[0].data);
     return rc;

@@ -24,8 +24,8 @@ static int64_t unquantized_bytes(const struct profiled_model *p) {
     int64_t bytes = json_integer_value(json_object_get(described, "bytes"));
     json_decref(described);
     for (size_t l = 0; l < p->count; l++) {
-        const struct st_tensor *weight = p->model->linears[p->place[l]].weight;
-        if (weight != p->model->embedding) bytes -= weight->bytes;
+        const struct linear *linear = &p->model->linears[p->place[l]];
+        if (linear->weight != p->model->embedding) bytes -= linear_bytes(linear);
     }
     return bytes;
 }

@@ -1,5 +1,6 @@
 #include "worker/pipeline/upload.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -28,15 +29,42 @@ enum rc upload_new(const struct job *job, const struct st_tensor *tensor, float 
     return failed(tensor, e);
 }
 
-enum rc upload_weights(const struct job *job, const struct st_tensor *tensor, struct mat *out, struct err *e) {
+enum dtype linear_type(const struct job *job, const struct linear *linear) {
     const struct backend *b = job->backend;
-    enum dtype type = b->weights_as_stored ? tensor->type : DTYPE_F32;
-    *out = (struct mat){NULL, tensor->shape[0], tensor->shape[1], tensor->shape[1], type};
-    if (b->alloc(job->device, (size_t)tensor->count * dtype_size(type), &out->data, e) != RC_OK)
-        return failed(tensor, e);
-    struct load_item item = {tensor->data, tensor->type, tensor->count, out->data, type};
-    if (b->load(job->device, &item, 1, e) != RC_OK || b->loaded(job->device, e) != RC_OK) return failed(tensor, e);
-    return RC_OK;
+    if (!b->weights_as_stored) return DTYPE_F32;
+    return linear->packed ? b->activation : linear->weight->type;
+}
+
+static enum rc load_now(const struct job *job, const void *host, enum dtype type, struct mat out, struct err *e) {
+    struct load_item item = {host, type, out.rows * out.cols, out.data, out.type};
+    TRY(job->backend->load(job->device, &item, 1, e));
+    return job->backend->loaded(job->device, e);
+}
+
+static enum rc load_packed(const struct job *job, const struct packed_linear *packed, struct mat out, struct err *e) {
+    struct packed_view view = packed_linear_view(packed);
+    struct mat host = out;
+    if (!job->backend->own_memory) return packed_expand(&view, out, e);
+    host.data = malloc((size_t)(out.rows * out.cols) * dtype_size(out.type));
+    if (!host.data)
+        return err_set(e, RC_NO_MEMORY, "no memory for a Linear of [%lld, %lld]", (long long)out.rows,
+                       (long long)out.cols);
+    enum rc rc = packed_expand(&view, host, e);
+    if (rc == RC_OK) rc = load_now(job, host.data, host.type, out, e);
+    free(host.data);
+    return rc;
+}
+
+enum rc upload_linear(const struct job *job, const struct linear *linear, struct mat *out, struct err *e) {
+    enum dtype type = linear_type(job, linear);
+    const struct st_tensor *stored = linear->packed ? linear->packed->codes : linear->weight;
+    *out = (struct mat){NULL, linear->rows, linear->cols, linear->cols, type};
+    enum rc rc =
+        job->backend->alloc(job->device, (size_t)(linear->rows * linear->cols) * dtype_size(type), &out->data, e);
+    if (rc == RC_OK)
+        rc = linear->packed ? load_packed(job, linear->packed, *out, e)
+                            : load_now(job, stored->data, stored->type, *out, e);
+    return rc == RC_OK ? RC_OK : failed(stored, e);
 }
 
 /* In place, from the end, so that nothing is overwritten before it is read. */
@@ -56,9 +84,18 @@ enum rc download_floats(const struct job *job, struct mat m, float *out, struct 
     return RC_OK;
 }
 
-void prefetch_tensor(const struct st_tensor *tensor) {
+static void prefetch_tensor(const struct st_tensor *tensor) {
     if (!tensor) return;
     size_t before = (uintptr_t)tensor->data & ((uintptr_t)sysconf(_SC_PAGESIZE) - 1); /* its page begins earlier */
     /* Only advice: when the kernel declines, the pages are read when they are touched. */
     (void)madvise((char *)tensor->data - before, (size_t)tensor->bytes + before, MADV_WILLNEED);
+}
+
+void prefetch_linear(const struct linear *linear) {
+    const struct packed_linear *p = linear->packed;
+    prefetch_tensor(linear->weight);
+    if (!p) return;
+    prefetch_tensor(p->codes);
+    prefetch_tensor(p->scales);
+    prefetch_tensor(p->zeros);
 }

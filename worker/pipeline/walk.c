@@ -172,7 +172,7 @@ static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
 static void prefetch(const struct walk *w, int block) {
     const struct linear *linear;
     for (int position = 0; block <= last_block(w) && (linear = block_linear(w->model, block, position)); position++)
-        prefetch_tensor(linear->weight);
+        prefetch_linear(linear);
 }
 
 /* The block becomes ready to compute with, and the next one starts on its way. */
