@@ -36,6 +36,7 @@ enum rc cpu_load(struct backend_state *state, const struct load_item *items, siz
 enum rc cpu_loaded(struct backend_state *state, struct err *e);
 enum rc cpu_clear(struct backend_state *state, void *memory, size_t bytes, struct err *e);
 enum rc cpu_download(struct backend_state *state, const void *device, size_t bytes, void *host, struct err *e);
+enum rc cpu_fetch(struct backend_state *state, const void *host, size_t bytes, void *device, struct err *e);
 /* Workspace of at least `bytes` (64-byte aligned), valid until the next call. */
 enum rc cpu_scratch(struct backend_state *state, size_t bytes, void **memory, struct err *e);
 /* `count` values of `type` (F32, F16 or BF16, any alignment) → fp32. */

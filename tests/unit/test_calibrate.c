@@ -392,7 +392,7 @@ static int equal_linears(struct measured *m, const struct candidate *c, uint8_t 
         struct mat w;
         struct quantized q;
         struct input_group group = {.job = &g->job, .gram.h = m->grams.h[l->input], .w = &w, .count = 1};
-        golden_must(g, upload_weights(&g->job, l->weight, &w, &g->err));
+        golden_must(g, upload_linear(&g->job, l, &w, &g->err));
         golden_must(g, quantized_alloc(b, g->job.device, l->rows, l->cols, c, &q, &g->err));
         struct group_quantize_args a = {.group = &group, .candidate = c, .out = &q};
         golden_must(g, group_quantize(&a, &g->err));
@@ -441,6 +441,7 @@ static void sequential_sees_folds(void **state) {
     awq.sequential = true;
     for (int64_t i = 0; i < g.model->linear_count; i++)
         if (g.model->linears[i].block >= 0 && g.model->linears[i].block < last) recipe[i] = awq;
+    recipe[g.model->blocks[0].linears[4]] = candidate_default(METHOD_FP8, 8, 0); /* gate_proj */
     struct outcome o;
     calibrate_golden(&g, recipe, &o);
     assert_true(scaled_notes(o.notes) >= 4);

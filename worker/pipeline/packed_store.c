@@ -130,43 +130,24 @@ struct calibration_sink packed_store_sink(struct packed_store *s) {
 
 /* --- out --- */
 
-/* As backends dequantize. */
-static void expand_row(const struct quantized *q, int64_t n, struct stored *out) {
-    for (int64_t k = 0; k < q->cols; k++) {
-        int64_t at = n * q->groups + (q->group_of ? q->group_of[k] : k / q->group);
-        uint8_t code = q->codes[n * q->cols + k];
-        float value = q->fp8 ? e4m3_decode(code) : (float)code - q->zero[at];
-        stored_set(out, n * q->cols + k, value * q->scale[at]);
-    }
+static void expand_fp8(const struct held_linear *h, struct stored *out) {
+    const uint16_t *scales = (const uint16_t *)h->packed.scales;
+    for (int64_t i = 0; i < out->count; i++)
+        stored_set(out, i, e4m3_decode(h->packed.codes[i]) * bf16_to_f32(scales[i / h->cols]));
 }
 
-static enum rc unpack_held(const struct held_linear *h, struct quantized *q, struct err *e) {
-    const struct candidate *c = &h->candidate;
-    int64_t group = c->group > 0 && c->group < h->cols ? c->group : h->cols;
-    int32_t indexed = 0;
-    const struct quantized like = {.rows = h->rows,
-                                   .cols = h->cols,
-                                   .groups = (h->cols + group - 1) / group,
-                                   .bits = c->bits,
-                                   .group = (int)group,
-                                   .fp8 = c->method == METHOD_FP8,
-                                   .group_of = h->packed.group_of ? &indexed : NULL};
-    TRY(alloc_host(&like, q, e));
-    enum rc rc = unpack(&h->packed, c, q, e);
-    if (rc != RC_OK) free_host(q);
-    return rc;
+static enum rc expand_codes(const struct held_linear *h, struct stored *out, struct err *e) {
+    const struct packed *p = &h->packed;
+    const struct packed_view view = {h->candidate, p->codes, p->scales, p->zeros, DTYPE_F16, p->group_of};
+    return packed_expand(&view, (struct mat){out->values, h->rows, h->cols, h->cols, out->type}, e);
 }
 
-/* ŵ in host memory, of the type that the backend multiplies with. */
+/* ŵ in host memory, of the type that the backend multiplies with, to the bits that it dequantizes to. */
 static enum rc expand(const struct held_linear *h, enum dtype type, struct stored *out, struct err *e) {
-    struct quantized q;
     *out = (struct stored){malloc((size_t)(h->rows * h->cols) * dtype_size(type)), type, h->rows * h->cols};
     if (!out->values) return err_set(e, RC_NO_MEMORY, "no memory for %lld weights", (long long)out->count);
-    TRY(unpack_held(h, &q, e));
-#pragma omp parallel for
-    for (int64_t n = 0; n < q.rows; n++)
-        expand_row(&q, n, out);
-    free_host(&q);
+    if (h->candidate.method != METHOD_FP8) return expand_codes(h, out, e);
+    expand_fp8(h, out);
     return RC_OK;
 }
 
