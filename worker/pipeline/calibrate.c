@@ -315,8 +315,9 @@ static struct grams_args grams_needed(const struct calibrator *k) {
     return a;
 }
 
-/* Device memory that quantizing takes beside a walk, at most: a block's codes and their parameters; a Linear's scaled
- * weights, what becomes of them, and as much again in the operations; the scaled H, two factors and what makes them. */
+/* Device memory that quantizing takes beside a walk, about at most: a block's codes and their parameters; a Linear's
+ * weights as they are scaled, rounded and worked on; the scaled H in fp32, its factor, and two fp64 squares to make it.
+ */
 static int64_t working_bytes(const struct calibrator *k) {
     int64_t block = 0, widest = 0, square = 0, floats = sizeof(float);
     const struct linear *linear;
@@ -326,7 +327,7 @@ static int64_t working_bytes(const struct calibrator *k) {
         if (count > widest) widest = count;
         if (linear->cols * linear->cols > square) square = linear->cols * linear->cols;
     }
-    return block + 4 * floats * (widest + square);
+    return block + 3 * floats * widest + 6 * floats * square;
 }
 
 static enum rc walk_windows(struct calibrator *k, struct err *e) {
