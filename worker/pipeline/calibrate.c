@@ -295,7 +295,7 @@ static enum rc calibrate_head(struct calibrator *k, struct err *e) {
     bool looks = candidate_needs_gram(head_recipe(k));
     begin_made(k, -1);
     if (looks) TRY(grams_finish(&k->grams, e));
-    enum rc rc = upload_linear(k->job, k->made.linears[0].linear, &w, e);
+    enum rc rc = upload_linear(k->job, &k->model->linears[k->model->linear_count - 1], &w, e);
     if (rc == RC_OK) rc = calibrate_input(k, INPUT_HEAD, &w, e);
     if (w.data) k->job->backend->free(k->job->device, w.data);
     return rc == RC_OK ? hand_over(k, e) : rc;
