@@ -130,58 +130,75 @@ struct calibration_sink packed_store_sink(struct packed_store *s) {
 
 /* --- out --- */
 
-static void expand_fp8(const struct held_linear *h, struct stored *out) {
+static enum rc expand_fp8(const struct held_linear *h, struct mat out) {
+    struct stored values = {out.data, out.type, h->rows * h->cols};
     const uint16_t *scales = (const uint16_t *)h->packed.scales;
-    for (int64_t i = 0; i < out->count; i++)
-        stored_set(out, i, e4m3_decode(h->packed.codes[i]) * bf16_to_f32(scales[i / h->cols]));
-}
-
-static enum rc expand_codes(const struct held_linear *h, struct stored *out, struct err *e) {
-    const struct packed *p = &h->packed;
-    const struct packed_view view = {h->candidate, p->codes, p->scales, p->zeros, DTYPE_F16, p->group_of};
-    return packed_expand(&view, (struct mat){out->values, h->rows, h->cols, h->cols, out->type}, e);
-}
-
-/* ŵ in host memory, of the type that the backend multiplies with, to the bits that it dequantizes to. */
-static enum rc expand(const struct held_linear *h, enum dtype type, struct stored *out, struct err *e) {
-    *out = (struct stored){malloc((size_t)(h->rows * h->cols) * dtype_size(type)), type, h->rows * h->cols};
-    if (!out->values) return err_set(e, RC_NO_MEMORY, "no memory for %lld weights", (long long)out->count);
-    if (h->candidate.method != METHOD_FP8) return expand_codes(h, out, e);
-    expand_fp8(h, out);
+#pragma omp parallel for
+    for (int64_t i = 0; i < values.count; i++)
+        stored_set(&values, i, e4m3_decode(h->packed.codes[i]) * bf16_to_f32(scales[i / h->cols]));
     return RC_OK;
 }
 
-static enum rc load_now(const struct job *job, const struct stored *values, struct mat out, struct err *e) {
-    struct load_item item = {values->values, values->type, values->count, out.data, out.type};
-    TRY(job->backend->load(job->device, &item, 1, e));
+/* ŵ in host memory, to the bits that a backend dequantizes to. */
+static enum rc expand(const struct held_linear *h, struct mat out, struct err *e) {
+    const struct packed *p = &h->packed;
+    const struct packed_view view = {h->candidate, p->codes, p->scales, p->zeros, DTYPE_F16, p->group_of};
+    return h->candidate.method == METHOD_FP8 ? expand_fp8(h, out) : packed_expand(&view, out, e);
+}
+
+/* A block's Linears on their way to a device with memory of its own. */
+struct shipment {
+    struct load_item items[BLOCK_LINEARS_MAX];
+    size_t count;
+};
+
+static void add_item(struct shipment *s, struct mat host, struct mat out) {
+    if (host.data == out.data) return;
+    s->items[s->count++] = (struct load_item){host.data, out.type, out.rows * out.cols, out.data, out.type};
+}
+
+static enum rc ship(const struct job *job, const struct shipment *s, struct err *e) {
+    if (s->count == 0) return RC_OK;
+    TRY(job->backend->load(job->device, s->items, s->count, e));
     return job->backend->loaded(job->device, e);
 }
 
-static enum rc load_expanded(const struct job *job, const struct held_linear *h, struct mat out, struct err *e) {
-    struct stored values;
-    enum rc rc = expand(h, out.type, &values, e);
-    if (rc == RC_OK) rc = load_now(job, &values, out, e);
-    stored_release(&values);
-    return rc;
-}
-
+/* What the stream sees of it; ŵ when `ship` has brought it. */
 static enum rc show_linear(const struct job *job, const struct held_linear *h, int position,
-                           const struct replaced *room, struct block_weights *seen, struct err *e) {
+                           const struct replaced *room, struct block_weights *seen, struct shipment *s, struct err *e) {
     struct mat *w = &seen->linear[position];
     TRY(replaced_put_vector(job, room->room.bias[position], &h->bias, &seen->bias[position], e));
     if (h->weight.values) return replaced_put_linear(room, job, position, &h->weight, w, e);
     if (!h->packed.codes) return RC_OK;
     *w = replaced_linear(room, job, position, *w);
-    return load_expanded(job, h, *w, e);
+    struct mat host = replaced_host(room, *w);
+    add_item(s, host, *w);
+    return expand(h, host, e);
 }
 
 enum rc packed_store_show(const struct packed_store *s, const struct job *job, int block, const struct replaced *room,
                           struct block_weights *seen, struct err *e) {
     const struct held_block *held = held_block(s, block);
+    struct shipment shipment = {0};
+    if (job->backend->own_memory && !room->staging) return err_set(e, RC_INTERNAL, "nothing to stage weights in");
     for (int i = 0; i < BLOCK_LINEARS_MAX; i++)
-        TRY(show_linear(job, &held->linears[i], i, room, seen, e));
+        TRY(show_linear(job, &held->linears[i], i, room, seen, &shipment, e));
+    TRY(ship(job, &shipment, e));
     TRY(replaced_put_vector(job, room->room.input_norm, &held->norm[INPUT_ATTENTION], &seen->input_norm, e));
     return replaced_put_vector(job, room->room.post_norm, &held->norm[INPUT_MLP], &seen->post_norm, e);
+}
+
+static enum rc load_expanded(const struct job *job, const struct held_linear *h, struct mat out, struct err *e) {
+    struct shipment shipment = {0};
+    struct mat host = out;
+    if (!job->backend->own_memory) return expand(h, out, e);
+    host.data = malloc((size_t)(out.rows * out.cols) * dtype_size(out.type));
+    if (!host.data) return err_set(e, RC_NO_MEMORY, "no memory for %lld weights", (long long)(out.rows * out.cols));
+    add_item(&shipment, host, out);
+    enum rc rc = expand(h, host, e);
+    if (rc == RC_OK) rc = ship(job, &shipment, e);
+    free(host.data);
+    return rc;
 }
 
 enum rc packed_store_head(const struct packed_store *s, const struct job *job, struct mat out, struct err *e) {
