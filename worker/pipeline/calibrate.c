@@ -315,19 +315,13 @@ static struct grams_args grams_needed(const struct calibrator *k) {
     return a;
 }
 
-/* Device memory that quantizing takes beside a walk, about at most: a block's codes and their parameters; a Linear's
- * weights as they are scaled, rounded and worked on; the scaled H in fp32, its factor, and two fp64 squares to make it.
- */
+/* Beside what an input takes: the codes of a block and their parameters. */
 static int64_t working_bytes(const struct calibrator *k) {
-    int64_t block = 0, widest = 0, square = 0, floats = sizeof(float);
+    int64_t codes = 0;
     const struct linear *linear;
-    for (int position = 0; (linear = block_linear(k->model, 0, position)); position++) {
-        int64_t count = linear->rows * linear->cols;
-        block += count + count / 2;
-        if (count > widest) widest = count;
-        if (linear->cols * linear->cols > square) square = linear->cols * linear->cols;
-    }
-    return block + 3 * floats * widest + 6 * floats * square;
+    for (int position = 0; (linear = block_linear(k->model, 0, position)); position++)
+        codes += linear->rows * linear->cols;
+    return codes + codes / 2 + input_group_bytes(k->model);
 }
 
 static enum rc walk_windows(struct calibrator *k, struct err *e) {
