@@ -1,11 +1,11 @@
 #include "worker/pipeline/packed_store.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/mem.h"
 #include "kernels/cpu/fp8.h"
 #include "kernels/formats.h"
+#include "worker/pipeline/quantize.h"
 
 /* A Linear as it is held; all empty: as the model has it. */
 struct held_linear {
@@ -61,46 +61,11 @@ static struct held_block *held_block(const struct packed_store *s, int block) {
 
 /* --- in --- */
 
-static void free_host(struct quantized *q) {
-    free(q->codes);
-    free(q->scale);
-    free(q->zero);
-    free(q->group_of);
-}
-
-/* The same shape with buffers in host memory. */
-static enum rc alloc_host(const struct quantized *like, struct quantized *q, struct err *e) {
-    size_t weights = (size_t)(like->rows * like->cols), parameters = (size_t)(like->rows * like->groups);
-    *q = *like;
-    q->codes = malloc(weights);
-    q->scale = malloc(parameters * sizeof *q->scale);
-    q->zero = malloc(parameters * sizeof *q->zero);
-    q->group_of = like->group_of ? malloc((size_t)like->cols * sizeof *q->group_of) : NULL;
-    if (q->codes && q->scale && q->zero && (q->group_of || !like->group_of)) return RC_OK;
-    free_host(q);
-    return err_set(e, RC_NO_MEMORY, "no memory for a Linear of [%lld, %lld]", (long long)like->rows,
-                   (long long)like->cols);
-}
-
-static enum rc download(const struct job *job, const struct quantized *from, struct quantized *to, struct err *e) {
-    const struct backend *b = job->backend;
-    size_t parameters = (size_t)(from->rows * from->groups) * sizeof *from->scale;
-    TRY(b->download(job->device, from->codes, (size_t)(from->rows * from->cols), to->codes, e));
-    TRY(b->download(job->device, from->scale, parameters, to->scale, e));
-    TRY(b->download(job->device, from->zero, parameters, to->zero, e));
-    if (!from->group_of) return RC_OK;
-    return b->download(job->device, from->group_of, (size_t)from->cols * sizeof *from->group_of, to->group_of, e);
-}
-
 static enum rc pack_linear(const struct job *job, const struct calibrated_linear *l, struct held_linear *held,
                            struct err *e) {
-    struct quantized host;
     if (!l->q.codes) return RC_OK;
-    TRY(alloc_host(&l->q, &host, e));
-    enum rc rc = download(job, &l->q, &host, e);
-    if (rc == RC_OK) rc = pack(&host, &l->candidate, &held->packed, e);
-    free_host(&host);
-    return rc == RC_OK ? RC_OK : err_context(e, "%s", l->linear->name);
+    if (quantized_pack(job, &l->q, &l->candidate, &held->packed, e) == RC_OK) return RC_OK;
+    return err_context(e, "%s", l->linear->name);
 }
 
 static int64_t take_stored(struct stored *to, struct stored *from) {
