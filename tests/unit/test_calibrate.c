@@ -453,6 +453,18 @@ static void sequential_sees_folds(void **state) {
     golden_close(&g);
 }
 
+/* Clipped, q and k would lose what rope and softmax amplify; stored with v they are not told apart. */
+static void awq_leaves_the_range_of_q_and_k(void **state) {
+    (void)state;
+    const struct candidate awq = candidate_default(METHOD_AWQ, 4, 64), gptq = candidate_default(METHOD_GPTQ, 4, 64);
+    static const char *const projections[] = {"q_proj", "k_proj", "qkv_proj", "v_proj", "o_proj", "gate_up_proj"};
+    for (int i = 0; i < 6; i++) {
+        const struct linear linear = {.projection = projections[i]};
+        assert_int_equal(candidate_for(&awq, &linear).range, i < 3 ? RANGE_FULL : RANGE_OUTPUT);
+        assert_int_equal(candidate_for(&gptq, &linear).range, gptq.range);
+    }
+}
+
 static void plans_say_what_is_asked_for(void **state) {
     (void)state;
     struct candidate gptq = candidate_default(METHOD_GPTQ, 4, 64), awq = candidate_default(METHOD_AWQ, 4, 64);
@@ -503,6 +515,7 @@ int main(void) {
         cmocka_unit_test(scales_that_cannot_be_taken_out_are_not_put_in),
         cmocka_unit_test(sequential_is_what_the_quantized_model_computes),
         cmocka_unit_test(sequential_sees_folds),
+        cmocka_unit_test(awq_leaves_the_range_of_q_and_k),
         cmocka_unit_test(plans_say_what_is_asked_for),
         cmocka_unit_test(head_is_calibrated_last),
     };
