@@ -46,9 +46,9 @@ static const struct member start_members[] = {
     REQUIRED("spec", MEMBER_OBJECT, start.spec),
     OPTIONAL("model", MEMBER_OBJECT, start.model),
     OPTIONAL("dataset", MEMBER_OBJECT, start.dataset),
+    OPTIONAL("calibration", MEMBER_OBJECT, start.calibration),
     OPTIONAL("inputs", MEMBER_OBJECT, start.inputs),
     OPTIONAL("rows", MEMBER_ARRAY, start.rows),
-    OPTIONAL("calibration", MEMBER_OBJECT, start.calibration),
     {0},
 };
 static const struct member cancel_members[] = {

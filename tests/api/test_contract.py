@@ -68,6 +68,10 @@ def jobs(real_service):
     uniform = {"method": "rtn", "bits": 3, "group": 64}
     made["compare"] = run(real_service, **an_eval(uniform=uniform, compare=made["eval"]))["id"]
     made["reference"] = run(real_service, **an_eval())["id"]
+    calibration = {"dataset": "d", "samples": 2, "length": 64}
+    for method in ("gptq", "awq"):
+        recipe = {"method": method, "bits": 4, "group": 64}
+        made[method] = run(real_service, **an_eval(uniform=recipe, calibration=calibration))["id"]
     return made
 
 

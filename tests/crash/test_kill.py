@@ -39,6 +39,9 @@ def evaluation(**recipe):
     return {"kind": "eval", "model": "tiny", "dataset": "d", "length": 128, "windows": 32, **recipe}
 
 
+CALIBRATION = {"dataset": "d", "samples": 8, "length": 128}
+
+
 def allocation(profile_id, bits):
     return {"kind": "allocation", "profile": profile_id, "budget": {"average_bits": bits}}
 
@@ -63,7 +66,9 @@ class Service(api.Daemon):
         mixed = self.post(allocation(hqq, 3.1))
         return [hqq, rtn, mixed, self.post(evaluation(allocation=mixed)),
                 self.post(evaluation(uniform={"method": "hqq", "bits": 3, "group": 64})),
-                self.post(evaluation(uniform={"method": "rtn", "bits": 2, "group": 64}))]
+                self.post(evaluation(uniform={"method": "rtn", "bits": 2, "group": 64})),
+                self.post(evaluation(uniform={"method": "gptq", "bits": 3, "group": 64}, calibration=CALIBRATION)),
+                self.post(evaluation(uniform={"method": "awq", "bits": 3, "group": 64}, calibration=CALIBRATION))]
 
     def keep_busy(self, batches):
         """Another batch when the last one is done; what failed, as its workers were lost, goes on."""

@@ -441,6 +441,7 @@ static void sequential_sees_folds(void **state) {
     awq.sequential = true;
     for (int64_t i = 0; i < g.model->linear_count; i++)
         if (g.model->linears[i].block >= 0 && g.model->linears[i].block < last) recipe[i] = awq;
+    recipe[g.model->blocks[0].linears[4]] = candidate_default(METHOD_FP8, 8, 0); /* gate_proj */
     struct outcome o;
     calibrate_golden(&g, recipe, &o);
     assert_true(scaled_notes(o.notes) >= 4);
@@ -450,6 +451,18 @@ static void sequential_sees_folds(void **state) {
     grams_release(&quantized.grams);
     outcome_release(&o);
     golden_close(&g);
+}
+
+/* Clipped, q and k would lose what rope and softmax amplify; stored with v they are not told apart. */
+static void awq_leaves_the_range_of_q_and_k(void **state) {
+    (void)state;
+    const struct candidate awq = candidate_default(METHOD_AWQ, 4, 64), gptq = candidate_default(METHOD_GPTQ, 4, 64);
+    static const char *const projections[] = {"q_proj", "k_proj", "qkv_proj", "v_proj", "o_proj", "gate_up_proj"};
+    for (int i = 0; i < 6; i++) {
+        const struct linear linear = {.projection = projections[i]};
+        assert_int_equal(candidate_for(&awq, &linear).range, i < 3 ? RANGE_FULL : RANGE_OUTPUT);
+        assert_int_equal(candidate_for(&gptq, &linear).range, gptq.range);
+    }
 }
 
 static void plans_say_what_is_asked_for(void **state) {
@@ -502,6 +515,7 @@ int main(void) {
         cmocka_unit_test(scales_that_cannot_be_taken_out_are_not_put_in),
         cmocka_unit_test(sequential_is_what_the_quantized_model_computes),
         cmocka_unit_test(sequential_sees_folds),
+        cmocka_unit_test(awq_leaves_the_range_of_q_and_k),
         cmocka_unit_test(plans_say_what_is_asked_for),
         cmocka_unit_test(head_is_calibrated_last),
     };

@@ -371,6 +371,25 @@ static void calibration_pays(void **state) {
     run_release(&plain);
 }
 
+/* Packed on the host, and brought to a device with memory of its own: the same weights. */
+static void calibrated_weights_reach_a_device(void **state) {
+    (void)state;
+    static const char *const specs[] = {CALIBRATED("gptq", "2"), CALIBRATED("awq", "2")};
+    struct backend device = backend_cpu;
+    device.own_memory = device.loads_ahead = true;
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
+        struct run here, there;
+        run_init(&here);
+        run_init(&there);
+        there.backend = &device;
+        must_run(&here, HELDOUT, specs[i], NULL);
+        must_run(&there, HELDOUT, specs[i], NULL);
+        assert_true(json_equal(here.rows, there.rows));
+        run_release(&here);
+        run_release(&there);
+    }
+}
+
 /* Killed while it calibrates, between windows, or after the last one. */
 static void interrupted_calibration_gives_the_same_result(void **state) {
     (void)state;
@@ -465,6 +484,7 @@ int main(void) {
         cmocka_unit_test(earlier_rows_must_be_complete),
         cmocka_unit_test(allocation_is_applied_by_name),
         cmocka_unit_test(calibration_pays),
+        cmocka_unit_test(calibrated_weights_reach_a_device),
         cmocka_unit_test(interrupted_calibration_gives_the_same_result),
         cmocka_unit_test(allocation_brings_its_calibration),
         cmocka_unit_test(calibrated_head_is_evaluated),

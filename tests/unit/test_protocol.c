@@ -12,7 +12,8 @@
 static const char *const lines[] = {
     [MSG_START] =
         "{\"type\":\"start\",\"job\":\"J\",\"attempt\":2,\"spec\":{\"kind\":\"eval\"},\"model\":{\"name\":\"M\"},"
-        "\"dataset\":{\"name\":\"D\"},\"inputs\":{\"profile\":{}},\"rows\":[{\"phase\":\"p\"}]}\n",
+        "\"dataset\":{\"name\":\"D\"},\"calibration\":{\"name\":\"C\"},\"inputs\":{\"profile\":{}},\"rows\":[{"
+        "\"phase\":\"p\"}]}\n",
     [MSG_CANCEL] = "{\"type\":\"cancel\",\"job\":\"J\"}\n",
     [MSG_CACHED] = "{\"type\":\"cached\",\"entries\":{\"k\":{\"drift\":0.1}}}\n",
     [MSG_SHUTDOWN] = "{\"type\":\"shutdown\"}\n",

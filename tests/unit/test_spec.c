@@ -76,6 +76,36 @@ static void allocation_has_the_documented_defaults(void **state) {
     arena_release(&f.arena);
 }
 
+#define GPTQ ",\"uniform\":{\"method\":\"gptq\",\"bits\":4,\"group\":64}"
+#define RTN ",\"uniform\":{\"method\":\"rtn\",\"bits\":4,\"group\":64}"
+#define ON_C ",\"calibration\":{\"dataset\":\"C\"}"
+
+/* Needed where it is looked at, and nowhere else; of an allocation nobody knows yet. */
+static void eval_calibrates_where_a_candidate_needs_it(void **state) {
+    (void)state;
+    struct fixture f;
+    static const char *const good[] = {"{" EVAL GPTQ ON_C "}", "{" EVAL ",\"allocation\":\"J\"" ON_C "}"};
+    static const char *const refused[] = {"{" EVAL GPTQ "}", "{" EVAL RTN ON_C "}", "{" EVAL ON_C "}"};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        expect_ok(&f, good[i]);
+        assert_string_equal(spec_calibration_dataset(f.kind, &f.spec), "C");
+        assert_string_equal(spec_dataset(f.kind, &f.spec), "D");
+        assert_int_equal(f.spec.eval.calibration->samples, 128);
+        arena_release(&f.arena);
+    }
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        assert_int_equal(decode(&f, refused[i]), RC_INVALID);
+        assert_string_equal(f.problems.items[0].pointer, "/calibration");
+        arena_release(&f.arena);
+    }
+    expect_ok(&f, "{" EVAL ",\"allocation\":\"J\"}");
+    assert_null(spec_calibration_dataset(f.kind, &f.spec));
+    arena_release(&f.arena);
+    expect_ok(&f, "{" PROFILE "," CANDIDATES "}");
+    assert_null(spec_calibration_dataset(f.kind, &f.spec));
+    arena_release(&f.arena);
+}
+
 static void eval_length_follows_the_protocol(void **state) {
     (void)state;
     struct fixture f;
@@ -242,11 +272,17 @@ static void every_kind_describes_itself(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(profile_has_the_documented_defaults), cmocka_unit_test(allocation_has_the_documented_defaults),
-        cmocka_unit_test(eval_length_follows_the_protocol),    cmocka_unit_test(rules_are_decoded),
-        cmocka_unit_test(common_members_fit_every_kind),       cmocka_unit_test(references_name_jobs_of_a_kind),
-        cmocka_unit_test(every_fault_has_its_pointer),         cmocka_unit_test(labels_are_bounded),
-        cmocka_unit_test(every_kind_describes_itself),         cmocka_unit_test(a_job_is_split_when_it_says_so),
+        cmocka_unit_test(profile_has_the_documented_defaults),
+        cmocka_unit_test(allocation_has_the_documented_defaults),
+        cmocka_unit_test(eval_calibrates_where_a_candidate_needs_it),
+        cmocka_unit_test(eval_length_follows_the_protocol),
+        cmocka_unit_test(rules_are_decoded),
+        cmocka_unit_test(common_members_fit_every_kind),
+        cmocka_unit_test(references_name_jobs_of_a_kind),
+        cmocka_unit_test(every_fault_has_its_pointer),
+        cmocka_unit_test(labels_are_bounded),
+        cmocka_unit_test(every_kind_describes_itself),
+        cmocka_unit_test(a_job_is_split_when_it_says_so),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

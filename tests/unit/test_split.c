@@ -161,6 +161,25 @@ static void resumed_split_eval_gives_the_same_result(void **state) {
     run_release(&rest);
 }
 
+/* The first device calibrates; what it made is the same on all. */
+static void split_eval_calibrates_once(void **state) {
+    (void)state;
+    static const char spec[] = "{'kind':'eval','model':'M','dataset':'D','length':128,'windows':7,'uniform':{'method':"
+                               "'gptq','bits':3,'group':64},'calibration':{'dataset':'C','samples':4,'length':64}";
+    char alone[512], split[512];
+    snprintf(alone, sizeof alone, "%s}", spec);
+    snprintf(split, sizeof split, "%s" SPLIT "}", spec);
+    struct run one, many;
+    run_on(&one, "cpu", HELDOUT, alone);
+    run_on(&many, "cpu,cpu", HELDOUT, split);
+    equal_rows(&one, &many);
+    json_object_del(one.result, "tokens_per_second");
+    json_object_del(many.result, "tokens_per_second");
+    assert_true(json_equal(one.result, many.result));
+    run_release(&one);
+    run_release(&many);
+}
+
 /* Without "devices" a job stays on the first device. */
 static void other_jobs_are_not_split(void **state) {
     (void)state;
@@ -325,6 +344,7 @@ int main(void) {
         cmocka_unit_test(devices_may_outnumber_windows),
         cmocka_unit_test(split_head_equals_the_whole),
         cmocka_unit_test(split_eval_equals_the_whole),
+        cmocka_unit_test(split_eval_calibrates_once),
         cmocka_unit_test(resumed_split_eval_gives_the_same_result),
         cmocka_unit_test(other_jobs_are_not_split),
         cmocka_unit_test(split_job_on_one_device_is_an_ordinary_one),

@@ -315,18 +315,13 @@ static struct grams_args grams_needed(const struct calibrator *k) {
     return a;
 }
 
-/* Device memory that quantizing takes beside a walk, at most: a block's codes and their parameters; a Linear's scaled
- * weights, what becomes of them, and as much again in the operations; the scaled H, two factors and what makes them. */
+/* Beside what an input takes: the codes of a block and their parameters. */
 static int64_t working_bytes(const struct calibrator *k) {
-    int64_t block = 0, widest = 0, square = 0, floats = sizeof(float);
+    int64_t codes = 0;
     const struct linear *linear;
-    for (int position = 0; (linear = block_linear(k->model, 0, position)); position++) {
-        int64_t count = linear->rows * linear->cols;
-        block += count + count / 2;
-        if (count > widest) widest = count;
-        if (linear->cols * linear->cols > square) square = linear->cols * linear->cols;
-    }
-    return block + 4 * floats * (widest + square);
+    for (int position = 0; (linear = block_linear(k->model, 0, position)); position++)
+        codes += linear->rows * linear->cols;
+    return codes + codes / 2 + input_group_bytes(k->model);
 }
 
 static enum rc walk_windows(struct calibrator *k, struct err *e) {

@@ -46,7 +46,11 @@ enum rc calibration_read(const struct job *job, const struct source *source, con
     struct tokens tokens = {0};
     if (source->borrowed) return calibration_windows(&source->tokens, c, out, e);
     TRY(json_get_string(job->calibration, "path", &path, e));
-    if (!path) return err_set(e, RC_INVALID, "the start message names no calibration file");
+    if (!path)
+        return err_at(e, "/calibration", RC_INVALID,
+                      "is required: whoever started the job knew of no text of the dataset %s that its allocation's "
+                      "profile was calibrated on",
+                      c->dataset);
     enum rc rc = tokens_read(source->tokenizer, path, source->model->arch.vocab, &tokens, e);
     if (rc == RC_OK) rc = calibration_windows(&tokens, c, out, e);
     tokens_release(&tokens);

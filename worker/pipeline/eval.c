@@ -161,7 +161,9 @@ static enum rc open_scorer(void *ctx, int member, const struct job *job, struct 
     s->nll_q = s->nll + length;
     s->kl = s->nll_q + length;
     TRY(upload_head(s, e));
-    return v->table.quantized ? replaced_open(job, v->source.model, &s->replaced, e) : RC_OK;
+    if (!v->table.quantized) return RC_OK;
+    TRY(replaced_open(job, v->source.model, &s->replaced, e));
+    return v->store ? replaced_stage(job, v->source.model, &s->replaced, e) : RC_OK;
 }
 
 static enum rc open_scorers(struct eval *v, struct err *e) {

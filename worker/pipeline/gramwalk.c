@@ -197,6 +197,7 @@ static enum rc walk_windows(struct gram_walker *k, struct err *e) {
                         .last_block = head ? -1 : k->run->last_block,
                         .hooks = &hooks,
                         .reserved = k->grams->bytes,
+                        .device_reserved = g->device_reserved,
                         .phase = g->phase,
                         .tokens_total = g->windows->count * g->windows->length,
                         .tally = &k->run->tokens_done};

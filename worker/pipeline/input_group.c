@@ -15,6 +15,19 @@ void input_group_release(struct input_group *g) {
     factor_release(g->job->backend, g->job->device, &g->gram.factor);
 }
 
+/* A Linear's codes and their parameters, its weights as they are scaled, rounded and worked on; the scaled H in fp32,
+ * its factor, and two fp64 squares to make it. */
+int64_t input_group_bytes(const struct model *model) {
+    int64_t widest = 0, square = 0, floats = sizeof(float);
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const struct linear *linear = &model->linears[i];
+        if (linear->block < 0) continue; /* after the walk: hidden states are gone by then */
+        if (linear->rows * linear->cols > widest) widest = linear->rows * linear->cols;
+        if (linear->cols * linear->cols > square) square = linear->cols * linear->cols;
+    }
+    return widest + widest / 2 + 3 * floats * widest + 6 * floats * square;
+}
+
 struct candidate candidate_for(const struct candidate *c, const struct linear *linear) {
     struct candidate out = *c;
     static const char *const with_q_or_k[] = {"q_proj", "k_proj", "qkv_proj"};

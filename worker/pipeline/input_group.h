@@ -42,6 +42,8 @@ struct input_group {
 /* What an input of a model's blocks is tied to, and whether it can be folded. */
 void input_group_fold(struct input_group *g, const struct model *model, enum linear_input input);
 void input_group_release(struct input_group *g);
+/* Device memory that quantizing the Linears of any one input takes beside H, about at most. */
+int64_t input_group_bytes(const struct model *model);
 
 /* By what AWQ multiplies each column of the group's weights, and divides the input's channels. */
 struct awq_scale {

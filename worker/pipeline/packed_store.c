@@ -1,11 +1,11 @@
 #include "worker/pipeline/packed_store.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/mem.h"
 #include "kernels/cpu/fp8.h"
 #include "kernels/formats.h"
+#include "worker/pipeline/quantize.h"
 
 /* A Linear as it is held; all empty: as the model has it. */
 struct held_linear {
@@ -61,46 +61,11 @@ static struct held_block *held_block(const struct packed_store *s, int block) {
 
 /* --- in --- */
 
-static void free_host(struct quantized *q) {
-    free(q->codes);
-    free(q->scale);
-    free(q->zero);
-    free(q->group_of);
-}
-
-/* The same shape with buffers in host memory. */
-static enum rc alloc_host(const struct quantized *like, struct quantized *q, struct err *e) {
-    size_t weights = (size_t)(like->rows * like->cols), parameters = (size_t)(like->rows * like->groups);
-    *q = *like;
-    q->codes = malloc(weights);
-    q->scale = malloc(parameters * sizeof *q->scale);
-    q->zero = malloc(parameters * sizeof *q->zero);
-    q->group_of = like->group_of ? malloc((size_t)like->cols * sizeof *q->group_of) : NULL;
-    if (q->codes && q->scale && q->zero && (q->group_of || !like->group_of)) return RC_OK;
-    free_host(q);
-    return err_set(e, RC_NO_MEMORY, "no memory for a Linear of [%lld, %lld]", (long long)like->rows,
-                   (long long)like->cols);
-}
-
-static enum rc download(const struct job *job, const struct quantized *from, struct quantized *to, struct err *e) {
-    const struct backend *b = job->backend;
-    size_t parameters = (size_t)(from->rows * from->groups) * sizeof *from->scale;
-    TRY(b->download(job->device, from->codes, (size_t)(from->rows * from->cols), to->codes, e));
-    TRY(b->download(job->device, from->scale, parameters, to->scale, e));
-    TRY(b->download(job->device, from->zero, parameters, to->zero, e));
-    if (!from->group_of) return RC_OK;
-    return b->download(job->device, from->group_of, (size_t)from->cols * sizeof *from->group_of, to->group_of, e);
-}
-
 static enum rc pack_linear(const struct job *job, const struct calibrated_linear *l, struct held_linear *held,
                            struct err *e) {
-    struct quantized host;
     if (!l->q.codes) return RC_OK;
-    TRY(alloc_host(&l->q, &host, e));
-    enum rc rc = download(job, &l->q, &host, e);
-    if (rc == RC_OK) rc = pack(&host, &l->candidate, &held->packed, e);
-    free_host(&host);
-    return rc == RC_OK ? RC_OK : err_context(e, "%s", l->linear->name);
+    if (quantized_pack(job, &l->q, &l->candidate, &held->packed, e) == RC_OK) return RC_OK;
+    return err_context(e, "%s", l->linear->name);
 }
 
 static int64_t take_stored(struct stored *to, struct stored *from) {
@@ -130,77 +95,75 @@ struct calibration_sink packed_store_sink(struct packed_store *s) {
 
 /* --- out --- */
 
-/* As backends dequantize. */
-static void expand_row(const struct quantized *q, int64_t n, struct stored *out) {
-    for (int64_t k = 0; k < q->cols; k++) {
-        int64_t at = n * q->groups + (q->group_of ? q->group_of[k] : k / q->group);
-        uint8_t code = q->codes[n * q->cols + k];
-        float value = q->fp8 ? e4m3_decode(code) : (float)code - q->zero[at];
-        stored_set(out, n * q->cols + k, value * q->scale[at]);
-    }
-}
-
-static enum rc unpack_held(const struct held_linear *h, struct quantized *q, struct err *e) {
-    const struct candidate *c = &h->candidate;
-    int64_t group = c->group > 0 && c->group < h->cols ? c->group : h->cols;
-    int32_t indexed = 0;
-    const struct quantized like = {.rows = h->rows,
-                                   .cols = h->cols,
-                                   .groups = (h->cols + group - 1) / group,
-                                   .bits = c->bits,
-                                   .group = (int)group,
-                                   .fp8 = c->method == METHOD_FP8,
-                                   .group_of = h->packed.group_of ? &indexed : NULL};
-    TRY(alloc_host(&like, q, e));
-    enum rc rc = unpack(&h->packed, c, q, e);
-    if (rc != RC_OK) free_host(q);
-    return rc;
-}
-
-/* ŵ in host memory, of the type that the backend multiplies with. */
-static enum rc expand(const struct held_linear *h, enum dtype type, struct stored *out, struct err *e) {
-    struct quantized q;
-    *out = (struct stored){malloc((size_t)(h->rows * h->cols) * dtype_size(type)), type, h->rows * h->cols};
-    if (!out->values) return err_set(e, RC_NO_MEMORY, "no memory for %lld weights", (long long)out->count);
-    TRY(unpack_held(h, &q, e));
+static enum rc expand_fp8(const struct held_linear *h, struct mat out) {
+    struct stored values = {out.data, out.type, h->rows * h->cols};
+    const uint16_t *scales = (const uint16_t *)h->packed.scales;
 #pragma omp parallel for
-    for (int64_t n = 0; n < q.rows; n++)
-        expand_row(&q, n, out);
-    free_host(&q);
+    for (int64_t i = 0; i < values.count; i++)
+        stored_set(&values, i, e4m3_decode(h->packed.codes[i]) * bf16_to_f32(scales[i / h->cols]));
     return RC_OK;
 }
 
-static enum rc load_now(const struct job *job, const struct stored *values, struct mat out, struct err *e) {
-    struct load_item item = {values->values, values->type, values->count, out.data, out.type};
-    TRY(job->backend->load(job->device, &item, 1, e));
+/* ŵ in host memory, to the bits that a backend dequantizes to. */
+static enum rc expand(const struct held_linear *h, struct mat out, struct err *e) {
+    const struct packed *p = &h->packed;
+    const struct packed_view view = {h->candidate, p->codes, p->scales, p->zeros, DTYPE_F16, p->group_of};
+    return h->candidate.method == METHOD_FP8 ? expand_fp8(h, out) : packed_expand(&view, out, e);
+}
+
+/* A block's Linears on their way to a device with memory of its own. */
+struct shipment {
+    struct load_item items[BLOCK_LINEARS_MAX];
+    size_t count;
+};
+
+static void add_item(struct shipment *s, struct mat host, struct mat out) {
+    if (host.data == out.data) return;
+    s->items[s->count++] = (struct load_item){host.data, out.type, out.rows * out.cols, out.data, out.type};
+}
+
+static enum rc ship(const struct job *job, const struct shipment *s, struct err *e) {
+    if (s->count == 0) return RC_OK;
+    TRY(job->backend->load(job->device, s->items, s->count, e));
     return job->backend->loaded(job->device, e);
 }
 
-static enum rc load_expanded(const struct job *job, const struct held_linear *h, struct mat out, struct err *e) {
-    struct stored values;
-    enum rc rc = expand(h, out.type, &values, e);
-    if (rc == RC_OK) rc = load_now(job, &values, out, e);
-    stored_release(&values);
-    return rc;
-}
-
+/* What the stream sees of it; ŵ when `ship` has brought it. */
 static enum rc show_linear(const struct job *job, const struct held_linear *h, int position,
-                           const struct replaced *room, struct block_weights *seen, struct err *e) {
+                           const struct replaced *room, struct block_weights *seen, struct shipment *s, struct err *e) {
     struct mat *w = &seen->linear[position];
     TRY(replaced_put_vector(job, room->room.bias[position], &h->bias, &seen->bias[position], e));
     if (h->weight.values) return replaced_put_linear(room, job, position, &h->weight, w, e);
     if (!h->packed.codes) return RC_OK;
     *w = replaced_linear(room, job, position, *w);
-    return load_expanded(job, h, *w, e);
+    struct mat host = replaced_host(room, *w);
+    add_item(s, host, *w);
+    return expand(h, host, e);
 }
 
 enum rc packed_store_show(const struct packed_store *s, const struct job *job, int block, const struct replaced *room,
                           struct block_weights *seen, struct err *e) {
     const struct held_block *held = held_block(s, block);
+    struct shipment shipment = {0};
+    if (job->backend->own_memory && !room->staging) return err_set(e, RC_INTERNAL, "nothing to stage weights in");
     for (int i = 0; i < BLOCK_LINEARS_MAX; i++)
-        TRY(show_linear(job, &held->linears[i], i, room, seen, e));
+        TRY(show_linear(job, &held->linears[i], i, room, seen, &shipment, e));
+    TRY(ship(job, &shipment, e));
     TRY(replaced_put_vector(job, room->room.input_norm, &held->norm[INPUT_ATTENTION], &seen->input_norm, e));
     return replaced_put_vector(job, room->room.post_norm, &held->norm[INPUT_MLP], &seen->post_norm, e);
+}
+
+static enum rc load_expanded(const struct job *job, const struct held_linear *h, struct mat out, struct err *e) {
+    struct shipment shipment = {0};
+    struct mat host = out;
+    if (!job->backend->own_memory) return expand(h, out, e);
+    host.data = malloc((size_t)(out.rows * out.cols) * dtype_size(out.type));
+    if (!host.data) return err_set(e, RC_NO_MEMORY, "no memory for %lld weights", (long long)(out.rows * out.cols));
+    add_item(&shipment, host, out);
+    enum rc rc = expand(h, host, e);
+    if (rc == RC_OK) rc = ship(job, &shipment, e);
+    free(host.data);
+    return rc;
 }
 
 enum rc packed_store_head(const struct packed_store *s, const struct job *job, struct mat out, struct err *e) {

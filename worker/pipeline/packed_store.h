@@ -15,8 +15,8 @@ void packed_store_free(struct packed_store *s); /* NULL is fine */
 struct calibration_sink packed_store_sink(struct packed_store *s);
 int64_t packed_store_bytes(const struct packed_store *s);
 
-/* A block's Linears, norms and biases, as far as they are not the model's, are brought to `room` and take their place
- * in `seen`. */
+/* A block's Linears, norms and biases, as far as they are not the model's, are brought to `room`, which has its
+ * staging, and take their place in `seen`. */
 enum rc packed_store_show(const struct packed_store *s, const struct job *job, int block, const struct replaced *room,
                           struct block_weights *seen, struct err *e);
 /* lm_head, into out [V, D] of the type that the backend multiplies with; RC_INTERNAL when there is none. */

@@ -299,6 +299,12 @@ static bool needs_stats(const struct profile *p) {
     return false;
 }
 
+static bool needs_gram(const struct profile *p) {
+    for (size_t c = 0; c < p->table.candidate_count; c++)
+        if (candidate_needs_gram(&p->table.candidates[c])) return true;
+    return false;
+}
+
 static enum rc walk_unknown(struct profile *p, struct err *e) {
     bool *wanted = xcalloc((size_t)p->source.model->linear_count, sizeof *wanted);
     for (size_t l = 0; l < p->table.linear_count; l++)
@@ -309,6 +315,7 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                           .phase = "calibrate",
                           .wanted = wanted,
                           .stats = needs_stats(p),
+                          .device_reserved = needs_gram(p) ? input_group_bytes(p->source.model) : 0,
                           .input = profile_input,
                           .ctx = p};
     enum rc rc = gram_walk_run(&g, e);

@@ -123,6 +123,12 @@ static bool needs_stats(const struct recheck *r) {
     return false;
 }
 
+static bool needs_gram(const struct recheck *r) {
+    for (size_t i = 0; i < r->count; i++)
+        if (candidate_needs_gram(&r->args->table->candidates[r->pairs[i].low])) return true;
+    return false;
+}
+
 static enum rc walk_rest(struct recheck *r, struct err *e) {
     const struct recheck_args *a = r->args;
     bool *wanted = xcalloc((size_t)a->profiled->model->linear_count, sizeof *wanted);
@@ -134,6 +140,7 @@ static enum rc walk_rest(struct recheck *r, struct err *e) {
                           .phase = "recheck inversions",
                           .wanted = wanted,
                           .stats = needs_stats(r),
+                          .device_reserved = needs_gram(r) ? input_group_bytes(a->profiled->model) : 0,
                           .input = recompute,
                           .ctx = r};
     enum rc rc = gram_walk_run(&g, e);

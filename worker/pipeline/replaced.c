@@ -1,6 +1,7 @@
 #include "worker/pipeline/replaced.h"
 
 #include "worker/pipeline/carve.h"
+#include "worker/pipeline/upload.h"
 
 /* What the widest Linear at a position takes. */
 struct widest {
@@ -10,8 +11,8 @@ struct widest {
 
 /* Bytes of an element, be it ŵ or a weight that is only scaled. */
 static size_t element_size(const struct job *job, const struct linear *linear) {
-    size_t computed = dtype_size(job->backend->activation), stored = dtype_size(linear->weight->type);
-    return job->backend->weights_as_stored && stored > computed ? stored : computed;
+    size_t computed = dtype_size(job->backend->activation), kept = dtype_size(linear_type(job, linear));
+    return kept > computed ? kept : computed;
 }
 
 static struct widest widest_at(const struct job *job, const struct model *model, int position) {
@@ -26,11 +27,15 @@ static struct widest widest_at(const struct job *job, const struct model *model,
     return w;
 }
 
+static void lay_out_linears(struct replaced *r, const struct job *job, const struct model *model, struct carve *c) {
+    for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
+        r->room.linear[position].data = carve(c, widest_at(job, model, position).bytes);
+}
+
 /* Returns the number of bytes. With memory NULL it only measures. */
 static size_t lay_out(struct replaced *r, const struct job *job, const struct model *model) {
     struct carve c = {.base = r->memory};
-    for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
-        r->room.linear[position].data = carve(&c, widest_at(job, model, position).bytes);
+    lay_out_linears(r, job, model, &c);
     for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
         r->room.bias[position] = carve(&c, (size_t)widest_at(job, model, position).rows * sizeof(float));
     r->room.input_norm = carve(&c, (size_t)model->arch.hidden * sizeof(float));
@@ -45,13 +50,30 @@ enum rc replaced_open(const struct job *job, const struct model *model, struct r
     return RC_OK;
 }
 
+enum rc replaced_stage(const struct job *job, const struct model *model, struct replaced *r, struct err *e) {
+    struct replaced measured = {0};
+    struct carve c = {0};
+    void *memory = NULL;
+    if (!job->backend->own_memory) return RC_OK;
+    lay_out_linears(&measured, job, model, &c);
+    TRY(job->backend->host_alloc(job->device, c.used, &memory, e));
+    r->staging = memory;
+    return RC_OK;
+}
+
 void replaced_release(const struct job *job, struct replaced *r) {
+    if (r->staging) job->backend->host_free(job->device, r->staging);
     if (r->memory) job->backend->free(job->device, r->memory);
     *r = (struct replaced){0};
 }
 
 struct mat replaced_linear(const struct replaced *r, const struct job *job, int position, struct mat of) {
     return (struct mat){r->room.linear[position].data, of.rows, of.cols, of.cols, job->backend->activation};
+}
+
+struct mat replaced_host(const struct replaced *r, struct mat out) {
+    if (r->staging) out.data = r->staging + ((char *)out.data - (char *)r->memory);
+    return out;
 }
 
 enum rc replaced_put_linear(const struct replaced *r, const struct job *job, int position, const struct stored *values,

@@ -9,13 +9,19 @@
 struct replaced {
     struct block_weights room; /* of Linears only where they begin */
     void *memory;
+    char *staging; /* the same room for Linears in host memory that the device copies from; or NULL */
 };
 
 enum rc replaced_open(const struct job *job, const struct model *model, struct replaced *r, struct err *e);
+/* Gives an open one its staging, where the device's memory is not the host's. */
+enum rc replaced_stage(const struct job *job, const struct model *model, struct replaced *r, struct err *e);
 void replaced_release(const struct job *job, struct replaced *r);
 
 /* Room for ŵ of the Linear at a position, `of` that shape, in the type that the backend multiplies with. */
 struct mat replaced_linear(const struct replaced *r, const struct job *job, int position, struct mat of);
+
+/* Where the host writes what is to be in `out`, one of the room's: staging, or the room itself. */
+struct mat replaced_host(const struct replaced *r, struct mat out);
 
 /* Host values take the place of *seen. Of a Linear, [N, K] as it was: */
 enum rc replaced_put_linear(const struct replaced *r, const struct job *job, int position, const struct stored *values,
