@@ -445,6 +445,34 @@ static void constant_groups_are_counted_as_they_are_fitted(void **state) {
     }
 }
 
+/* Weights that corrections drive out of fp32, and ones too small for 16-bit scales: what is stored is numbers. */
+static void extreme_weights_stay_finite(void **state) {
+    (void)state;
+    enum { N = 3, K = 96 };
+    static const double magnitudes[] = {1e-44, 1e-38, 1e-9, 1e9, 1e30, 3e38};
+    static const enum range_choice ranges[] = {RANGE_FULL, RANGE_MSE, RANGE_WEIGHTED};
+    seed(86);
+    double *h = correlated(2 * K, K);
+    FOR_EACH(o, orders) {
+        struct calibration calibration = calibrate(h, K, orders[o], 32, 0.0001);
+        FOR_EACH(m, magnitudes) FOR_EACH(r, ranges) FOR_EACH(k, kinds) {
+            float *w = host_zeros(N * K);
+            for (int i = 0; i < N * K; i++)
+                w[i] = (float)(magnitudes[m] * (2 * uniform() - 1));
+            struct candidate c = {.method = METHOD_GPTQ, .bits = 3, .group = 32, .order = orders[o]};
+            c.range = ranges[r];
+            c.symmetric = kinds[k].symmetric;
+            c.zero = kinds[k].zero;
+            struct outcome outcome = quantize(w, N, K, &c, &calibration.factor);
+            for (int64_t i = 0; i < N * outcome.q.groups; i++)
+                assert_true(outcome.scale[i] > 0 && isfinite(outcome.scale[i]) && isfinite(outcome.zero[i]));
+            for (int i = 0; i < N * K; i++)
+                assert_true(outcome.codes[i] < 8);
+        }
+        release(&calibration.factor);
+    }
+}
+
 static void what_does_not_fit_together_is_refused(void **state) {
     (void)state;
     enum { N = 2, K = 64 };
@@ -546,6 +574,7 @@ int main(void) {
         cmocka_unit_test(ranges_are_weighted_by_what_cannot_be_made_up_for),
         cmocka_unit_test(weighted_ranges_lower_the_output_error),
         cmocka_unit_test(constant_groups_are_counted_as_they_are_fitted),
+        cmocka_unit_test(extreme_weights_stay_finite),
         cmocka_unit_test(what_does_not_fit_together_is_refused),
         cmocka_unit_test(codes_are_those_of_numpy),
     };
