@@ -458,7 +458,7 @@ static void extreme_weights_stay_finite(void **state) {
         FOR_EACH(m, magnitudes) FOR_EACH(r, ranges) FOR_EACH(k, kinds) {
             float *w = host_zeros(N * K);
             for (int i = 0; i < N * K; i++)
-                w[i] = (float)(magnitudes[m] * (2 * uniform() - 1));
+                w[i] = (float)(magnitudes[m] * (i < K ? 2 * uniform() - 1 : 1 - 0.1 * uniform()));
             struct candidate c = {.method = METHOD_GPTQ, .bits = 3, .group = 32, .order = orders[o]};
             c.range = ranges[r];
             c.symmetric = kinds[k].symmetric;
