@@ -304,7 +304,8 @@ struct grid grid_fit(const struct fit_args *a, bool *kept_rtn) {
     if (c->range == RANGE_MSE || c->range == RANGE_WEIGHTED || c->range == RANGE_OUTPUT)
         return search(a, full, kept_rtn);
     if (c->range == RANGE_PERCENTILE) part = percentile(a);
-    if (c->range == RANGE_RATIO) part = shrunk(full, (double)c->clip / PARTS, c->range);
+    double clip = (double)c->clip / PARTS;
+    if (c->range == RANGE_RATIO) part = (struct span){clip * full.min, clip * full.max};
     if (!(part.min < part.max)) part = full; /* most weights are equal: a grid needs a width */
     return over(a, part, kept_rtn);
 }

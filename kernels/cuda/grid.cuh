@@ -173,10 +173,10 @@ template <typename G> static __device__ inline struct grid better(const G &g, st
     return grid_error(g, b) < grid_error(g, a) ? b : a;
 }
 
-static __device__ inline struct grid grid_between(double min, double max, const struct candidate *c) {
+static __device__ inline struct grid over_range(double min, double max, const struct candidate *c) {
     struct grid grid = {0, 0, (1 << c->bits) - 1};
-    grid.scale = grid_store_scale((max - min) / (c->symmetric ? grid.top - 1 : grid.top));
-    grid.zero = c->symmetric ? (float)(1 << (c->bits - 1)) : grid_store_zero(-min / grid.scale, c);
+    grid.scale = grid_store_scale((max - min) / grid.top);
+    grid.zero = grid_store_zero(-min / grid.scale, c);
     return grid;
 }
 
@@ -192,9 +192,9 @@ static __device__ inline struct grid symmetric(const G &g, double max_abs, const
 template <typename G>
 static __device__ inline struct grid rtn_over(const G &g, double min, double max, const struct candidate *c) {
     if (c->symmetric) return symmetric(g, fmax(fabs(min), fabs(max)), c);
-    struct grid plain = grid_between(min, max, c);
+    struct grid plain = over_range(min, max, c);
     if (min <= 0 && max >= 0) return plain;
-    struct grid extended = grid_between(fmin(min, 0.0), fmax(max, 0.0), c);
+    struct grid extended = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
     return c->zero == ZERO_INTEGER ? extended : better(g, plain, extended);
 }
 

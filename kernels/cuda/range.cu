@@ -117,6 +117,13 @@ static __device__ inline struct span shrunk_span(struct span s, double p, enum r
     return {clamp(fixed + p * (s.min - fixed), -limit, limit), clamp(fixed + p * (s.max - fixed), -limit, limit)};
 }
 
+/* The grid from min to max; from −max to max where symmetric. */
+static __device__ inline struct grid grid_between(double min, double max, const struct candidate *c) {
+    if (!c->symmetric) return over_range(min, max, c);
+    int half = 1 << (c->bits - 1);
+    return {grid_store_scale(max / (half - 1)), (float)half, 2 * half - 1};
+}
+
 struct choice {
     struct grid grid;
     double error;
@@ -255,7 +262,8 @@ static __device__ inline struct grid grid_fit(const G &g, const struct judge_arg
     if (a.range == RANGE_MSE || a.range == RANGE_WEIGHTED || a.range == RANGE_OUTPUT)
         return search_range(g, a, full, c, kept_rtn);
     if (a.range == RANGE_PERCENTILE) part = percentile(g, c);
-    if (a.range == RANGE_RATIO) part = shrunk_span(full, (double)c->clip / PARTS, a.range);
+    double clip = (double)c->clip / PARTS;
+    if (a.range == RANGE_RATIO) part = {clip * full.min, clip * full.max};
     if (!(part.min < part.max)) part = full; /* most weights are equal: a grid needs a width */
     return over(g, part, c, kept_rtn);
 }

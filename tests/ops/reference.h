@@ -47,6 +47,20 @@ double ref_code(const struct ref_grid *g, double w);
 double ref_grid_error(const struct ref_grid *g, const float *w, int64_t n);
 struct ref_grid ref_rtn(const float *w, int64_t n, const struct candidate *c);
 
+/* One group under a range choice: what its grid is judged by, and the grid of least criterion among all tried, RTN's
+ * first. `margin`: by which share another grid is worse at least; near 0 it is a tie. The group straddles 0, or the
+ * candidate's range takes in 0. */
+struct ref_fit {
+    const float *w; /* [n] */
+    int64_t n;
+    const struct candidate *candidate;
+    const double *h; /* the group's block, rows h_stride apart; NULL where the range does not need it */
+    int64_t h_stride;
+};
+double ref_criterion(const struct ref_fit *a, const struct ref_grid *g);
+struct ref_grid ref_range_search(const struct ref_fit *a, double *margin);
+struct ref_grid ref_range_given(const struct ref_fit *a); /* RANGE_PERCENTILE, RANGE_RATIO */
+
 /* HQQ as its library runs it (algorithms §3): one early stop for the whole tensor, the zero one step past the best
  * iterate, nothing rounded to 16 bits. Fills ŵ [N, K]. */
 void ref_hqq(const float *w, int64_t rows, int64_t cols, int group, int bits, double *w_hat);

@@ -82,6 +82,8 @@ static void sizes_are_those_of_the_layouts(void **state) {
         {CANDIDATE(METHOD_HQQ, 3, 64, false, ZERO_FLOAT, LAYOUT_HQQ), 7, 100, 2 * 64 * 4, 14 * 2, 14 * 2},
         {CANDIDATE(METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 8 * 64, 16 * 2, 0},
         {{.method = METHOD_NONE, .bits = 16}, 8, 128, 8 * 128 * 2, 0, 0},
+        {{.method = METHOD_FP8, .bits = 8}, 8, 33, 8 * 33, 8 * 2, 0},
+        {{.method = METHOD_FP8, .bits = 8, .fp8_scale = FP8_PER_TENSOR}, 8, 33, 8 * 33, 8 * 2, 0},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 1, 1, 4, 2, 2},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 0, 128, 0, 0, 0},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 8, 0, 0, 0, 0},
@@ -206,6 +208,78 @@ static void unpacking_gives_back_what_was_packed(void **state) {
         c.layout = (enum layout)l;
         round_trip(&c, sizes[s].rows, sizes[s].cols);
     }
+}
+
+static void fp8_is_a_byte_a_weight_and_a_bf16_a_row(void **state) {
+    (void)state;
+    enum { N = 5, K = 33 };
+    struct candidate c = candidate_default(METHOD_FP8, 8, 0), rtn = candidate_default(METHOD_RTN, 8, 0);
+    struct linear in, out;
+    struct packed p;
+    linear_shape(&in, N, K, &c);
+    linear_shape(&out, N, K, &c);
+    in.q.fp8 = out.q.fp8 = true;
+    seed(67);
+    for (int i = 0; i < N * K; i++)
+        in.codes[i] = (uint8_t)below(256);
+    for (int n = 0; n < N; n++) {
+        in.scale[n] = bf16_to_f32(f32_to_bf16((float)(1e-20 * uniform())));
+        in.zero[n] = 0;
+    }
+    assert_ok(pack(&in.q, &c, &p, &err));
+    assert_memory_equal(p.codes, in.codes, N * K);
+    for (int n = 0; n < N; n++) {
+        uint16_t half;
+        memcpy(&half, p.scales + 2 * n, 2);
+        assert_true(bf16_to_f32(half) == in.scale[n]);
+    }
+    assert_true(p.zeros == NULL && p.group_of == NULL && packed_bytes(&p) == N * (K + 2));
+    assert_ok(unpack(&p, &c, &out.q, &err));
+    assert_memory_equal(in.codes, out.codes, sizeof in.codes);
+    assert_memory_equal(in.scale, out.scale, sizeof in.scale);
+    assert_memory_equal(in.zero, out.zero, sizeof in.zero);
+    packed_release(&p);
+    assert_refused(pack(&in.q, &rtn, &p, &err), RC_INVALID, "is not what the candidate makes");
+    in.q.fp8 = false;
+    assert_refused(pack(&in.q, &c, &p, &err), RC_INVALID, "is not what the candidate makes");
+}
+
+/* Four bytes a column, and no group that is not there comes in from a file. */
+static void groups_of_columns_are_packed(void **state) {
+    (void)state;
+    enum { N = 3, K = 40, GROUPS = 3 };
+    struct candidate c = candidate_default(METHOD_GPTQ, 4, 16), natural = c;
+    c.order = ORDER_ACTIVATION;
+    natural.order = ORDER_NATURAL;
+    struct linear in, out;
+    struct packed p;
+    int32_t group_of[K], back[K];
+    linear_shape(&in, N, K, &c);
+    linear_shape(&out, N, K, &c);
+    seed(68);
+    linear_fill(&in, &c);
+    for (int k = 0; k < K; k++)
+        group_of[k] = (int32_t)below(GROUPS);
+    in.q.group_of = group_of;
+    out.q.group_of = back;
+    assert_ok(pack(&in.q, &c, &p, &err));
+    struct packed sizes = packed_sizes(&c, N, K), plain = packed_sizes(&natural, N, K);
+    assert_int_equal(packed_bytes(&sizes), packed_bytes(&plain) + 4 * K);
+    assert_int_equal(packed_bytes(&sizes), packed_bytes(&p));
+    assert_ok(unpack(&p, &c, &out.q, &err));
+    assert_memory_equal(back, group_of, sizeof group_of);
+    assert_memory_equal(in.codes, out.codes, sizeof in.codes);
+    for (int wrong = -1; wrong <= GROUPS; wrong += GROUPS + 1) {
+        memcpy(p.group_of + 4 * 17, &wrong, sizeof wrong);
+        assert_refused(unpack(&p, &c, &out.q, &err), RC_INVALID, "column 17 is in group");
+    }
+    p.group_of_bytes -= 4;
+    assert_refused(unpack(&p, &c, &out.q, &err), RC_INVALID, "are needed");
+    packed_release(&p);
+    group_of[17] = GROUPS;
+    assert_refused(pack(&in.q, &c, &p, &err), RC_INVALID, "column 17 is in group 3 of 3");
+    in.q.group_of = NULL;
+    assert_refused(pack(&in.q, &c, &p, &err), RC_INVALID, "is not what the candidate makes");
 }
 
 static void what_does_not_fit_is_not_packed(void **state) {
@@ -355,6 +429,8 @@ int main(void) {
         cmocka_unit_test(hqq_codes_lie_in_row_blocks),
         cmocka_unit_test(scales_and_float_zeros_are_halves_in_order),
         cmocka_unit_test(unpacking_gives_back_what_was_packed),
+        cmocka_unit_test(fp8_is_a_byte_a_weight_and_a_bf16_a_row),
+        cmocka_unit_test(groups_of_columns_are_packed),
         cmocka_unit_test(what_does_not_fit_is_not_packed),
         cmocka_unit_test(buffers_of_another_size_are_not_unpacked),
         cmocka_unit_test(codes_beyond_their_bits_are_not_unpacked),
