@@ -115,10 +115,10 @@ static __global__ void __launch_bounds__(BLOCK) round_steps(struct rounding r, s
             if (lane == t) error = round_weight(column, w[i], there);
             if (lane == t && there) errors[own] = error;
             error = __shfl_sync(0xffffffffu, error, t, TEAM);
-            if (lane > t && own < width) w[i] -= error * upper[own];
+            if (lane > t && own < width) w[i] -= error * __ldg(&upper[own]);
 #pragma unroll
             for (int j = i + 1; j < HELD; j++)
-                if (j * TEAM + lane < width) w[j] -= error * upper[j * TEAM + lane];
+                if (j * TEAM + lane < width) w[j] -= error * __ldg(&upper[j * TEAM + lane]);
         }
     }
 #pragma unroll
