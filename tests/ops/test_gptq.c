@@ -371,7 +371,7 @@ static void the_output_error_is_far_below_rtn(void **state) {
 }
 
 /* The range of RANGE_WEIGHTED is chosen by 1/U_kk². Where nothing hangs together that is H′_kk, and GPTQ is RTN with
- * the same weights; a dead channel counts for nothing. */
+ * the same weights; dead channels count for nothing. */
 static void ranges_are_weighted_by_what_cannot_be_made_up_for(void **state) {
     (void)state;
     enum { N = 8, K = 200 };
@@ -379,11 +379,11 @@ static void ranges_are_weighted_by_what_cannot_be_made_up_for(void **state) {
     double *h = host_doubles(K * K), *damped = host_doubles(K * K), mean = 0;
     float *w = host_bf16(N * K, 0.5);
     for (int k = 0; k < K; k++)
-        mean += (h[k * K + k] = k == 70 ? 0 : exp(2 * normal())) / K;
+        mean += (h[k * K + k] = k % 8 < 5 ? 0 : exp(2 * normal())) / K;
     for (int k = 0; k < K; k++)
-        damped[k * K + k] = k == 70 ? 0 : h[k * K + k] + 0.01 * mean;
-    for (int n = 0; n < N; n++)
-        w[n * K + 70] = 0;
+        damped[k * K + k] = k % 8 < 5 ? 0 : h[k * K + k] + 0.01 * mean;
+    for (int i = 0; i < N * K; i++)
+        w[i] = i % K % 8 < 5 ? 0 : w[i];
     FOR_EACH(o, orders) {
         if (orders[o] == ORDER_ACTIVATION) continue; /* its groups are others */
         struct calibration calibration = calibrate(h, K, orders[o], 64, 0.01);
