@@ -55,14 +55,6 @@ struct candidate candidate_default(enum method method, int bits, int group) {
     return c;
 }
 
-bool candidate_uses_gptq(const struct candidate *c) {
-    return c->method == METHOD_GPTQ || c->method == METHOD_AWQ_GPTQ;
-}
-
-bool candidate_uses_awq(const struct candidate *c) {
-    return c->method == METHOD_AWQ || c->method == METHOD_AWQ_GPTQ;
-}
-
 bool candidate_needs_gram(const struct candidate *c) {
     return candidate_uses_gptq(c) || candidate_uses_awq(c) || c->range == RANGE_WEIGHTED || c->range == RANGE_OUTPUT;
 }

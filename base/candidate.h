@@ -67,8 +67,12 @@ enum rc candidate_from_id(const char *id, struct candidate *c, struct err *e);
 enum rc candidate_check(const struct candidate *c, struct err *e);
 
 /* Whether GPTQ rounds its codes; whether AWQ scales its columns; whether either, or its range, looks at H. */
-bool candidate_uses_gptq(const struct candidate *c);
-bool candidate_uses_awq(const struct candidate *c);
+static inline bool candidate_uses_gptq(const struct candidate *c) {
+    return c->method == METHOD_GPTQ || c->method == METHOD_AWQ_GPTQ;
+}
+static inline bool candidate_uses_awq(const struct candidate *c) {
+    return c->method == METHOD_AWQ || c->method == METHOD_AWQ_GPTQ;
+}
 bool candidate_needs_gram(const struct candidate *c);
 
 /* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product. Members
