@@ -77,22 +77,25 @@ SIMD static void errors(const struct grid *g, const float *w, int64_t n, double 
     }
 }
 
-/* Σ left_i H_ij right_j. A tile of columns stays in registers. */
+/* Σ left_i H_ij right_j over the columns j from `j` on while `width` of them are left; their sums stay in registers. */
+#define ADD_COLUMNS(width)                                                                                             \
+    for (; j + (width) <= cols; j += (width)) {                                                                        \
+        double column[width] = {0};                                                                                    \
+        for (int64_t i = 0; i < rows; i++)                                                                             \
+            for (int t = 0; t < (width); t++)                                                                          \
+                column[t] += left[i] * h[i * stride + j + t];                                                          \
+        for (int t = 0; t < (width); t++)                                                                              \
+            sum += column[t] * right[j + t];                                                                           \
+    }
 SIMD static double bilinear(const double *left, int64_t rows, const double *h, int64_t stride, const double *right,
                             int64_t cols) {
     double sum = 0;
     int64_t j = 0;
-    for (; j + TILE <= cols; j += TILE) {
-        double column[TILE] = {0};
-        for (int64_t i = 0; i < rows; i++)
-            for (int t = 0; t < TILE; t++)
-                column[t] += left[i] * h[i * stride + j + t];
-        for (int t = 0; t < TILE; t++)
-            sum += column[t] * right[j + t];
-    }
-    for (; j < cols; j++)
-        for (int64_t i = 0; i < rows; i++)
-            sum += left[i] * h[i * stride + j] * right[j];
+    ADD_COLUMNS(TILE)
+    ADD_COLUMNS(2 * LANES)
+    ADD_COLUMNS(LANES)
+    ADD_COLUMNS(4)
+    ADD_COLUMNS(1)
     return sum;
 }
 
