@@ -136,8 +136,9 @@ struct column_share_args {
 
 /* What GPTQ needs of H (algorithms §4), for every candidate and Linear with this input, group (where the order depends
  * on it) and damping: with H′ = H + damp·mean(diag H)·I and its rows and columns in the order in which columns are
- * rounded, H′⁻¹ = UᵀU. A dead column (H_kk = 0) gets H′_kk = 1. Where H′ is not positive definite in fp64, damp is
- * doubled until it is. */
+ * rounded, H′⁻¹ = UᵀU. A dead column (H_kk = 0) gets H′_kk = 1, which the mean does not see: so H's unit changes no
+ * code. Where H′ is not positive definite in fp64, damp is doubled until it is, up to 1; then RC_INVALID, as for an H
+ * that is not finite. */
 struct factor {
     int64_t cols;   /* K */
     float *upper;   /* [K, K] U; zeros below the diagonal */

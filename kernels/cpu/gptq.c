@@ -12,6 +12,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/grid.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/vec.h"
 
 enum { ROWS = 64 }; /* that one thread takes at a time: a multiple of LANES */
 
@@ -40,10 +41,18 @@ static int64_t parameter_at(const struct rounding *r, int64_t row, int64_t group
     return row * r->a->out->groups + group;
 }
 
+/* Corrections of weights near the end of fp32 can overflow; grids are fitted to numbers. */
+static void keep_finite(float *w, int64_t n) {
+    if (vec_finite(w, n)) return;
+    for (int64_t k = 0; k < n; k++)
+        w[k] = isfinite(w[k]) ? w[k] : 0;
+}
+
 /* Fits the `n` weights in rows->group. */
 static void fit(const struct rounding *r, struct rows *rows, int64_t n, const float *weight, int64_t parameter) {
     struct fit_args a = {.w = rows->group, .n = n, .candidate = &r->a->candidate, .weight = weight};
     bool kept_rtn;
+    keep_finite(rows->group, n);
     struct grid grid = grid_fit(&a, &kept_rtn);
     struct range range = grid_range(rows->group, n);
     r->a->out->scale[parameter] = grid.scale;
@@ -93,7 +102,7 @@ SIMD static void round_lanes(const struct panel *p, int64_t step, double top, do
     const float *w = p->w[step - p->from];
     for (int l = 0; l < LANES; l++) {
         double q = rint((double)w[l] / p->scale[l] + p->zero[l]);
-        q = q > 0 ? q : 0; /* also where corrections have overflowed */
+        q = q > 0 ? q : 0; /* NaN too: see keep_finite */
         q = q > top ? top : q;
         codes[l] = (uint8_t)q;
         error[l] = (float)((w[l] - (q - p->zero[l]) * p->scale[l]) / diagonal);

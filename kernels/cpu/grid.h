@@ -24,34 +24,48 @@ struct range {
 
 struct range grid_range(const float *w, int64_t n);
 
-/* Nearest half, ties to even, of what is no larger than the largest; no branches, so that loops over it vectorize. */
-static inline float round_f16(float value) {
+/* Nearest half, ties to even, of what is no larger than the largest, in form of a float: without branches, so that
+ * loops over it vectorize. The first is right for magnitudes from 2^−14 on. */
+static inline float round_normal_f16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     bits = (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
-    float normal, subnormal = copysignf((value + 0.75f) - 0.75f, value); /* 0.75 has its last bit at 2^−24 */
-    memcpy(&normal, &bits, sizeof normal);
-    return value < F16_MIN_NORMAL && value > -F16_MIN_NORMAL ? subnormal : normal;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static inline float round_f16(float value) {
+    float subnormal = copysignf((value + 0.75f) - 0.75f, value); /* 0.75 has its last bit at 2^−24 */
+    return value < F16_MIN_NORMAL && value > -F16_MIN_NORMAL ? subnormal : round_normal_f16(value);
 }
 
 /* Nearest 16-bit scale, rounded up where rounding down would cut off the range (subnormals), never 0 or Inf. */
 static inline float grid_store_scale(double scale) {
-    double half = round_f16((float)(scale < F16_MAX ? scale : F16_MAX));
-    double subnormal = half < scale || half == 0 ? half + F16_LEAST : half;
-    return (float)(scale < F16_MIN_NORMAL ? subnormal : half);
+    double normal = round_normal_f16((float)(scale < F16_MAX ? scale : F16_MAX)), units = ceil(scale / F16_LEAST);
+    double subnormal = (units > 1 ? units : 1) * F16_LEAST;
+    return (float)(scale < F16_MIN_NORMAL ? subnormal : normal);
 }
 
-/* Nearest 16-bit zero, never Inf; integer zeros also lie in 0…top, since storage gives them no more bits; a symmetric
- * candidate has but one. */
-static inline float grid_store_zero(double zero, const struct candidate *c) {
-    bool integer = c->zero == ZERO_INTEGER;
-    double half = 1 << (c->bits - 1), least = integer ? 0 : -F16_MAX, most = integer ? 2 * half - 1 : F16_MAX;
-    least = c->symmetric ? half : least;
-    most = c->symmetric ? half : most;
-    double value = integer ? rint(zero) : zero;
+/* Where a candidate's zeros may lie: integer ones in 0…top, since storage gives them no more bits, float ones where
+ * halves are finite; a symmetric candidate has but one. */
+struct zeros {
+    double least, most;
+    bool integer;
+};
+static inline struct zeros zeros_of(const struct candidate *c) {
+    double half = 1 << (c->bits - 1);
+    if (c->symmetric) return (struct zeros){half, half, false};
+    return c->zero == ZERO_INTEGER ? (struct zeros){0, 2 * half - 1, true} : (struct zeros){-F16_MAX, F16_MAX, false};
+}
+
+static inline double clamp(double value, double least, double most) {
     value = value > least ? value : least;
-    value = value < most ? value : most;
-    return round_f16((float)value);
+    return value < most ? value : most;
+}
+
+/* Nearest 16-bit zero, never Inf. */
+static inline float grid_store_zero(double zero, const struct candidate *c) {
+    struct zeros z = zeros_of(c);
+    return round_f16((float)clamp(z.integer ? rint(zero) : zero, z.least, z.most));
 }
 
 /* The grid from min to max; from −max to max where symmetric, at codes ±(2^(b−1) − 1). */

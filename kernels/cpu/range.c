@@ -77,22 +77,25 @@ SIMD static void errors(const struct grid *g, const float *w, int64_t n, double 
     }
 }
 
-/* Σ left_i H_ij right_j. A tile of columns stays in registers. */
+/* Σ left_i H_ij right_j over the columns j from `j` on while `width` of them are left; their sums stay in registers. */
+#define ADD_COLUMNS(width)                                                                                             \
+    for (; j + (width) <= cols; j += (width)) {                                                                        \
+        double column[width] = {0};                                                                                    \
+        for (int64_t i = 0; i < rows; i++)                                                                             \
+            for (int t = 0; t < (width); t++)                                                                          \
+                column[t] += left[i] * h[i * stride + j + t];                                                          \
+        for (int t = 0; t < (width); t++)                                                                              \
+            sum += column[t] * right[j + t];                                                                           \
+    }
 SIMD static double bilinear(const double *left, int64_t rows, const double *h, int64_t stride, const double *right,
                             int64_t cols) {
     double sum = 0;
     int64_t j = 0;
-    for (; j + TILE <= cols; j += TILE) {
-        double column[TILE] = {0};
-        for (int64_t i = 0; i < rows; i++)
-            for (int t = 0; t < TILE; t++)
-                column[t] += left[i] * h[i * stride + j + t];
-        for (int t = 0; t < TILE; t++)
-            sum += column[t] * right[j + t];
-    }
-    for (; j < cols; j++)
-        for (int64_t i = 0; i < rows; i++)
-            sum += left[i] * h[i * stride + j] * right[j];
+    ADD_COLUMNS(TILE)
+    ADD_COLUMNS(2 * LANES)
+    ADD_COLUMNS(LANES)
+    ADD_COLUMNS(4)
+    ADD_COLUMNS(1)
     return sum;
 }
 
@@ -120,11 +123,6 @@ static double judge(const struct fit_args *a, const struct grid *g) {
 
 /* --- Searches --- */
 
-static inline double clamp(double value, double least, double most) {
-    value = value > least ? value : least;
-    return value < most ? value : most;
-}
-
 /* `p` of the range. */
 static inline struct span shrunk(struct span s, double p, enum range_choice range) {
     double limit = p * (-s.min > s.max ? -s.min : s.max), fixed = clamp(0, s.min, s.max);
@@ -141,7 +139,6 @@ struct extremes {
 
 static struct extremes find_extremes(const struct fit_args *a, struct span s) {
     struct extremes found = {s, {1, 1}};
-    if (a->candidate->range == RANGE_OUTPUT) found.weight = (struct span){0, 0}; /* errors may cancel */
     if (a->candidate->range != RANGE_WEIGHTED) return found;
     for (int64_t i = 0; i < a->n; i++) {
         if (a->w[i] == s.min) found.weight.min = a->weight[i];
@@ -158,16 +155,29 @@ struct tries {
 };
 static const double ROUNDING = 0.999; /* of sums in fp32 */
 
+/* As grid_between would, in loops without a choice in them, so that they vectorize. */
 SIMD static void lay_out(struct span s, struct steps steps, const struct candidate *c, const struct extremes *x,
                          struct tries *out) {
+    const struct zeros zeros = zeros_of(c);
+    const double top = (1 << c->bits) - 1, width = c->symmetric ? top - 1 : top, fixed = clamp(0, s.min, s.max);
+    double min[TRIES_MAX], zero[TRIES_MAX];
     for (int i = 0; i < steps.count; i++) {
-        struct span part = shrunk(s, (double)(steps.first - i) / steps.of, c->range);
-        struct grid g = grid_between(part.min, part.max, c);
-        double above = x->at.max - (g.top - (double)g.zero) * g.scale, below = -(double)g.zero * g.scale - x->at.min;
+        double p = (double)(steps.first - i) / steps.of, max = fixed + p * (s.max - fixed);
+        min[i] = fixed + p * (s.min - fixed);
+        out->scale[i] = grid_store_scale((max - min[i]) / width);
+    }
+    for (int i = 0; i < steps.count; i++)
+        zero[i] = -min[i] / out->scale[i];
+    if (zeros.integer)
+        for (int i = 0; i < steps.count; i++)
+            zero[i] = rint(zero[i]);
+    for (int i = 0; i < steps.count; i++)
+        out->zero[i] = round_f16((float)clamp(zero[i], zeros.least, zeros.most));
+    for (int i = 0; i < steps.count; i++) {
+        double above = x->at.max - (top - out->zero[i]) * out->scale[i];
+        double below = -(double)out->zero[i] * out->scale[i] - x->at.min;
         above = above > 0 ? above : 0;
         below = below > 0 ? below : 0;
-        out->scale[i] = g.scale;
-        out->zero[i] = g.zero;
         out->floor[i] = ROUNDING * (x->weight.max * above * above + x->weight.min * below * below);
     }
 }
@@ -182,23 +192,35 @@ static void compete(const struct fit_args *a, struct grid grid, struct choice *b
     if (error < best->error) *best = (struct choice){grid, error};
 }
 
-static struct steps steps_of(enum range_choice range) {
-    return range == RANGE_OUTPUT ? coarse : range == RANGE_WEIGHTED ? wider : fine;
+/* By sums: over fine steps, and what cannot win is spared. */
+static void search_finely(const struct fit_args *a, struct span s, const struct extremes *extremes,
+                          struct choice *best) {
+    struct steps steps = a->candidate->range == RANGE_WEIGHTED ? wider : fine;
+    struct tries tries;
+    lay_out(s, steps, a->candidate, extremes, &tries);
+    for (int i = 0; i < steps.count; i++)
+        if (!(tries.floor[i] > best->error))
+            compete(a, (struct grid){tries.scale[i], tries.zero[i], best->grid.top}, best);
+}
+
+static void search_coarsely(const struct fit_args *a, struct span s, struct choice *best) {
+    for (int i = 0; i < coarse.count; i++) {
+        struct span part = shrunk(s, (double)(coarse.first - i) / coarse.of, a->candidate->range);
+        compete(a, grid_between(part.min, part.max, a->candidate), best);
+    }
 }
 
 static struct choice rtn_search(const struct fit_args *a, struct span s) {
     const struct candidate *c = a->candidate;
     struct choice best = {.grid = rtn_over(s.min, s.max, a->w, a->n, c)};
     best.error = judge(a, &best.grid);
-    struct steps steps = steps_of(c->range);
     struct extremes extremes = find_extremes(a, s);
-    struct tries tries;
     if (c->symmetric) s.min = -(s.max = fmax(-s.min, s.max));
     if (c->zero == ZERO_INTEGER) s = (struct span){fmin(s.min, 0), fmax(s.max, 0)};
-    lay_out(s, steps, c, &extremes, &tries);
-    for (int i = 0; i < steps.count; i++)
-        if (!(tries.floor[i] > best.error))
-            compete(a, (struct grid){tries.scale[i], tries.zero[i], best.grid.top}, &best);
+    if (c->range == RANGE_OUTPUT)
+        search_coarsely(a, s, &best);
+    else
+        search_finely(a, s, &extremes, &best);
     return best;
 }
 

@@ -56,7 +56,7 @@ struct findings {
 
 struct workspace {
     int64_t cols;     /* K */
-    double *lower;    /* [K, K] H′ flipped, then L, then L⁻¹: the lower triangle, to cuSOLVER the upper */
+    double *lower;    /* [K, K] H′ flipped, then L, then L⁻¹: the lower triangle, to cuSOLVER the upper; else 0 */
     double *diagonal; /* [K] */
     int32_t *order;   /* [K] */
     uint8_t *dead;    /* [K] */
@@ -76,12 +76,12 @@ template <typename T> static __global__ void look_at(struct mat h, struct worksp
 /* The flipped H′. What lies beside a dead column's diagonal is at most an underflow's remainder. */
 template <typename T> static __global__ void gather(struct mat h, double added, struct workspace ws) {
     int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x, row = i / ws.cols, col = i % ws.cols, last = ws.cols - 1;
-    if (row > last || col > row) return;
+    if (row > last) return;
     int64_t from_row = ws.order[last - row], from_col = ws.order[last - col];
     double value = ((const T *)h.data)[from_row * h.stride + from_col];
     if (row == col)
         value = ws.dead[from_row] ? 1 : value + added;
-    else if (ws.dead[from_row] || ws.dead[from_col])
+    else if (col > row || ws.dead[from_row] || ws.dead[from_col])
         value = 0;
     ws.lower[row * ws.cols + col] = value;
 }
@@ -99,41 +99,40 @@ static size_t aligned(size_t bytes) {
     return (bytes + 255) / 256 * 256;
 }
 
-static enum rc measure_solver(struct backend_state *state, struct workspace *ws, struct err *e) {
+static enum rc take_solver_memory(struct backend_state *state, struct workspace *ws, struct err *e) {
     size_t device[2], host[2];
     const struct solver *s = state->solver;
-    SOLVER_TRY(cusolverDnXpotrf_bufferSize(s->handle, s->params, CUBLAS_FILL_MODE_UPPER, ws->cols, CUDA_R_64F, NULL,
-                                           ws->cols, CUDA_R_64F, &device[0], &host[0]));
+    SOLVER_TRY(cusolverDnXpotrf_bufferSize(s->handle, s->params, CUBLAS_FILL_MODE_UPPER, ws->cols, CUDA_R_64F,
+                                           ws->lower, ws->cols, CUDA_R_64F, &device[0], &host[0]));
     SOLVER_TRY(cusolverDnXtrtri_bufferSize(s->handle, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, ws->cols,
-                                           CUDA_R_64F, NULL, ws->cols, &device[1], &host[1]));
+                                           CUDA_R_64F, ws->lower, ws->cols, &device[1], &host[1]));
     ws->solver_bytes = device[0] > device[1] ? device[0] : device[1];
     ws->solver_host_bytes = host[0] > host[1] ? host[0] : host[1];
-    return RC_OK;
+    ws->solver_host = malloc(ws->solver_host_bytes ? ws->solver_host_bytes : 1);
+    if (ws->solver_host == NULL) return err_set(e, RC_NO_MEMORY, "no memory on the host for cuSOLVER");
+    return cuda_alloc(state, ws->solver_bytes, &ws->solver, e);
 }
 
 /* Given back after each factor: a wide input's is gigabytes that the walk has better uses for. */
 static enum rc workspace_get(struct backend_state *state, int64_t cols, struct workspace *ws, struct err *e) {
     *ws = {};
     ws->cols = cols;
-    TRY(measure_solver(state, ws, e));
-    size_t square = aligned((size_t)(cols * cols) * sizeof(double)), solver = aligned(ws->solver_bytes);
-    size_t diagonal = aligned((size_t)cols * sizeof(double)), order = aligned((size_t)cols * sizeof(int32_t));
-    size_t dead = aligned((size_t)cols);
+    size_t square = aligned((size_t)(cols * cols) * sizeof(double)), diagonal = aligned((size_t)cols * sizeof(double));
+    size_t order = aligned((size_t)cols * sizeof(int32_t)), dead = aligned((size_t)cols);
     void *memory;
-    TRY(cuda_alloc(state, square + solver + diagonal + order + dead + sizeof(struct findings), &memory, e));
+    TRY(cuda_alloc(state, square + diagonal + order + dead + sizeof(struct findings), &memory, e));
     char *at = (char *)memory;
     ws->lower = (double *)at;
-    ws->solver = at += square;
-    ws->diagonal = (double *)(at += solver);
-    ws->order = (int32_t *)(at += diagonal);
-    ws->dead = (uint8_t *)(at += order);
-    ws->found = (struct findings *)(at + dead);
-    ws->solver_host = malloc(ws->solver_host_bytes ? ws->solver_host_bytes : 1);
-    return ws->solver_host ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory on the host for cuSOLVER");
+    ws->diagonal = (double *)(at + square);
+    ws->order = (int32_t *)(at + square + diagonal);
+    ws->dead = (uint8_t *)(at + square + diagonal + order);
+    ws->found = (struct findings *)(at + square + diagonal + order + dead);
+    return take_solver_memory(state, ws, e);
 }
 
 static void workspace_release(struct backend_state *state, struct workspace *ws) {
     free(ws->solver_host);
+    cuda_free(state, ws->solver);
     cuda_free(state, ws->lower);
 }
 

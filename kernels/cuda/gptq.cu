@@ -53,14 +53,18 @@ static __global__ void fill_weight(struct rounding r, bool ordered) {
     }
 }
 
-/* One warp a row. */
-static __global__ void count_constant(struct mat group, unsigned long long *constant) {
+/* One warp a row: counts the groups whose weights are all equal. Corrections of weights near the end of fp32 can
+ * overflow; grids are fitted to numbers. */
+static __global__ void prepare_group(struct mat group, unsigned long long *constant) {
     int64_t row = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) / WARP;
     if (row >= group.rows) return;
-    const float *w = (const float *)group.data + row * group.stride;
+    float *w = (float *)group.data + row * group.stride, first = isfinite(w[0]) ? w[0] : 0;
     bool equal = true;
-    for (int64_t k = threadIdx.x % WARP; k < group.cols; k += WARP)
-        equal = equal && w[k] == w[0];
+    __syncwarp();
+    for (int64_t k = threadIdx.x % WARP; k < group.cols; k += WARP) {
+        if (!isfinite(w[k])) w[k] = 0;
+        equal = equal && w[k] == first;
+    }
     equal = __all_sync(0xffffffffu, equal);
     if (equal && threadIdx.x % WARP == 0) atomicAdd(constant, 1ull);
 }
@@ -111,10 +115,10 @@ static __global__ void __launch_bounds__(BLOCK) round_steps(struct rounding r, s
             if (lane == t) error = round_weight(column, w[i], there);
             if (lane == t && there) errors[own] = error;
             error = __shfl_sync(0xffffffffu, error, t, TEAM);
-            if (lane > t && own < width) w[i] -= error * upper[own];
+            if (lane > t && own < width) w[i] -= error * __ldg(&upper[own]);
 #pragma unroll
             for (int j = i + 1; j < HELD; j++)
-                if (j * TEAM + lane < width) w[j] -= error * upper[j * TEAM + lane];
+                if (j * TEAM + lane < width) w[j] -= error * __ldg(&upper[j * TEAM + lane]);
         }
     }
 #pragma unroll
@@ -130,7 +134,7 @@ static enum rc fit(struct backend_state *state, const struct quantize_args *a, c
     struct mat group = {r->w + at, r->q.rows, n, r->q.cols, DTYPE_F32};
     struct fit_columns_args f = {group,          &a->candidate, r->weight ? r->weight + at : NULL,
                                  r->q.scale + g, r->q.zero + g, r->q.groups};
-    count_constant<<<blocks_for(group.rows * WARP, BLOCK), BLOCK, 0, state->stream>>>(group, &r->found->constant);
+    prepare_group<<<blocks_for(group.rows * WARP, BLOCK), BLOCK, 0, state->stream>>>(group, &r->found->constant);
     LAUNCHED();
     return cuda_fit_columns(state, &f, e);
 }

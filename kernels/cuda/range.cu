@@ -95,10 +95,14 @@ static __device__ inline double output_error(const struct member &m, const struc
     return sum;
 }
 
-template <typename G>
+/* What a kernel is compiled for: RTN's does not hold HQQ's registers, nor one for sums those of the output error. */
+template <bool H, bool O> struct means { static const bool hqq = H, output = O; };
+
+template <typename M, typename G>
 static __device__ inline double judge(const G &g, const struct judge_args &a, const struct grid &grid) {
-    if (a.range == RANGE_OUTPUT)
-        return a.h.type == DTYPE_F64 ? output_error<double>(g, a, grid) : output_error<float>(g, a, grid);
+    if constexpr (M::output)
+        if (a.range == RANGE_OUTPUT)
+            return a.h.type == DTYPE_F64 ? output_error<double>(g, a, grid) : output_error<float>(g, a, grid);
     return (double)grid.scale * (double)grid.scale * (double)squares(g, grid, a.weight);
 }
 
@@ -129,23 +133,20 @@ struct choice {
     double error;
 };
 
-template <typename G>
-static __device__ inline void compete(const G &g, const struct judge_args &a, struct grid grid, struct choice *best) {
-    double error = judge(g, a, grid);
-    if (error < best->error) *best = {grid, error};
-}
-
-template <typename G>
+/* RTN over the full range first, as try −1, so that there is one place where grids are judged. */
+template <typename M, typename G>
 static __device__ inline struct choice rtn_search(const G &g, const struct judge_args &a, struct span s,
                                                   const struct candidate *c) {
-    struct choice best = {rtn_over(g, s.min, s.max, c), 0};
-    best.error = judge(g, a, best.grid);
+    struct grid grid = rtn_over(g, s.min, s.max, c);
+    struct choice best = {grid, INFINITY};
     struct steps steps = steps_of(a.range);
     if (c->symmetric) s.min = -(s.max = fmax(-s.min, s.max));
     if (c->zero == ZERO_INTEGER) s = {fmin(s.min, 0.0), fmax(s.max, 0.0)};
-    for (int i = 0; i < steps.count; i++) {
+    for (int i = -1; i < steps.count; i++) {
         struct span part = shrunk_span(s, (double)(steps.first - i) / steps.of, a.range);
-        compete(g, a, grid_between(part.min, part.max, c), &best);
+        if (i >= 0) grid = grid_between(part.min, part.max, c);
+        double error = judge<M>(g, a, grid);
+        if (i < 0 || error < best.error) best = {grid, error};
     }
     return best;
 }
@@ -156,7 +157,7 @@ static __device__ inline struct grid hqq_from(const G &g, struct span s, const s
     return iterate(g, initial(s.min, s.max, c), large, c);
 }
 
-template <typename G>
+template <typename M, typename G>
 static __device__ inline struct choice hqq_search(const G &g, const struct judge_args &a, struct span s,
                                                   const struct candidate *c) {
     const struct steps coarse = steps_of(RANGE_OUTPUT);
@@ -164,31 +165,35 @@ static __device__ inline struct choice hqq_search(const G &g, const struct judge
     for (int i = 0; i < coarse.count; i++) {
         struct span part = i == 0 ? s : shrunk_span(s, (double)(coarse.first - i) / coarse.of, a.range);
         struct grid grid = hqq_from(g, part, c);
-        double error = judge(g, a, grid);
+        double error = judge<M>(g, a, grid);
         if (i == 0 || error < best.error) best = {grid, error};
     }
     return best;
 }
 
-template <typename G>
+template <typename M, typename G>
 static __device__ inline struct grid search_range(const G &g, const struct judge_args &a, struct span s,
                                                   const struct candidate *c, bool *kept_rtn) {
-    struct choice rtn = rtn_search(g, a, s, c);
-    if (c->method != METHOD_HQQ) return rtn.grid;
-    struct choice hqq = hqq_search(g, a, s, c);
-    *kept_rtn = !(hqq.error <= rtn.error);
-    return *kept_rtn ? rtn.grid : hqq.grid;
+    struct choice rtn = rtn_search<M>(g, a, s, c);
+    if constexpr (M::hqq) {
+        struct choice hqq = hqq_search<M>(g, a, s, c);
+        *kept_rtn = !(hqq.error <= rtn.error);
+        return *kept_rtn ? rtn.grid : hqq.grid;
+    }
+    return rtn.grid;
 }
 
 /* --- Given ranges --- */
 
-template <typename G>
+template <typename M, typename G>
 static __device__ inline struct grid over(const G &g, struct span s, const struct candidate *c, bool *kept_rtn) {
     struct grid rtn = rtn_over(g, s.min, s.max, c);
-    if (c->method != METHOD_HQQ) return rtn;
-    struct grid hqq = hqq_from(g, s, c);
-    *kept_rtn = grid_error(g, rtn) < grid_error(g, hqq);
-    return *kept_rtn ? rtn : hqq;
+    if constexpr (M::hqq) {
+        struct grid hqq = hqq_from(g, s, c);
+        *kept_rtn = grid_error(g, rtn) < grid_error(g, hqq);
+        return *kept_rtn ? rtn : hqq;
+    }
+    return rtn;
 }
 
 /* The order of floats as one of integers, after bits were cleared and flipped: that of w, −w or |w|. */
@@ -252,7 +257,7 @@ template <typename G> static __device__ inline struct span percentile(const G &g
     return {quantile(g, rising, PARTS - c->clip, 2 * PARTS), -quantile(g, falling, PARTS - c->clip, 2 * PARTS)};
 }
 
-template <typename G>
+template <typename M, typename G>
 static __device__ inline struct grid grid_fit(const G &g, const struct judge_args &a, const struct candidate *c,
                                               bool *kept_rtn) {
     *kept_rtn = false;
@@ -260,21 +265,21 @@ static __device__ inline struct grid grid_fit(const G &g, const struct judge_arg
     if (r.min == r.max) return grid_constant(r.min, c);
     struct span full = {r.min, r.max}, part = full;
     if (a.range == RANGE_MSE || a.range == RANGE_WEIGHTED || a.range == RANGE_OUTPUT)
-        return search_range(g, a, full, c, kept_rtn);
+        return search_range<M>(g, a, full, c, kept_rtn);
     if (a.range == RANGE_PERCENTILE) part = percentile(g, c);
     double clip = (double)c->clip / PARTS;
     if (a.range == RANGE_RATIO) part = {clip * full.min, clip * full.max};
     if (!(part.min < part.max)) part = full; /* most weights are equal: a grid needs a width */
-    return over(g, part, c, kept_rtn);
+    return over<M>(g, part, c, kept_rtn);
 }
 
 /* --- Kernels --- */
 
-template <typename G>
+template <typename M, typename G>
 static __device__ inline void search_group(const struct search_args &a, const G &g, const struct judge_args &by,
                                            int64_t row, int64_t group) {
     bool kept_rtn;
-    struct grid grid = grid_fit(g, by, &a.candidate, &kept_rtn);
+    struct grid grid = grid_fit<M>(g, by, &a.candidate, &kept_rtn);
     if (a.codes != NULL) encode(g, grid, a.codes + row * a.w.cols + group * a.group);
     if (a.found != NULL) count_group(g, kept_rtn, a.found);
     if (g.thread != 0) return;
@@ -292,7 +297,7 @@ static __device__ inline struct judge_args judge_of(const struct search_args &a,
 }
 
 /* PER_LANE · LANES is the size of a full group, or PER_LANE is 0: no group sits in registers. */
-template <int PER_LANE> static __global__ void __launch_bounds__(BLOCK) search(struct search_args a) {
+template <int PER_LANE, typename M> static __global__ void __launch_bounds__(BLOCK) search(struct search_args a) {
     int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
     if (index >= a.w.rows * a.groups) return;
     int64_t row = index % a.w.rows, group = index / a.w.rows;
@@ -300,22 +305,32 @@ template <int PER_LANE> static __global__ void __launch_bounds__(BLOCK) search(s
     struct member member = this_member();
     if constexpr (PER_LANE > 0) {
         if (by.n == PER_LANE * LANES) {
-            search_group(a, hold<PER_LANE>(member, by.w, by.type, by.from), by, row, group);
+            search_group<M>(a, hold<PER_LANE>(member, by.w, by.type, by.from), by, row, group);
             return;
         }
     }
     float first = load_stored(by.w, by.type, by.from);
-    search_group(a, (struct stored){member, by.n, by.w, by.type, by.from, first}, by, row, group);
+    search_group<M>(a, (struct stored){member, by.n, by.w, by.type, by.from, first}, by, row, group);
 }
 
 static enum rc search_all(struct backend_state *state, const struct search_args *a, struct err *e) {
     unsigned blocks = blocks_for(a->w.rows * a->groups, TEAMS);
-    switch (a->group) {
-    case 2 * LANES: search<2><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 4 * LANES: search<4><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 8 * LANES: search<8><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    default: search<0><<<blocks, BLOCK, 0, state->stream>>>(*a);
-    }
+    bool hqq = a->candidate.method == METHOD_HQQ, output = a->candidate.range == RANGE_OUTPUT;
+    typedef struct means<false, false> sums;
+    if (hqq && a->group == 4 * LANES)
+        search<4, means<true, true>><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else if (hqq)
+        search<0, means<true, true>><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else if (output)
+        search<0, means<false, true>><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else if (a->group == 2 * LANES)
+        search<2, sums><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else if (a->group == 4 * LANES)
+        search<4, sums><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else if (a->group == 8 * LANES)
+        search<8, sums><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else
+        search<0, sums><<<blocks, BLOCK, 0, state->stream>>>(*a);
     LAUNCHED();
     return RC_OK;
 }

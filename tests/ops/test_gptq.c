@@ -371,7 +371,7 @@ static void the_output_error_is_far_below_rtn(void **state) {
 }
 
 /* The range of RANGE_WEIGHTED is chosen by 1/U_kk². Where nothing hangs together that is H′_kk, and GPTQ is RTN with
- * the same weights; a dead channel counts for nothing. */
+ * the same weights; dead channels count for nothing. */
 static void ranges_are_weighted_by_what_cannot_be_made_up_for(void **state) {
     (void)state;
     enum { N = 8, K = 200 };
@@ -379,11 +379,11 @@ static void ranges_are_weighted_by_what_cannot_be_made_up_for(void **state) {
     double *h = host_doubles(K * K), *damped = host_doubles(K * K), mean = 0;
     float *w = host_bf16(N * K, 0.5);
     for (int k = 0; k < K; k++)
-        mean += (h[k * K + k] = k == 70 ? 0 : exp(2 * normal())) / K;
+        mean += (h[k * K + k] = k % 8 < 5 ? 0 : exp(2 * normal())) / K;
     for (int k = 0; k < K; k++)
-        damped[k * K + k] = k == 70 ? 0 : h[k * K + k] + 0.01 * mean;
-    for (int n = 0; n < N; n++)
-        w[n * K + 70] = 0;
+        damped[k * K + k] = k % 8 < 5 ? 0 : h[k * K + k] + 0.01 * mean;
+    for (int i = 0; i < N * K; i++)
+        w[i] = i % K % 8 < 5 ? 0 : w[i];
     FOR_EACH(o, orders) {
         if (orders[o] == ORDER_ACTIVATION) continue; /* its groups are others */
         struct calibration calibration = calibrate(h, K, orders[o], 64, 0.01);
@@ -441,6 +441,34 @@ static void constant_groups_are_counted_as_they_are_fitted(void **state) {
         struct outcome outcome = quantize(w, N, K, &c, &calibration.factor);
         assert_int_equal(outcome.report.constant_groups, 15);
         assert_int_equal(outcome.report.rtn_groups, 0);
+        release(&calibration.factor);
+    }
+}
+
+/* Weights that corrections drive out of fp32, and ones too small for 16-bit scales: what is stored is numbers. */
+static void extreme_weights_stay_finite(void **state) {
+    (void)state;
+    enum { N = 3, K = 96 };
+    static const double magnitudes[] = {1e-44, 1e-38, 1e-9, 1e9, 1e30, 3e38};
+    static const enum range_choice ranges[] = {RANGE_FULL, RANGE_MSE, RANGE_WEIGHTED};
+    seed(86);
+    double *h = correlated(2 * K, K);
+    FOR_EACH(o, orders) {
+        struct calibration calibration = calibrate(h, K, orders[o], 32, 0.0001);
+        FOR_EACH(m, magnitudes) FOR_EACH(r, ranges) FOR_EACH(k, kinds) {
+            float *w = host_zeros(N * K);
+            for (int i = 0; i < N * K; i++)
+                w[i] = (float)(magnitudes[m] * (i < K ? 2 * uniform() - 1 : 1 - 0.1 * uniform()));
+            struct candidate c = {.method = METHOD_GPTQ, .bits = 3, .group = 32, .order = orders[o]};
+            c.range = ranges[r];
+            c.symmetric = kinds[k].symmetric;
+            c.zero = kinds[k].zero;
+            struct outcome outcome = quantize(w, N, K, &c, &calibration.factor);
+            for (int64_t i = 0; i < N * outcome.q.groups; i++)
+                assert_true(outcome.scale[i] > 0 && isfinite(outcome.scale[i]) && isfinite(outcome.zero[i]));
+            for (int i = 0; i < N * K; i++)
+                assert_true(outcome.codes[i] < 8);
+        }
         release(&calibration.factor);
     }
 }
@@ -546,6 +574,7 @@ int main(void) {
         cmocka_unit_test(ranges_are_weighted_by_what_cannot_be_made_up_for),
         cmocka_unit_test(weighted_ranges_lower_the_output_error),
         cmocka_unit_test(constant_groups_are_counted_as_they_are_fitted),
+        cmocka_unit_test(extreme_weights_stay_finite),
         cmocka_unit_test(what_does_not_fit_together_is_refused),
         cmocka_unit_test(codes_are_those_of_numpy),
     };
