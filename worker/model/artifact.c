@@ -423,10 +423,18 @@ static enum rc check_opens(const struct artifact *a, struct err *e) {
     return rc == RC_OK ? RC_OK : err_context(e, "the artifact, as written");
 }
 
+/* Some file systems cannot refuse to replace; a folder that holds something is never replaced anyway. */
+static int rename_new(const struct artifact *a) {
+    int rc = renameat2(a->parent_fd, a->temporary, a->parent_fd, a->name, RENAME_NOREPLACE);
+    if (rc != 0 && (errno == EINVAL || errno == ENOSYS))
+        rc = renameat(a->parent_fd, a->temporary, a->parent_fd, a->name);
+    return rc;
+}
+
 static enum rc give_name(struct artifact *a, struct err *e) {
     if (unlinkat(a->fd, key_name, 0) != 0 || fsync(a->fd) != 0)
         return err_errno(e, "cannot complete '%s'", a->temporary);
-    if (renameat2(a->parent_fd, a->temporary, a->parent_fd, a->name, RENAME_NOREPLACE) != 0)
+    if (rename_new(a) != 0)
         return err_errno(e, "cannot name the artifact '%s'", a->spec.path);
     if (fsync(a->parent_fd) != 0) return err_errno(e, "cannot write '%s' to the disk", a->parent);
     a->finished = true;
