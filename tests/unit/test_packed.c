@@ -267,6 +267,9 @@ static void columns_out_of_order_stay_within_their_groups(void **state) {
     assert_int_equal(find_ordered(order, &p), RC_OK);
     assert_non_null(p->order);
     free(p);
+    order[1] = 0; /* 33, 31 and 32 of them */
+    assert_int_equal(find_ordered(order, &p), RC_INVALID);
+    assert_non_null(strstr(err.message, "every group"));
     static const int32_t beyond[] = {GROUPS, -2, INT32_MAX, INT32_MIN};
     for (int i = 0; i < 4; i++) {
         order[5] = beyond[i];
