@@ -141,6 +141,29 @@ static void it_is_profiled_like_any_model(void **state) {
 
 /* --- as a model --- */
 
+/* Others say "Linear" and mean no head that is the embedding, whether they ignore it by name or not. */
+static void a_head_that_is_the_embedding_is_not_looked_for(void **state) {
+    (void)state;
+    static const char *const ids[] = {"rtn4g64-sym"};
+    struct fixture f;
+    struct model *made;
+    char file[192];
+    fixture_open(&f, TINY, TARGET_COMPRESSED_TENSORS, ids, 1, "none");
+    write_all(&f);
+    snprintf(file, sizeof file, "%s/config.json", f.path);
+    json_t *config = json_load_file(file, 0, NULL), *quantization = json_object_get(config, "quantization_config");
+    json_t *group = json_object_get(json_object_get(quantization, "config_groups"), "group_0");
+    json_object_set_new(quantization, "ignore", json_array());
+    json_object_set_new(group, "targets", json_pack("[s]", "Linear"));
+    assert_int_equal(json_dump_file(config, file, 0), 0);
+    json_decref(config);
+    must(model_open("made", f.path, &made, &err));
+    assert_true(made->arch.tied && made->head == made->embedding && !made->linears[42].packed);
+    assert_non_null(made->linears[41].packed);
+    model_close(made);
+    fixture_close(&f);
+}
+
 static void hash_model(const char *path, struct hash128 *weights, int64_t count) {
     static int32_t ids[4];
     struct windows windows = {.ids = ids, .count = 1, .length = 4};
@@ -255,6 +278,7 @@ int main(void) {
         cmocka_unit_test(every_form_reads_back_to_the_last_bit),
         cmocka_unit_test(an_eval_of_it_is_the_eval_of_its_codes),
         cmocka_unit_test(it_is_profiled_like_any_model),
+        cmocka_unit_test(a_head_that_is_the_embedding_is_not_looked_for),
         cmocka_unit_test(a_packed_byte_changes_its_linears_fingerprint_alone),
         cmocka_unit_test(it_is_described_with_what_it_takes),
         cmocka_unit_test(a_scale_that_is_no_number_is_named),
