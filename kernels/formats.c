@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/check.h"
+#include "kernels/cpu/fp8.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed words are stored as they lie in memory");
 
@@ -421,9 +422,20 @@ static void expand_by_index(const struct packed_view *v, const struct quantized 
     }
 }
 
+static void expand_fp8(const struct packed_view *v, const struct quantized *q, int64_t n, float *out) {
+    const uint8_t *codes = (const uint8_t *)v->codes + n * q->cols;
+    float scale = parameter_at(v->scales, v->parameters, v->candidate.fp8_scale == FP8_PER_TENSOR ? 0 : n);
+    for (int64_t k = 0; k < q->cols; k++)
+        out[k] = e4m3_decode(codes[k]) * scale;
+}
+
 /* Row n as fp32; false where a code has more bits than it may. */
 static bool expand_row(const struct packed_view *v, const struct quantized *q, int64_t n, uint8_t *codes, float *out) {
     unsigned any = 0;
+    if (v->candidate.method == METHOD_FP8) {
+        expand_fp8(v, q, n, out);
+        return true;
+    }
     if (v->candidate.layout == LAYOUT_HQQ)
         any = unpack_hqq_row(v->codes, q, n, codes);
     else

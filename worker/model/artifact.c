@@ -291,7 +291,8 @@ enum rc artifact_put(struct artifact *a, int64_t linear, struct packed *packed, 
     *packed = (struct packed){0};
     packed_release(place);
     bool fits = c->method != METHOD_NONE && given.layout == sizes.layout && given.codes_bytes == sizes.codes_bytes &&
-                given.scales_bytes == sizes.scales_bytes && given.zeros_bytes == sizes.zeros_bytes;
+                given.scales_bytes == sizes.scales_bytes && given.zeros_bytes == sizes.zeros_bytes &&
+                given.group_of_bytes == sizes.group_of_bytes;
     if (fits) {
         *place = given;
         return RC_OK;
