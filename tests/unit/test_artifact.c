@@ -133,6 +133,23 @@ static void an_eval_of_it_is_the_eval_of_its_codes(void **state) {
     fixture_close(&f);
 }
 
+/* And of a recipe on top of it: its Linears are the reference. */
+static void a_recipe_is_evaluated_on_it(void **state) {
+    (void)state;
+    struct fixture f;
+    fixture_open(&f, TINY, TARGET_NONE, ours, MIXED, "none");
+    write_all(&f);
+    json_t *windows = eval_rows(f.path, "{" EVAL ",'uniform':{'method':'rtn','bits':8,'group':16}}");
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *w = json_array_get(windows, i);
+        double before = json_number_value(json_object_get(w, "nll_reference"));
+        double after = json_number_value(json_object_get(w, "nll_quantized"));
+        assert_true(before > 0 && before != after && after < 1.01 * before && before < 1.01 * after);
+    }
+    json_decref(windows);
+    fixture_close(&f);
+}
+
 /* A quantized model can be profiled as well: its Linears, the head among them, are what they are. */
 static void it_is_profiled_like_any_model(void **state) {
     (void)state;
@@ -309,6 +326,7 @@ int main(void) {
         cmocka_unit_test(every_form_reads_back_to_the_last_bit),
         cmocka_unit_test(fp8_and_columns_out_of_order_read_back_too),
         cmocka_unit_test(an_eval_of_it_is_the_eval_of_its_codes),
+        cmocka_unit_test(a_recipe_is_evaluated_on_it),
         cmocka_unit_test(it_is_profiled_like_any_model),
         cmocka_unit_test(a_head_that_is_the_embedding_is_not_looked_for),
         cmocka_unit_test(a_packed_byte_changes_its_linears_fingerprint_alone),
