@@ -112,8 +112,8 @@ def test_the_losses_are_comparable(tmp_path):
     assert_same_losses(our_rows(TINY, tmp_path), their_rows(load(TINY)), 1e-4)
 
 
-# Rows have 128 and 384 columns: several groups, one, or one for being wider.
-KINDS = [f"g{group}{kind}" for group in (16, 64, 0, 128, 1024) for kind in ("-sym", "-intzero")]
+# Rows have 128 and 384 columns: several groups, one or several, one for being narrower.
+KINDS = [f"g{group}{kind}" for group in (16, 128, 1024) for kind in ("-sym", "-intzero")]
 
 
 @pytest.mark.parametrize("bits", BITS)
