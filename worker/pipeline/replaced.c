@@ -1,6 +1,7 @@
 #include "worker/pipeline/replaced.h"
 
 #include "worker/pipeline/carve.h"
+#include "worker/pipeline/upload.h"
 
 /* What the widest Linear at a position takes. */
 struct widest {
@@ -10,8 +11,8 @@ struct widest {
 
 /* Bytes of an element, be it ŵ or a weight that is only scaled. */
 static size_t element_size(const struct job *job, const struct linear *linear) {
-    size_t computed = dtype_size(job->backend->activation), stored = dtype_size(linear->weight->type);
-    return job->backend->weights_as_stored && stored > computed ? stored : computed;
+    size_t computed = dtype_size(job->backend->activation), kept = dtype_size(linear_type(job, linear));
+    return kept > computed ? kept : computed;
 }
 
 static struct widest widest_at(const struct job *job, const struct model *model, int position) {
