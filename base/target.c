@@ -6,6 +6,7 @@ const char *const target_names[] = {"none", "compressed-tensors", "vllm", NULL};
 
 struct candidate target_scheme(const struct candidate *c, int64_t cols) {
     if (c->method == METHOD_NONE) return (struct candidate){.method = METHOD_NONE, .bits = c->bits};
+    if (c->method == METHOD_FP8) return *c;
     return (struct candidate){.method = METHOD_RTN,
                               .bits = c->bits,
                               .group = c->group < cols ? c->group : 0,
@@ -21,6 +22,9 @@ bool target_same_scheme(const struct candidate *a, const struct candidate *b) {
 
 /* Both targets read this one format; no zero of it is a fraction. */
 static enum rc check_format(const char *name, const struct candidate *c, int64_t cols, struct err *e) {
+    if (candidate_uses_gptq(c) && c->order == ORDER_ACTIVATION)
+        return err_at(e, "/order", RC_UNSUPPORTED,
+                      "%s reads groups of columns as they lie; use another \"order\", such as \"static-groups\"", name);
     if (c->layout != LAYOUT_DENSE)
         return err_at(e, "/layout", RC_UNSUPPORTED, "%s reads dense codes only; use \"layout\": \"dense\"", name);
     if (!c->symmetric && c->zero != ZERO_INTEGER)
@@ -40,7 +44,7 @@ static enum rc check_vllm(const struct candidate *c, struct err *e) {
 }
 
 enum rc target_check(enum target target, const struct candidate *c, int64_t cols, struct err *e) {
-    if (target == TARGET_NONE || c->method == METHOD_NONE) return RC_OK;
+    if (target == TARGET_NONE || c->method == METHOD_NONE || c->method == METHOD_FP8) return RC_OK;
     TRY(check_format(target_names[target], c, cols, e));
     return target == TARGET_VLLM ? check_vllm(c, e) : RC_OK;
 }

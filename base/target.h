@@ -21,7 +21,7 @@ extern const char *const target_names[]; /* NULL-terminated, indexed by enum tar
 enum rc target_check(enum target target, const struct candidate *c, int64_t cols, struct err *e);
 
 /* What a file says of a Linear with so many input channels, as a candidate of METHOD_RTN whatever method made it (or
- * METHOD_NONE): two that are equal here are stored alike. */
+ * METHOD_FP8, METHOD_NONE): two that are equal here are stored alike. */
 struct candidate target_scheme(const struct candidate *c, int64_t cols);
 bool target_same_scheme(const struct candidate *a, const struct candidate *b); /* of two schemes */
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/check.h"
+#include "kernels/cpu/fp8.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed words are stored as they lie in memory");
 
@@ -421,9 +422,20 @@ static void expand_by_index(const struct packed_view *v, const struct quantized 
     }
 }
 
+static void expand_fp8(const struct packed_view *v, const struct quantized *q, int64_t n, float *out) {
+    const uint8_t *codes = (const uint8_t *)v->codes + n * q->cols;
+    float scale = parameter_at(v->scales, v->parameters, v->candidate.fp8_scale == FP8_PER_TENSOR ? 0 : n);
+    for (int64_t k = 0; k < q->cols; k++)
+        out[k] = e4m3_decode(codes[k]) * scale;
+}
+
 /* Row n as fp32; false where a code has more bits than it may. */
 static bool expand_row(const struct packed_view *v, const struct quantized *q, int64_t n, uint8_t *codes, float *out) {
     unsigned any = 0;
+    if (v->candidate.method == METHOD_FP8) {
+        expand_fp8(v, q, n, out);
+        return true;
+    }
     if (v->candidate.layout == LAYOUT_HQQ)
         any = unpack_hqq_row(v->codes, q, n, codes);
     else
@@ -435,23 +447,23 @@ static bool expand_row(const struct packed_view *v, const struct quantized *q, i
     return any >> q->bits == 0;
 }
 
-static void put_row(const float *values, struct mat out, int64_t n) {
+static void put_row(const float *values, int64_t count, struct mat out, int64_t n) {
     uint16_t *halves = (uint16_t *)out.data + n * out.stride;
-    for (int64_t k = 0; k < out.cols; k++)
+    for (int64_t k = 0; k < count; k++)
         halves[k] = f32_to_bf16(values[k]);
 }
 
 /* One thread's part, with memory of its own. Rows go to threads in the order they come. */
 static enum rc expand_rows(const struct packed_view *v, const struct quantized *q, struct mat out) {
     enum rc rc = RC_OK;
-    float *values = malloc((size_t)q->cols * (sizeof *values + 1));
+    float *values = calloc((size_t)q->cols, sizeof *values + 1);
     if (values == NULL) rc = RC_NO_MEMORY;
 #pragma omp for
     for (int64_t n = 0; n < q->rows; n++) {
         if (values == NULL) continue;
         float *row = out.type == DTYPE_F32 ? f32_row(out, n) : values;
         if (!expand_row(v, q, n, (uint8_t *)(values + q->cols), row)) rc = RC_INVALID;
-        if (out.type != DTYPE_F32) put_row(row, out, n);
+        if (out.type != DTYPE_F32) put_row(row, q->cols, out, n);
     }
     free(values);
     return rc;

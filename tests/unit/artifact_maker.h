@@ -17,6 +17,19 @@ struct artifact_maker {
     void *ctx;
 };
 
+/* A GPTQ candidate's codes are rounded to nearest as well, its columns' groups scattered: what is stored is tested
+ * here, not what it is worth. */
+static inline enum rc maker_round(struct artifact_maker *m, struct quantize_args a, struct err *e) {
+    int32_t *group_of = a.out->group_of;
+    if (candidate_uses_gptq(&a.candidate)) a.candidate = candidate_rtn(&a.candidate);
+    a.out->group_of = NULL;
+    enum rc rc = backend_cpu.quantize(m->device, &a, e);
+    a.out->group_of = group_of;
+    for (int64_t k = 0; group_of && k < a.out->cols; k++)
+        group_of[k] = (int32_t)(k % a.out->groups);
+    return rc;
+}
+
 static inline enum rc maker_quantize(struct artifact_maker *m, int64_t linear, struct quantized *q, struct err *e) {
     const struct linear *l = &m->spec.model->linears[linear];
     struct quantize_report report;
@@ -24,7 +37,7 @@ static inline enum rc maker_quantize(struct artifact_maker *m, int64_t linear, s
     struct quantize_args a = {
         .w = matf(w, l->rows, l->cols), .candidate = m->spec.candidates[linear], .out = q, .report = &report};
     enum rc rc = backend_cpu.upload(m->device, l->weight->data, l->weight->type, l->rows * l->cols, w, e);
-    if (rc == RC_OK) rc = backend_cpu.quantize(m->device, &a, e);
+    if (rc == RC_OK) rc = maker_round(m, a, e);
     free(w);
     return rc;
 }

@@ -97,6 +97,22 @@ static json_t *eval_rows(const char *model, const char *spec) {
 
 #define EVAL "'kind':'eval','model':'M','dataset':'D','length':128,'windows':3"
 
+static void fp8_and_columns_out_of_order_read_back_too(void **state) {
+    (void)state;
+    static const char *const ids[] = {"fp8",  "gptq4g64-actorder",     "fp8-tensor", "rtn3g64-sym",
+                                      "none", "gptq3g32-sym-actorder", "gptq4g16"};
+    static const char *const carried[] = {"fp8", "rtn4g64-sym", "fp8-tensor", "none"};
+    struct fixture f;
+    fixture_open(&f, TINY, TARGET_NONE, ids, 7, "fp8");
+    write_all(&f);
+    check_values(&f);
+    fixture_close(&f);
+    fixture_open(&f, TINY, TARGET_COMPRESSED_TENSORS, carried, 4, "fp8-tensor");
+    write_all(&f);
+    check_values(&f);
+    fixture_close(&f);
+}
+
 static void an_eval_of_it_is_the_eval_of_its_codes(void **state) {
     (void)state;
     static const char *const ids[] = {"rtn3g64-sym"};
@@ -114,6 +130,23 @@ static void an_eval_of_it_is_the_eval_of_its_codes(void **state) {
     }
     json_decref(made);
     json_decref(codes);
+    fixture_close(&f);
+}
+
+/* And of a recipe on top of it: its Linears are the reference. */
+static void a_recipe_is_evaluated_on_it(void **state) {
+    (void)state;
+    struct fixture f;
+    fixture_open(&f, TINY, TARGET_NONE, ours, MIXED, "none");
+    write_all(&f);
+    json_t *windows = eval_rows(f.path, "{" EVAL ",'uniform':{'method':'rtn','bits':8,'group':16}}");
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *w = json_array_get(windows, i);
+        double before = json_number_value(json_object_get(w, "nll_reference"));
+        double after = json_number_value(json_object_get(w, "nll_quantized"));
+        assert_true(before > 0 && before != after && after < 1.01 * before && before < 1.01 * after);
+    }
+    json_decref(windows);
     fixture_close(&f);
 }
 
@@ -140,6 +173,29 @@ static void it_is_profiled_like_any_model(void **state) {
 }
 
 /* --- as a model --- */
+
+/* Others say "Linear" and mean no head that is the embedding, whether they ignore it by name or not. */
+static void a_head_that_is_the_embedding_is_not_looked_for(void **state) {
+    (void)state;
+    static const char *const ids[] = {"rtn4g64-sym"};
+    struct fixture f;
+    struct model *made;
+    char file[192];
+    fixture_open(&f, TINY, TARGET_COMPRESSED_TENSORS, ids, 1, "none");
+    write_all(&f);
+    snprintf(file, sizeof file, "%s/config.json", f.path);
+    json_t *config = json_load_file(file, 0, NULL), *quantization = json_object_get(config, "quantization_config");
+    json_t *group = json_object_get(json_object_get(quantization, "config_groups"), "group_0");
+    json_object_set_new(quantization, "ignore", json_array());
+    json_object_set_new(group, "targets", json_pack("[s]", "Linear"));
+    assert_int_equal(json_dump_file(config, file, 0), 0);
+    json_decref(config);
+    must(model_open("made", f.path, &made, &err));
+    assert_true(made->arch.tied && made->head == made->embedding && !made->linears[42].packed);
+    assert_non_null(made->linears[41].packed);
+    model_close(made);
+    fixture_close(&f);
+}
 
 static void hash_model(const char *path, struct hash128 *weights, int64_t count) {
     static int32_t ids[4];
@@ -235,6 +291,21 @@ static void a_scale_that_is_no_number_is_named(void **state) {
     fixture_close(&f);
 }
 
+static void an_fp8_that_is_no_number_is_named(void **state) {
+    (void)state;
+    static const char *const ids[] = {"fp8"};
+    struct fixture f;
+    struct run r;
+    fixture_open(&f, TINY, TARGET_COMPRESSED_TENSORS, ids, 1, "none");
+    write_all(&f);
+    spoil(&f, "model.layers.3.self_attn.k_proj.weight", 0xff00);
+    run_init(&r);
+    assert_int_equal(run_job(&r, f.path, FIXTURE "heldout.txt", "{" EVAL "}", NULL, NULL), RC_INVALID);
+    assert_non_null(strstr(r.err.message, "element 1 of model.layers.3.self_attn.k_proj.weight is NaN"));
+    run_release(&r);
+    fixture_close(&f);
+}
+
 static void codes_that_are_none_are_refused(void **state) {
     (void)state;
     static const char *const ids[] = {"hqq5g64-hqqpack"};
@@ -253,11 +324,15 @@ static void codes_that_are_none_are_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_form_reads_back_to_the_last_bit),
+        cmocka_unit_test(fp8_and_columns_out_of_order_read_back_too),
         cmocka_unit_test(an_eval_of_it_is_the_eval_of_its_codes),
+        cmocka_unit_test(a_recipe_is_evaluated_on_it),
         cmocka_unit_test(it_is_profiled_like_any_model),
+        cmocka_unit_test(a_head_that_is_the_embedding_is_not_looked_for),
         cmocka_unit_test(a_packed_byte_changes_its_linears_fingerprint_alone),
         cmocka_unit_test(it_is_described_with_what_it_takes),
         cmocka_unit_test(a_scale_that_is_no_number_is_named),
+        cmocka_unit_test(an_fp8_that_is_no_number_is_named),
         cmocka_unit_test(codes_that_are_none_are_refused),
     };
     return cmocka_run_group_tests_name("artifact", tests, NULL, NULL);

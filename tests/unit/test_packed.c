@@ -61,6 +61,19 @@ static void linears_are_matched_as_the_package_does(void **state) {
     quant_config_free(q);
 }
 
+static void floats_have_a_format_of_their_own(void **state) {
+    (void)state;
+    struct quant_config *q;
+    const char *text =
+        "{'quant_method':'compressed-tensors','format':'mixed-precision','config_groups':{'a':{'targets':['x'],"
+        "'format':'float-quantized','weights':{'num_bits':8,'type':'float','strategy':'channel'}},'b':{'targets':['y'],"
+        "'weights':{'num_bits':8,'type':'float','strategy':'tensor','symmetric':true}}}}";
+    assert_int_equal(read_config(text, &q), RC_OK);
+    check_match(q, "x", "fp8");
+    check_match(q, "y", "fp8-tensor");
+    quant_config_free(q);
+}
+
 static void a_pattern_matches_from_the_names_start(void **state) {
     (void)state;
     struct quant_config *q;
@@ -115,8 +128,11 @@ static void what_is_not_implemented_is_refused_by_name(void **state) {
          "config_groups/a/input_activations"},
         {CT("'a':{'weights':{" WEIGHTS "},'targets':[],'output_activations':{'num_bits':8}}", ""), RC_UNSUPPORTED,
          "output_activations"},
-        {CT("'a':" GROUP("", "'num_bits':8,'type':'float','strategy':'channel'"), ""), RC_UNSUPPORTED,
-         "/type is \"float\""},
+        {CT("'a':" GROUP("", "'num_bits':8,'type':'odd','strategy':'channel'"), ""), RC_UNSUPPORTED, "type is \"odd\""},
+        {CT("'a':" GROUP("", "'num_bits':4,'type':'float','strategy':'channel'"), ""), RC_UNSUPPORTED, "of floats"},
+        {CT("'a':" GROUP("", "'num_bits':8,'type':'float','strategy':'block'"), ""), RC_UNSUPPORTED, "block"},
+        {CT("'a':{'weights':{'type':'float'},'targets':[],'format':'pack-quantized'}", ""), RC_UNSUPPORTED,
+         "pack-quantized"},
         {CT("'a':" GROUP("", "'num_bits':4,'strategy':'tensor'"), ""), RC_UNSUPPORTED, "strategy is \"tensor\""},
         {CT("'a':" GROUP("", "'num_bits':4"), ""), RC_UNSUPPORTED, "strategy is \"tensor\""},
         {CT("'a':" GROUP("", "'num_bits':4,'strategy':'block','block_structure':[128,128]"), ""), RC_UNSUPPORTED,
@@ -267,6 +283,9 @@ static void columns_out_of_order_stay_within_their_groups(void **state) {
     assert_int_equal(find_ordered(order, &p), RC_OK);
     assert_non_null(p->order);
     free(p);
+    order[1] = 0; /* 33, 31 and 32 of them */
+    assert_int_equal(find_ordered(order, &p), RC_INVALID);
+    assert_non_null(strstr(err.message, "every group"));
     static const int32_t beyond[] = {GROUPS, -2, INT32_MAX, INT32_MIN};
     for (int i = 0; i < 4; i++) {
         order[5] = beyond[i];
@@ -282,6 +301,7 @@ static void columns_out_of_order_stay_within_their_groups(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linears_are_matched_as_the_package_does),
+        cmocka_unit_test(floats_have_a_format_of_their_own),
         cmocka_unit_test(a_pattern_matches_from_the_names_start),
         cmocka_unit_test(our_own_dialect_says_more),
         cmocka_unit_test(no_config_is_no_quantization),

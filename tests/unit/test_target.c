@@ -29,6 +29,12 @@ static const struct {
     {"hqq8g0", "/zero", "/zero"},
     {"hqq4g64-hqqpack", "/layout", "/layout"},
     {"rtn4g48-sym", "/group", "/group"},
+    {"gptq4g64", NULL, NULL},
+    {"gptq3g64-sym-staticgroups", NULL, NULL},
+    {"gptq4g64-actorder", "/order", "/order"},
+    {"awq4g64-sym", NULL, NULL},
+    {"fp8", NULL, NULL},
+    {"fp8-tensor", NULL, NULL},
     {"rtn4g80-intzero", "/group", "/group"},
 };
 enum { COLS = 512, CASES = sizeof cases / sizeof *cases };
@@ -74,6 +80,10 @@ static void schemes_are_what_a_file_says(void **state) {
     assert_false(alike("rtn4g64", "rtn4g64-intzero", COLS));
     assert_false(alike("hqq4g64", "hqq4g64-hqqpack", COLS));
     assert_false(alike("rtn4g64-sym", "rtn3g64-sym", COLS));
+    assert_true(alike("rtn4g64-intzero", "gptq4g64", COLS));
+    assert_true(alike("fp8", "fp8", COLS));
+    assert_false(alike("fp8", "fp8-tensor", COLS));
+    assert_false(alike("fp8", "rtn8g0-sym", COLS));
 }
 
 static void only_vllm_ties_projections(void **state) {

@@ -165,14 +165,17 @@ static enum rc look_at_final(struct artifact *a, struct err *e) {
     return err_set(e, RC_CONFLICT, "'%s' is there already, and is another artifact or none", a->spec.path);
 }
 
-static enum rc empty_folder(int fd, const char *name, struct err *e) {
+/* Removes what is there, or only what was being written. */
+static enum rc sweep_folder(int fd, const char *name, bool all, struct err *e) {
     int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = copy >= 0 ? fdopendir(copy) : NULL;
     if (dir == NULL) return err_errno(e, "cannot list '%s'", name);
     enum rc rc = RC_OK;
-    for (struct dirent *entry; rc == RC_OK && (entry = readdir(dir)) != NULL;)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 && unlinkat(fd, entry->d_name, 0) != 0)
-            rc = err_errno(e, "cannot remove '%s' from '%s'", entry->d_name, name);
+    for (struct dirent *entry; rc == RC_OK && (entry = readdir(dir)) != NULL;) {
+        const char *file = entry->d_name;
+        bool swept = all ? strcmp(file, ".") != 0 && strcmp(file, "..") != 0 : file_is_temporary(file);
+        if (swept && unlinkat(fd, file, 0) != 0) rc = err_errno(e, "cannot remove '%s' from '%s'", file, name);
+    }
     closedir(dir);
     return rc;
 }
@@ -187,9 +190,9 @@ static enum rc take_temporary(struct artifact *a, struct err *e) {
     if (a->fd < 0) return err_errno(e, "cannot open '%s/%s'", a->parent, a->temporary);
     if (flock(a->fd, LOCK_EX | LOCK_NB) != 0)
         return err_set(e, RC_CONFLICT, "'%s' is being written by another process", a->spec.path);
-    if (file_is(a->fd, key_name, key)) return RC_OK;
-    TRY(empty_folder(a->fd, a->temporary, e));
-    return file_write(a->fd, key_name, key, strlen(key), e);
+    bool same = file_is(a->fd, key_name, key);
+    TRY(sweep_folder(a->fd, a->temporary, !same, e));
+    return same ? RC_OK : file_write(a->fd, key_name, key, strlen(key), e);
 }
 
 static int64_t missing_bytes(const struct artifact *a) {
@@ -288,7 +291,8 @@ enum rc artifact_put(struct artifact *a, int64_t linear, struct packed *packed, 
     *packed = (struct packed){0};
     packed_release(place);
     bool fits = c->method != METHOD_NONE && given.layout == sizes.layout && given.codes_bytes == sizes.codes_bytes &&
-                given.scales_bytes == sizes.scales_bytes && given.zeros_bytes == sizes.zeros_bytes;
+                given.scales_bytes == sizes.scales_bytes && given.zeros_bytes == sizes.zeros_bytes &&
+                given.group_of_bytes == sizes.group_of_bytes;
     if (fits) {
         *place = given;
         return RC_OK;
@@ -423,11 +427,18 @@ static enum rc check_opens(const struct artifact *a, struct err *e) {
     return rc == RC_OK ? RC_OK : err_context(e, "the artifact, as written");
 }
 
+/* Some file systems cannot refuse to replace; a folder that holds something is never replaced anyway. */
+static int rename_new(const struct artifact *a) {
+    int rc = renameat2(a->parent_fd, a->temporary, a->parent_fd, a->name, RENAME_NOREPLACE);
+    if (rc != 0 && (errno == EINVAL || errno == ENOSYS))
+        rc = renameat(a->parent_fd, a->temporary, a->parent_fd, a->name);
+    return rc;
+}
+
 static enum rc give_name(struct artifact *a, struct err *e) {
     if (unlinkat(a->fd, key_name, 0) != 0 || fsync(a->fd) != 0)
         return err_errno(e, "cannot complete '%s'", a->temporary);
-    if (renameat2(a->parent_fd, a->temporary, a->parent_fd, a->name, RENAME_NOREPLACE) != 0)
-        return err_errno(e, "cannot name the artifact '%s'", a->spec.path);
+    if (rename_new(a) != 0) return err_errno(e, "cannot name the artifact '%s'", a->spec.path);
     if (fsync(a->parent_fd) != 0) return err_errno(e, "cannot write '%s' to the disk", a->parent);
     a->finished = true;
     return RC_OK;

@@ -76,11 +76,29 @@ static void add_zeros(const struct linear *l, const struct candidate *c, const s
     add_part(l->name, c->zero == ZERO_INTEGER ? "weight_zero_point" : "weight_zero", zeros, out);
 }
 
+/* One scale a row, or the first of them for all. */
+static void add_fp8(const struct linear *l, const struct candidate *c, const struct packed *p, struct out_shard *out) {
+    struct out_tensor codes = {
+        .type = "F8_E4M3", .shape = {l->rows, l->cols}, .bytes = p->codes_bytes, .data = p->codes};
+    struct out_tensor scales = {.type = "BF16", .shape = {l->rows, 1}, .bytes = p->scales_bytes, .data = p->scales};
+    if (c->fp8_scale == FP8_PER_TENSOR) {
+        scales.shape[0] = 1;
+        scales.shape[1] = 0;
+        scales.bytes = 2;
+    }
+    add_part(l->name, "weight", codes, out);
+    add_part(l->name, "weight_scale", scales, out);
+}
+
 static void add_packed(const struct artifact_contents *c, int64_t linear, struct out_shard *out) {
     const struct linear *l = &c->spec->model->linears[linear];
     struct candidate scheme = scheme_of(c->spec, linear);
-    struct packed p = packed_sizes(&scheme, l->rows, l->cols);
+    struct packed p = packed_sizes(&c->spec->candidates[linear], l->rows, l->cols);
     if (c->packed != NULL && c->packed[linear].codes != NULL) p = c->packed[linear];
+    if (scheme.method == METHOD_FP8) {
+        add_fp8(l, &scheme, &p, out);
+        return;
+    }
     struct out_tensor codes = codes_tensor(&scheme, l->rows, l->cols, p.codes_bytes);
     int64_t groups = p.scales_bytes / 2 / l->rows;
     struct out_tensor scales = {.type = "F16", .shape = {l->rows, groups}, .bytes = p.scales_bytes, .data = p.scales};
@@ -90,6 +108,10 @@ static void add_packed(const struct artifact_contents *c, int64_t linear, struct
     add_part(l->name, "weight_scale", scales, out);
     add_part(l->name, "weight_shape", shape, out);
     add_zeros(l, &scheme, &p, groups, out);
+    if (p.group_of_bytes > 0)
+        add_part(l->name, "weight_g_idx",
+                 (struct out_tensor){.type = "I32", .shape = {l->cols}, .bytes = p.group_of_bytes, .data = p.group_of},
+                 out);
 }
 
 static void add_linear(const struct artifact_contents *c, int64_t linear, struct out_shard *out) {
@@ -148,11 +170,31 @@ char *artifact_index(const struct artifact_spec *spec, int64_t total_bytes) {
 
 /* --- config.json --- */
 
-static const char *format_name(const struct artifact_spec *s) {
-    return s->target == TARGET_NONE ? quant_method_own : "pack-quantized";
+static const char *format_name(const struct artifact_spec *s, const struct candidate *scheme) {
+    if (s->target == TARGET_NONE) return quant_method_own;
+    return scheme->method == METHOD_FP8 ? "float-quantized" : "pack-quantized";
+}
+
+/* Of all: the one that there is. */
+static const char *common_format(const struct artifact_spec *s) {
+    const char *common = NULL;
+    for (int64_t i = 0; i < s->model->linear_count; i++) {
+        struct candidate scheme = scheme_of(s, i);
+        if (!is_quantized(s, i)) continue;
+        const char *format = format_name(s, &scheme);
+        if (common != NULL && strcmp(common, format) != 0) return "mixed-precision";
+        common = format;
+    }
+    return common;
+}
+
+static json_t *fp8_json(const struct candidate *scheme) {
+    return json_pack("{si ss sb ss sn sb}", "num_bits", 8, "type", "float", "symmetric", 1, "strategy",
+                     scheme->fp8_scale == FP8_PER_TENSOR ? "tensor" : "channel", "group_size", "dynamic", 0);
 }
 
 static json_t *weights_json(const struct artifact_spec *s, const struct candidate *scheme) {
+    if (scheme->method == METHOD_FP8) return fp8_json(scheme);
     json_t *group = scheme->group > 0 ? json_integer(scheme->group) : json_null();
     json_t *weights =
         json_pack("{si ss sb ss so sb sn}", "num_bits", scheme->bits, "type", "int", "symmetric", scheme->symmetric,
@@ -178,7 +220,7 @@ static json_t *group_json(const struct artifact_spec *s, int64_t first) {
     for (int64_t i = first; i < s->model->linear_count; i++)
         if (first_alike(s, i) == first) json_array_append_new(targets, json_string(s->model->linears[i].name));
     return json_pack("{so so sn sn ss}", "targets", targets, "weights", weights_json(s, &scheme), "input_activations",
-                     "output_activations", "format", format_name(s));
+                     "output_activations", "format", format_name(s, &scheme));
 }
 
 static json_t *quantization_json(const struct artifact_spec *s) {
@@ -191,7 +233,7 @@ static json_t *quantization_json(const struct artifact_spec *s) {
         json_object_set_new(groups, name, group_json(s, i));
     }
     return json_pack("{ss ss ss so so sn}", "quant_method",
-                     s->target == TARGET_NONE ? quant_method_own : quant_method_ct, "format", format_name(s),
+                     s->target == TARGET_NONE ? quant_method_own : quant_method_ct, "format", common_format(s),
                      "quantization_status", "compressed", "config_groups", groups, "ignore", ignore, "kv_cache_scheme");
 }
 
@@ -210,6 +252,10 @@ char *artifact_config(const struct artifact_spec *spec, json_t *config) {
 static void put_scheme(const struct candidate *scheme, struct strbuf *text) {
     if (scheme->method == METHOD_NONE) {
         strbuf_puts(text, "as in the source");
+        return;
+    }
+    if (scheme->method == METHOD_FP8) {
+        strbuf_printf(text, "fp8 (e4m3), a scale a %s", scheme->fp8_scale == FP8_PER_TENSOR ? "Linear" : "row");
         return;
     }
     strbuf_printf(text, "%d bits, %s", scheme->bits,
@@ -254,7 +300,7 @@ static const char with_zeros[] =
 
 static bool has_zeros(const struct artifact_spec *s) {
     for (int64_t i = 0; i < s->model->linear_count; i++)
-        if (is_quantized(s, i) && !s->candidates[i].symmetric) return true;
+        if (is_quantized(s, i) && s->candidates[i].method != METHOD_FP8 && !s->candidates[i].symmetric) return true;
     return false;
 }
 

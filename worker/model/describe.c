@@ -62,6 +62,8 @@ static json_t *describe_arch(const struct arch *a) {
 static json_t *describe_packed(const struct packed_linear *p) {
     if (p == NULL) return json_null();
     const struct candidate *c = &p->candidate;
+    if (c->method == METHOD_FP8)
+        return json_pack("{s:i, s:i, s:b, s:n, s:s}", "bits", 8, "group", 0, "symmetric", 1, "zero", "layout", "fp8");
     return json_pack("{s:i, s:i, s:b, s:s?, s:s}", "bits", c->bits, "group", c->group, "symmetric", c->symmetric,
                      "zero", c->symmetric ? NULL : zero_type_names[c->zero], "layout", layout_names[c->layout]);
 }

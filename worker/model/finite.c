@@ -28,11 +28,22 @@ static enum rc check(const struct st_tensor *t, const char *what, struct err *e)
                    what, t->file, (long long)at, t->name, bits_at(t, at) & mantissa ? "NaN" : "infinite");
 }
 
+/* Of e4m3: no infinities, two NaN. */
+static enum rc check_fp8(const struct st_tensor *t, const char *what, struct err *e) {
+    for (int64_t i = 0; i < t->bytes; i++)
+        if ((((const uint8_t *)t->data)[i] & 0x7f) == 0x7f)
+            return err_set(e, RC_INVALID,
+                           "%s not finite: in %s, element %lld of %s is NaN: the file is damaged; fetch it again", what,
+                           t->file, (long long)i, t->name);
+    return RC_OK;
+}
+
 static enum rc check_linear(const struct linear *l, const char *what, struct err *e) {
     const struct packed_linear *p = l->packed;
     TRY(check(l->weight, what, e));
     if (p != NULL) TRY(check(p->scales, what, e));
     if (p != NULL && p->candidate.zero == ZERO_FLOAT) TRY(check(p->zeros, what, e));
+    if (p != NULL && p->candidate.method == METHOD_FP8) TRY(check_fp8(p->codes, what, e));
     return check(l->bias, what, e);
 }
 

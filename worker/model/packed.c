@@ -45,6 +45,31 @@ static enum rc check_shape(const struct st_tensor *t, int64_t rows, int64_t cols
                    shape_text(want, 2, want_text, sizeof want_text));
 }
 
+static bool is_float(const struct st_tensor *t) {
+    return t->readable && (t->type == DTYPE_F16 || t->type == DTYPE_BF16 || t->type == DTYPE_F32);
+}
+
+static enum rc check_parameters(const struct search *s, const struct st_tensor *t, struct err *e) {
+    if (!is_float(t))
+        return err_set(e, RC_UNSUPPORTED, "%s: tensor '%s' is stored as %s; F16, BF16 and F32 are read", t->file,
+                       t->name, t->stored_as);
+    if (t->dims == 1 && s->groups == 1 && t->shape[0] == s->rows) return RC_OK;
+    return check_shape(t, s->rows, s->groups, e);
+}
+
+/* What others call float-quantized: the codes are the weight, with a scale a row or one for all. */
+static enum rc find_fp8(const struct search *s, struct packed_linear *p, struct err *e) {
+    TRY(need(s, "weight", &p->codes, e));
+    TRY(check_type(p->codes, "F8_E4M3", e));
+    TRY(check_shape(p->codes, s->rows, s->cols, e));
+    TRY(need(s, "weight_scale", &p->scales, e));
+    if (s->c->fp8_scale == FP8_PER_ROW) return check_parameters(s, p->scales, e);
+    if (!is_float(p->scales)) return check_parameters(s, p->scales, e);
+    if (p->scales->count == 1) return RC_OK;
+    return err_set(e, RC_INVALID, "%s: tensor '%s' holds %lld scales where config.json says one", p->scales->file,
+                   p->scales->name, (long long)p->scales->count);
+}
+
 /* Words of 32 bits along K; in the HQQ layout rows of containers. */
 static enum rc find_codes(const struct search *s, struct packed_linear *p, struct err *e) {
     int64_t bytes = packed_sizes(s->c, s->rows, s->cols).codes_bytes;
@@ -56,18 +81,6 @@ static enum rc find_codes(const struct search *s, struct packed_linear *p, struc
     int64_t group = s->c->group > 0 && s->c->group < s->cols ? s->c->group : s->cols;
     TRY(check_type(p->codes, s->c->bits == 3 ? "I32" : "U8", e));
     return check_shape(p->codes, bytes / group / (s->c->bits == 3 ? 4 : 1), group, e);
-}
-
-static bool is_float(const struct st_tensor *t) {
-    return t->readable && (t->type == DTYPE_F16 || t->type == DTYPE_BF16 || t->type == DTYPE_F32);
-}
-
-static enum rc check_parameters(const struct search *s, const struct st_tensor *t, struct err *e) {
-    if (!is_float(t))
-        return err_set(e, RC_UNSUPPORTED, "%s: tensor '%s' is stored as %s; F16, BF16 and F32 are read", t->file,
-                       t->name, t->stored_as);
-    if (t->dims == 1 && s->groups == 1 && t->shape[0] == s->rows) return RC_OK;
-    return check_shape(t, s->rows, s->groups, e);
 }
 
 static enum rc find_zeros(const struct search *s, struct packed_linear *p, struct err *e) {
@@ -136,6 +149,7 @@ static enum rc find_order(const struct search *s, struct packed_linear *p, struc
 }
 
 static enum rc find_all(const struct search *s, struct packed_linear *p, struct err *e) {
+    if (s->c->method == METHOD_FP8) return find_fp8(s, p, e);
     TRY(find_codes(s, p, e));
     TRY(need(s, "weight_scale", &p->scales, e));
     TRY(check_parameters(s, p->scales, e));

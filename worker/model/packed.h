@@ -2,7 +2,8 @@
  *
  * Tensors beside each other, as compressed-tensors names them (docs/formats.md): weight_packed, weight_scale,
  * weight_zero_point (asymmetric), weight_shape, weight_g_idx (where columns are out of order); weight_zero in place of
- * weight_zero_point for float zeros. Everything is checked when the model is opened. Any thread. */
+ * weight_zero_point for float zeros. Of fp8: weight, as F8_E4M3, and weight_scale. Everything is checked when the model
+ * is opened. Any thread. */
 #ifndef HSAQ_WORKER_MODEL_PACKED_H
 #define HSAQ_WORKER_MODEL_PACKED_H
 
@@ -12,7 +13,7 @@
 #include "worker/model/safetensors.h"
 
 struct packed_linear {
-    struct candidate candidate; /* METHOD_RTN, whatever made it */
+    struct candidate candidate; /* METHOD_RTN, whatever made it; or METHOD_FP8 */
     const struct st_tensor *codes, *scales;
     const struct st_tensor *zeros; /* NULL when symmetric */
     const struct st_tensor *order; /* the group of each column; NULL: in order */

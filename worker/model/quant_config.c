@@ -116,9 +116,31 @@ static enum rc refuse_dynamic(const json_t *weights, const char *pointer, struct
     return err_at(e, pointer, RC_UNSUPPORTED, "config.json: %s/dynamic: only static scales are implemented", pointer);
 }
 
+/* 8-bit floats, e4m3 by definition: a scale a row, or one. */
+static enum rc read_fp8(const json_t *weights, const char *pointer, struct candidate *c, struct err *e) {
+    static const char *const strategies[] = {"channel", "tensor", NULL};
+    int64_t bits = 0;
+    bool symmetric = true;
+    int scale = FP8_PER_ROW;
+    enum rc rc = json_get_int(weights, "num_bits", 1, 64, &bits, e);
+    if (rc == RC_OK) rc = json_get_bool(weights, "symmetric", &symmetric, e);
+    if (rc == RC_OK) rc = read_name(weights, "strategy", strategies, &scale, e);
+    if (rc == RC_OK && (bits != 8 || !symmetric))
+        rc = err_set(e, RC_UNSUPPORTED, "of floats those of 8 bits without zeros are implemented");
+    if (rc != RC_OK) return err_context(e, "config.json: %s", pointer);
+    *c = candidate_default(METHOD_FP8, 8, 0);
+    c->fp8_scale = scale == 0 ? FP8_PER_ROW : FP8_PER_TENSOR;
+    return RC_OK;
+}
+
+static bool is_float(const json_t *weights) {
+    const char *type = json_string_value(json_object_get(weights, "type"));
+    return type != NULL && strcmp(type, "float") == 0;
+}
+
 static enum rc read_weights(const struct quant_config *q, const json_t *weights, const char *pointer,
                             struct candidate *c, struct err *e) {
-    static const char *const types[] = {"int", NULL};
+    static const char *const types[] = {"int", "float", NULL};
     static const char *const orders[] = {"weight", "static", "group", "dynamic", NULL};
     *c = (struct candidate){.method = METHOD_RTN};
     if (!json_is_object(weights))
@@ -128,6 +150,7 @@ static enum rc read_weights(const struct quant_config *q, const json_t *weights,
     TRY(refuse_dynamic(weights, pointer, e));
     TRY(refuse_present(weights, pointer, "block_structure", e));
     if (!json_is_false(json_object_get(weights, "actorder"))) TRY(want_text(weights, pointer, "actorder", orders, e));
+    if (is_float(weights)) return read_fp8(weights, pointer, c, e);
     TRY(read_numbers(weights, pointer, c, e));
     if (q->own) TRY(read_own(weights, pointer, c, e));
     struct err fault;
@@ -181,11 +204,13 @@ static enum rc add_targets(struct quant_config *q, const json_t *list, int group
 }
 
 static enum rc read_group(struct quant_config *q, const json_t *group, const char *pointer, struct err *e) {
-    static const char *const formats[] = {"pack-quantized", NULL};
+    static const char *const packed[] = {"pack-quantized", NULL}, *const floats[] = {"float-quantized",
+                                                                                     "naive-quantized", NULL};
     char member[sizeof((struct err *)0)->pointer];
     if (!json_is_object(group))
         return err_at(e, pointer, RC_UNSUPPORTED, "config.json: %s must be an object, not %s", pointer,
                       json_type_name(group));
+    const char *const *formats = is_float(json_object_get(group, "weights")) ? floats : packed;
     if (!q->own) TRY(want_text(group, pointer, "format", formats, e));
     TRY(refuse_present(group, pointer, "input_activations", e));
     TRY(refuse_present(group, pointer, "output_activations", e));
@@ -229,7 +254,8 @@ static enum rc read_method(struct quant_config *q, struct err *e) {
 }
 
 static enum rc read_all(struct quant_config *q, struct err *e) {
-    static const char *const formats[] = {"pack-quantized", "mixed-precision", NULL};
+    static const char *const formats[] = {"pack-quantized", "float-quantized", "naive-quantized", "mixed-precision",
+                                          NULL};
     static const char *const states[] = {"compressed", "frozen", NULL};
     static const char *const absent[] = {"kv_cache_scheme", "sparsity_config", "transform_config"};
     TRY(read_method(q, e));

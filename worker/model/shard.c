@@ -19,8 +19,15 @@ struct out_file {
     char *temporary;
 };
 
+static const char suffix[] = ".writing";
+
+bool file_is_temporary(const char *name) {
+    size_t len = strlen(name);
+    return name[0] == '.' && len > sizeof suffix && strcmp(name + len - (sizeof suffix - 1), suffix) == 0;
+}
+
 static enum rc out_open(int dir_fd, const char *name, struct out_file *f, struct err *e) {
-    *f = (struct out_file){.dir_fd = dir_fd, .name = name, .temporary = xasprintf(".%s.writing", name)};
+    *f = (struct out_file){.dir_fd = dir_fd, .name = name, .temporary = xasprintf(".%s%s", name, suffix)};
     f->fd = openat(dir_fd, f->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
     if (f->fd >= 0) return RC_OK;
     free(f->temporary);

@@ -3,6 +3,7 @@
 #ifndef HSAQ_WORKER_MODEL_SHARD_H
 #define HSAQ_WORKER_MODEL_SHARD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +34,7 @@ int64_t shard_data_bytes(const struct out_shard *s);
 int64_t shard_file_bytes(struct out_shard *s);
 enum rc shard_write(struct out_shard *s, int dir_fd, const char *file, struct err *e);
 
+bool file_is_temporary(const char *name); /* the name of one that was not finished */
 enum rc file_write(int dir_fd, const char *file, const void *bytes, size_t len, struct err *e);
 
 #endif
