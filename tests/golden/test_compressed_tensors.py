@@ -166,6 +166,9 @@ def test_fp8_loads_alone_and_beside_integers(tmp_path, recipes):
     model = load(made)
     check_weights(model, linears, lambda value: value)
     assert_same_losses(our_rows(made, tmp_path), their_rows(model))
+    convert_checkpoint(made, tmp_path / "plain", CompressedTensorsDequantizer(made, dtype=torch.float32))
+    floats = {name: put for name, put in linears.items() if schemes_of(made)[name].weights.type == "float"}
+    check_weights(load(tmp_path / "plain"), floats, lambda value: value.bfloat16().float())
 
 
 GROUPS_16 = ["rtn4g16-sym", "rtn3g0-sym", "none", "rtn8g16-sym", "rtn2g16-sym", "fp8"]
