@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/random.h"
+#include "worker/bench/calibration.h"
 #include "worker/bench/rates.h"
 #include "worker/bench/report.h"
 #include "worker/bench/timed_job.h"
@@ -192,6 +193,32 @@ static enum rc profile(struct bench *b, struct err *e) {
     return RC_OK;
 }
 
+/* Every Linear quantized from H, block by block. */
+static enum rc run_calibration(struct bench *b, const char *id, double flops, struct err *e) {
+    struct candidate uniform;
+    struct spec_calibration calibration = {
+        .dataset = "random", .length = b->report.length, .sampling = SAMPLING_SEQUENTIAL};
+    union spec spec = {.eval = {.common.kind = "eval",
+                                .model = "synthetic",
+                                .dataset = "random",
+                                .uniform = &uniform,
+                                .calibration = &calibration}};
+    struct phase_job job = {bench_calibrate, &spec, &calibration.samples};
+    struct bench_phase *p = add_phase(b, id);
+    const struct model *m = b->source.model;
+    TRY(candidate_from_id(id, &uniform, e));
+    p->flops = work_forward(m, b->report.windows, b->report.length) + work_gram(m, tokens(b)) + flops;
+    return time_job(b, &job, p, e);
+}
+
+static enum rc gptq(struct bench *b, struct err *e) {
+    return run_calibration(b, "gptq4g64", work_gptq(b->source.model), e);
+}
+
+static enum rc awq(struct bench *b, struct err *e) {
+    return run_calibration(b, "awq4g64", work_awq(b->source.model), e);
+}
+
 static enum rc quantize(struct bench *b, struct err *e) {
     static const char *const ids[] = {"rtn2g64", "rtn3g64", "rtn4g64", "hqq2g64", "hqq3g64", "hqq4g64"};
     struct job job = timed_job_bare(b->worker, &b->source);
@@ -211,7 +238,8 @@ static enum rc quantize(struct bench *b, struct err *e) {
 static const struct {
     const char *name;
     enum rc (*run)(struct bench *b, struct err *e);
-} phases[] = {{"gemm", gemm}, {"eval", eval}, {"paired", paired}, {"profile", profile}, {"quantize", quantize}};
+} phases[] = {{"gemm", gemm}, {"eval", eval}, {"paired", paired},    {"profile", profile},
+              {"gptq", gptq}, {"awq", awq},   {"quantize", quantize}};
 enum { PHASES = sizeof phases / sizeof *phases };
 
 static enum rc run_phases(struct bench *b, const bool wanted[PHASES], struct err *e) {
@@ -242,7 +270,8 @@ static enum rc want_phase(void *ctx, const char *item, struct err *e) {
             wanted[i] = true;
             return RC_OK;
         }
-    return err_set(e, RC_INVALID, "--phases takes gemm, eval, paired, profile and quantize, not \"%s\"", item);
+    return err_set(e, RC_INVALID, "--phases takes gemm, eval, paired, profile, gptq, awq and quantize, not \"%s\"",
+                   item);
 }
 
 static enum rc add_candidate(void *ctx, const char *item, struct err *e) {

@@ -38,18 +38,45 @@ double work_gram(const struct model *model, int64_t tokens) {
     return sum;
 }
 
+/* Σ K³ of the distinct inputs. */
+static double cubes(const struct model *model) {
+    double sum = 0;
+    const struct linear *before = NULL;
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const struct linear *l = &model->linears[i];
+        bool shared = before && before->block == l->block && before->input == l->input;
+        if (l->block >= 0 && !shared) sum += (double)l->cols * (double)l->cols * (double)l->cols;
+        before = l;
+    }
+    return sum;
+}
+
+/* Σ 2·N·K·K of the block Linears. */
+static double products_by_channels(const struct model *model) {
+    double sum = 0;
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const struct linear *l = &model->linears[i];
+        if (l->block >= 0) sum += product(l->rows, l->cols, l->cols);
+    }
+    return sum;
+}
+
+double work_gptq(const struct model *model) {
+    return cubes(model) * 2 / 3 + products_by_channels(model) / 2;
+}
+
+double work_awq(const struct model *model) {
+    enum { SCALES = 40, DENOMINATOR = 1 };
+    return (SCALES + DENOMINATOR) * products_by_channels(model);
+}
+
 static int products_with_h(const struct candidate *c) {
     return c->method == METHOD_NONE ? 0 : c->method == METHOD_HQQ ? 2 : 1;
 }
 
 double work_drift(const struct model *model, const struct candidate *candidates, size_t count) {
-    double sum = 0;
     int times = 1;
     for (size_t c = 0; c < count; c++)
         times += products_with_h(&candidates[c]);
-    for (int64_t i = 0; i < model->linear_count; i++) {
-        const struct linear *l = &model->linears[i];
-        if (l->block >= 0) sum += times * product(l->rows, l->cols, l->cols);
-    }
-    return sum;
+    return times * products_by_channels(model);
 }

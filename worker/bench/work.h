@@ -16,6 +16,10 @@ double work_forward(const struct model *model, int64_t count, int64_t length);
 double work_head(const struct model *model, int64_t count, int64_t length);
 /* Every distinct Linear input of every block, over `tokens` tokens. */
 double work_gram(const struct model *model, int64_t tokens);
+/* GPTQ: each input's H factored and the factor inverted, and the error of every column carried to those after it. */
+double work_gptq(const struct model *model);
+/* AWQ: every block Linear's output error under each of 40 scales. */
+double work_awq(const struct model *model);
 /* Every block Linear's output error: once for its denominator, once a candidate, and once more for HQQ's twin in RTN.
  */
 double work_drift(const struct model *model, const struct candidate *candidates, size_t count);
