@@ -186,7 +186,8 @@ struct quantize_args {
 
 struct dequantize_args {
     const struct quantized *q;
-    struct mat out; /* [N, K] */
+    const float *by_col; /* [K] device memory: what each column is multiplied with; NULL: 1 */
+    struct mat out;      /* [N, K] */
 };
 
 /* Output error and reconstruction error of ŵ against w (algorithms §1, §8). tr(D H Dᵀ) = Σ (DᵀD)·H element by

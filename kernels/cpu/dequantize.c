@@ -28,6 +28,11 @@ static void decode_fp8(const struct quantized *q, const float *values, int64_t n
         out[k] = values[q->codes[n * q->cols + k]] * q->scale[n];
 }
 
+static void multiply(float *restrict row, const float *restrict by_col, int64_t n) {
+    for (int64_t k = 0; k < n; k++)
+        row[k] *= by_col[k];
+}
+
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e) {
     (void)state;
     TRY(check_dequantize(a, e));
@@ -45,6 +50,7 @@ enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args
             decode_scattered(q, n, out);
         else
             decode_groups(q, n, out);
+        if (a->by_col != NULL) multiply(out, a->by_col, q->cols);
     }
     return RC_OK;
 }

@@ -167,6 +167,33 @@ static enum rc sort(struct backend_state *state, const struct factor_args *a, co
     return RC_OK;
 }
 
+/* Up to so many rows cuSOLVER inverts; more go by solving with halves, which runs at the speed of products: at 12,800
+ * channels twice as fast as its inversion of the whole. */
+static const int64_t INVERT_AT_ONCE = 1024;
+
+/* A triangle on the diagonal, to cuBLAS the upper one: [A B; 0 C]⁻¹ = [A⁻¹, −A⁻¹ B C⁻¹; 0, C⁻¹]. */
+static enum rc invert(struct backend_state *state, const struct workspace *ws, int64_t at, int64_t rows,
+                      struct err *e) {
+    const struct solver *s = state->solver;
+    double *a = ws->lower + at * ws->cols + at;
+    if (rows <= INVERT_AT_ONCE) {
+        SOLVER_TRY(cusolverDnXtrtri(s->handle, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, rows, CUDA_R_64F, a,
+                                    ws->cols, ws->solver, ws->solver_bytes, ws->solver_host, ws->solver_host_bytes,
+                                    &ws->found->info));
+        return RC_OK;
+    }
+    const double one = 1, minus_one = -1;
+    int64_t half = rows / 2, rest = rows - half;
+    double *b = a + half * ws->cols, *c = b + half;
+    int stride = (int)ws->cols;
+    CUBLAS_TRY(cublasDtrsm(state->blas, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, CUBLAS_DIAG_NON_UNIT,
+                           (int)half, (int)rest, &one, a, stride, b, stride));
+    CUBLAS_TRY(cublasDtrsm(state->blas, CUBLAS_SIDE_RIGHT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, CUBLAS_DIAG_NON_UNIT,
+                           (int)half, (int)rest, &minus_one, c, stride, b, stride));
+    TRY(invert(state, ws, at, half, e));
+    return invert(state, ws, at + half, rest, e);
+}
+
 /* H′ → L → L⁻¹; `definite`: whether H′ is positive definite. */
 static enum rc factorize(struct backend_state *state, const struct factor_args *a, double added,
                          const struct workspace *ws, bool *definite, struct err *e) {
@@ -183,18 +210,14 @@ static enum rc factorize(struct backend_state *state, const struct factor_args *
                                 &ws->found->info));
     TRY(cuda_download(state, &ws->found->info, sizeof info, &info, e));
     if (info != 0) return RC_OK;
-    SOLVER_TRY(cusolverDnXtrtri(s->handle, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, ws->cols, CUDA_R_64F,
-                                ws->lower, ws->cols, ws->solver, ws->solver_bytes, ws->solver_host,
-                                ws->solver_host_bytes, &ws->found->info));
-    TRY(cuda_download(state, &ws->found->info, sizeof info, &info, e));
-    *definite = info == 0;
-    return RC_OK;
+    *definite = true; /* and no diagonal of L is 0: the triangle can be inverted */
+    return invert(state, ws, 0, ws->cols, e);
 }
 
 static enum rc factor(struct backend_state *state, const struct factor_args *a, const struct workspace *ws,
                       struct err *e) {
     double mean, damp = a->damp;
-    bool definite;
+    bool definite = false;
     TRY(sort(state, a, ws, &mean, e));
     TRY(factorize(state, a, damp * mean, ws, &definite, e));
     while (!definite) {

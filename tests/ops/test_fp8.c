@@ -49,7 +49,7 @@ static struct outcome quantize(const float *w, int64_t rows, int64_t cols, enum 
     o.scale = get_floats(o.q.scale, rows);
     o.zero = get_floats(o.q.zero, rows);
     struct mat w_hat = put_matrix(w, rows, cols, 2);
-    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){&o.q, w_hat}, &err));
+    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){.q = &o.q, .out = w_hat}, &err));
     o.w_hat = get_matrix(w_hat);
     assert_true(o.q.fp8 && o.q.groups == 1 && o.report.constant_groups == 0 && o.report.rtn_groups == 0);
     return o;
@@ -176,7 +176,7 @@ static void columns_in_another_order_take_their_own_group(void **state) {
     indexed = q;
     indexed.group_of = put_stored(group_of, DTYPE_F32, K); /* 32 bits as they are */
     struct mat out = put_matrix(w, N, K, 1);
-    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){&indexed, out}, &err));
+    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){.q = &indexed, .out = out}, &err));
     const uint8_t *codes = get_bytes(q.codes, N * K);
     const float *scale = get_floats(q.scale, N * GROUPS), *zero = get_floats(q.zero, N * GROUPS);
     const float *got = get_matrix(out);

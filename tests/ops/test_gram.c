@@ -136,7 +136,7 @@ static struct linear_case linear_case(int64_t tokens, int64_t rows, int64_t cols
     assert_ok(dev.b->quantize(
         dev.s, &(struct quantize_args){.w = l.args.w, .candidate = *c, .out = &q, .report = &report}, &err));
     l.args.w_hat = put_matrix(l.w, rows, cols, 1);
-    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){&q, l.args.w_hat}, &err));
+    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){.q = &q, .out = l.args.w_hat}, &err));
     l.w_hat = get_matrix(l.args.w_hat);
     l.args.h = device_gram(cols);
     assert_ok(dev.b->gram(dev.s, &(struct gram_args){.x = put_activation(l.x, tokens, cols, 0), .h = l.args.h}, &err));

@@ -22,7 +22,7 @@ static struct outcome quantize(const float *w, int64_t rows, int64_t cols, const
     o.scale = get_floats(o.q.scale, rows * o.q.groups);
     o.zero = get_floats(o.q.zero, rows * o.q.groups);
     struct mat w_hat = put_matrix(w, rows, cols, 2);
-    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){&o.q, w_hat}, &err));
+    assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){.q = &o.q, .out = w_hat}, &err));
     o.w_hat = get_matrix(w_hat);
     return o;
 }
@@ -346,6 +346,22 @@ static void hqq_shrinks_large_errors(void **state) {
     assert_true(squared_error(w, hqq.w_hat, K) <= squared_error(w, rtn.w_hat, K) * (1 + 1e-6));
 }
 
+/* AWQ's scale taken out again, as two steps would. */
+static void columns_are_multiplied_as_they_come_back(void **state) {
+    (void)state;
+    enum { N = 3, K = 70 };
+    seed(47);
+    float *w = host_bf16(N * K, 0.02), *by_col = host_normal(K, 1);
+    struct candidate c = {.method = METHOD_RTN, .bits = 4, .group = 32};
+    struct outcome o = quantize(w, N, K, &c);
+    struct mat out = put_matrix(w, N, K, 2);
+    assert_ok(
+        dev.b->dequantize(dev.s, &(struct dequantize_args){.q = &o.q, .by_col = put(by_col, K), .out = out}, &err));
+    const float *got = get_matrix(out);
+    for (int i = 0; i < N * K; i++)
+        assert_true(got[i] == o.w_hat[i] * by_col[i % K]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rtn_gives_the_reference_codes),
@@ -362,6 +378,7 @@ int main(void) {
         cmocka_unit_test(hqq_with_integer_zeros_starts_from_a_range_with_zero),
         cmocka_unit_test(hqq_gains_on_rtn_at_three_bits),
         cmocka_unit_test(hqq_shrinks_large_errors),
+        cmocka_unit_test(columns_are_multiplied_as_they_come_back),
     };
     return RUN_ON_BACKENDS("quantize", tests);
 }

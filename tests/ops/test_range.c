@@ -246,8 +246,8 @@ static void awq_is_rtn_of_the_scaled_weights(void **state) {
     struct calibration by = calibrate(91);
     float *w = weights(92, 0);
     struct candidate awq = candidate_default(METHOD_AWQ, 4, 64), rtn = candidate_default(METHOD_RTN, 4, 64);
-    rtn.zero = ZERO_INTEGER;
-    rtn.range = RANGE_OUTPUT;
+    rtn.zero = awq.zero;
+    rtn.range = awq.range;
     struct outcome a = quantize(w, &awq, &by), b = quantize(w, &rtn, &by);
     assert_memory_equal(a.codes, b.codes, N * K);
     assert_memory_equal(a.scale, b.scale, (size_t)(N * a.q.groups) * sizeof *a.scale);

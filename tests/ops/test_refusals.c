@@ -237,7 +237,7 @@ static void candidates_that_nobody_can_make_are_refused(void **state) {
 }
 
 static struct dequantize_args dequantize_arguments(void) {
-    return (struct dequantize_args){quantized(), fp32_zeros(N, K)};
+    return (struct dequantize_args){.q = quantized(), .out = fp32_zeros(N, K)};
 }
 
 static void dequantize_refuses_another_shape(void **state) {

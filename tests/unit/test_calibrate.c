@@ -456,7 +456,9 @@ static void sequential_sees_folds(void **state) {
 /* Clipped, q and k would lose what rope and softmax amplify; stored with v they are not told apart. */
 static void awq_leaves_the_range_of_q_and_k(void **state) {
     (void)state;
-    const struct candidate awq = candidate_default(METHOD_AWQ, 4, 64), gptq = candidate_default(METHOD_GPTQ, 4, 64);
+    const struct candidate gptq = candidate_default(METHOD_GPTQ, 4, 64);
+    struct candidate awq = candidate_default(METHOD_AWQ, 4, 64);
+    awq.range = RANGE_OUTPUT;
     static const char *const projections[] = {"q_proj", "k_proj", "qkv_proj", "v_proj", "o_proj", "gate_up_proj"};
     for (int i = 0; i < 6; i++) {
         const struct linear linear = {.projection = projections[i]};

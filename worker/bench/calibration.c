@@ -25,12 +25,8 @@ static enum rc calibrate_source(const struct job *job, const struct source *sour
     struct windows windows;
     TRY(calibration_read(job, source, spec->calibration, &windows, e));
     struct candidate *recipe = uniform_recipe(source->model, spec->uniform);
-    struct calibrate_args a = {.job = job,
-                               .model = source->model,
-                               .windows = &windows,
-                               .recipe = recipe,
-                               .sink = &sink,
-                               .notes = notes};
+    struct calibrate_args a = {
+        .job = job, .model = source->model, .windows = &windows, .recipe = recipe, .sink = &sink, .notes = notes};
     enum rc rc = calibrate(&a, e);
     free(recipe);
     windows_release(&windows);

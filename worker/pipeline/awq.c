@@ -15,11 +15,12 @@ struct search {
     const struct input_group *g;
     const struct candidate *const *candidates; /* [g->count] */
     int64_t cols;
-    double *activity, *share, *scale; /* [K] host: mean |x|, the weights' share, the scale under trial */
-    float *upload;                    /* [2, K] host */
-    struct mat scaled, w_hat;         /* [N, K] device, of the widest Linear */
-    float *by_col, *inverse;          /* [K] device */
-    double *denominators;             /* [g->count] tr(W H Wᵀ); NAN: not known yet */
+    double *activity, *share, *scale;      /* [K] host: mean |x|, the weights' share, the scale under trial */
+    float *upload;                         /* [2, K] host */
+    struct mat scaled, w_hat;              /* [N, K] device, of the widest Linear */
+    float *by_col, *inverse;               /* [K] device */
+    double *denominators;                  /* [g->count] tr(W H Wᵀ); NAN: not known yet */
+    struct quantized q[BLOCK_LINEARS_MAX]; /* by Linear, for every scale anew */
 };
 
 /* Tied channels have one value: the mean of all. */
@@ -86,20 +87,14 @@ static enum rc output_error(struct search *s, int i, double *sum, struct err *e)
     const struct backend *b = job->backend;
     struct mat w = s->g->w[i], scaled = matf(s->scaled.data, w.rows, w.cols),
                back = matf(s->w_hat.data, w.rows, w.cols);
-    struct candidate plain = *s->candidates[i];
-    plain.method = METHOD_RTN;
-    plain.range = RANGE_FULL;
-    struct quantized q;
+    struct candidate plain = candidate_rtn(s->candidates[i]);
     struct quantize_report unread;
     struct error_report report;
+    if (!s->q[i].codes) TRY(quantized_alloc(b, job->device, w.rows, w.cols, &plain, &s->q[i], e));
     TRY(b->scale(job->device, &(struct scale_args){.m = w, .by_col = s->by_col, .out = scaled}, e));
-    TRY(quantized_alloc(b, job->device, w.rows, w.cols, &plain, &q, e));
-    struct quantize_args a = {.w = scaled, .candidate = plain, .out = &q, .report = &unread};
-    enum rc rc = b->quantize(job->device, &a, e);
-    if (rc == RC_OK) rc = b->dequantize(job->device, &(struct dequantize_args){.q = &q, .out = back}, e);
-    quantized_release(b, job->device, &q);
-    TRY(rc);
-    TRY(b->scale(job->device, &(struct scale_args){.m = back, .by_col = s->inverse, .out = back}, e));
+    struct quantize_args a = {.w = scaled, .candidate = plain, .out = &s->q[i], .report = &unread};
+    TRY(b->quantize(job->device, &a, e));
+    TRY(b->dequantize(job->device, &(struct dequantize_args){.q = &s->q[i], .by_col = s->inverse, .out = back}, e));
     const double *known = isnan(s->denominators[i]) ? NULL : &s->denominators[i];
     struct error_args error = {.w = w, .w_hat = back, .h = s->g->gram.h, .drift_den = known};
     TRY(b->error(job->device, &error, &report, e));
@@ -172,6 +167,8 @@ static enum rc search_open(struct search *s, struct err *e) {
 
 static void search_close(struct search *s) {
     const struct job *job = s->g->job;
+    for (int i = 0; i < s->g->count; i++)
+        quantized_release(job->backend, job->device, &s->q[i]);
     job->backend->free(job->device, s->scaled.data);
     job->backend->free(job->device, s->w_hat.data);
     job->backend->free(job->device, s->by_col);

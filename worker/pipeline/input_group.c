@@ -92,11 +92,9 @@ enum rc group_quantize(const struct group_quantize_args *a, struct err *e) {
 
 enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat out, struct err *e) {
     const struct job *job = a->group->job;
-    const struct backend *b = job->backend;
     TRY(group_quantize(a, e));
-    TRY(b->dequantize(job->device, &(struct dequantize_args){.q = a->out, .out = out}, e));
-    if (!is_scaled(a)) return RC_OK;
-    return b->scale(job->device, &(struct scale_args){.m = out, .by_col = a->scale->inverse, .out = out}, e);
+    struct dequantize_args back = {.q = a->out, .by_col = is_scaled(a) ? a->scale->inverse : NULL, .out = out};
+    return job->backend->dequantize(job->device, &back, e);
 }
 
 static enum rc effective_weights(struct input_group *g, int index, const struct candidate *c, struct awq_scale *scale,
