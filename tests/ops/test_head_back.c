@@ -101,6 +101,30 @@ static void labels_have_probability(void **state) {
         assert_int_equal(labels[t], want[t]);
 }
 
+/* u next to 1, and sums whose last digit depends on their order: still a token that has probability. */
+static void labels_next_to_one_have_probability(void **state) {
+    (void)state;
+    enum { V = 1500, LIVE = 700, T = 64 };
+    seed(29);
+    float *x = host_zeros(T), *head = host_normal(V, 1);
+    double *u = host_doubles(T);
+    int32_t labels[T];
+    for (int v = LIVE; v < V; v++)
+        head[v] = -1e4f;
+    for (int t = 0; t < T; t++) {
+        x[t] = 1 + (float)t / T;
+        u[t] = 1 - 0x1p-53;
+    }
+    struct sample_labels_args a = {.x = put_activation(x, T, 1, 7),
+                                   .head = put_activation(head, V, 1, 7),
+                                   .logit_scale = 1,
+                                   .u = u,
+                                   .labels = labels};
+    assert_ok(dev.b->sample_labels(dev.s, &a, &err));
+    for (int t = 0; t < T; t++)
+        assert_in_range(labels[t], 0, LIVE - 1);
+}
+
 /* As often as their probability says: 4 standard deviations over 20 bins. */
 static void labels_follow_the_softmax(void **state) {
     (void)state;
@@ -220,6 +244,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(labels_are_where_u_lies),
         cmocka_unit_test(labels_have_probability),
+        cmocka_unit_test(labels_next_to_one_have_probability),
         cmocka_unit_test(labels_follow_the_softmax),
         cmocka_unit_test(score_back_is_the_gradient_of_the_nll),
         cmocka_unit_test(positions_without_weight_have_no_gradient),
