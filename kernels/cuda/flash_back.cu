@@ -94,9 +94,10 @@ template <int DIM, int TILES, bool ALIGNED>
 static __global__ void __launch_bounds__(THREADS) query_log_sums(struct attention_args a, float *log_sums) {
     typedef struct tiling<DIM, TILES> L;
     extern __shared__ __align__(16) bf16 memory[];
-    bf16 *q_tile = memory + L::ROWS_1, *k_tile = memory + L::COLS_1;
+    bf16 *q_tile = memory + L::ROWS_1, *k_tile = memory + L::COLS_1, *next_tile = memory + L::COLS_2;
     int row = (int)(gridDim.x - 1 - blockIdx.x) * L::ROWS, end = min(row + L::ROWS, (int)a.length);
     int warp_row = row + (int)(threadIdx.x / WARP) * TILES * 16, lane = threadIdx.x % WARP;
+    int begin = first_key(a, row, L::COLS);
     int64_t first = (int64_t)blockIdx.z * a.length;
     struct head k = head_of(a.k, first, blockIdx.y / (a.heads / a.kv_heads), a);
     float scale = a.scale * LOG2_E;
@@ -104,12 +105,14 @@ static __global__ void __launch_bounds__(THREADS) query_log_sums(struct attentio
     for (int t = 0; t < TILES; t++)
         r[t][0] = r[t][1] = {-INFINITY, 0};
     load_rows<L::ROWS, DIM, ALIGNED>(q_tile, head_of(a.q, first, blockIdx.y, a), row);
-    for (int key = first_key(a, row, L::COLS); key < end; key += L::COLS) {
+    load_rows<L::COLS, DIM, ALIGNED>(k_tile, k, begin);
+    commit_copies();
+    for (int key = begin; key < end; key += L::COLS) {
         float s[TILES][L::COLS / 8][4];
-        load_rows<L::COLS, DIM, ALIGNED>(k_tile, k, key);
-        commit_copies();
         wait_for_copies();
-        __syncthreads();
+        __syncthreads(); /* k is there, and every warp is done with the one before, where the next goes */
+        if (key + L::COLS < end) load_rows<L::COLS, DIM, ALIGNED>(next_tile, k, key + L::COLS);
+        commit_copies();
         score_tile<DIM, TILES, L::COLS>(s, q_tile + (warp_row - row) * L::STRIDE, k_tile);
         if (cut(a, warp_row, TILES * 16, key, L::COLS)) mask_tile<TILES, L::COLS, true>(s, warp_row, key, a);
 #pragma unroll
@@ -117,7 +120,9 @@ static __global__ void __launch_bounds__(THREADS) query_log_sums(struct attentio
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 take_row<L::COLS>(r[t][half], s[t], half, scale);
-        __syncthreads(); /* every warp is done with k */
+        bf16 *read = k_tile;
+        k_tile = next_tile;
+        next_tile = read;
     }
     log_sums += sums_at(a, blockIdx.z, blockIdx.y);
     for (int t = 0; t < TILES; t++)
