@@ -54,7 +54,7 @@ enum rc cpu_silu_mul(struct backend_state *state, const struct silu_mul_args *a,
 enum rc cpu_score(struct backend_state *state, const struct score_args *a, struct err *e);
 enum rc cpu_gemm_back(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
 enum rc cpu_rmsnorm_back(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);
-enum rc cpu_attention_back(struct backend_state *state, const struct attention_back_args *a, struct err *e);
+enum rc cpu_attention_back(struct backend_state *state, const struct attention_back_args *b, struct err *e);
 enum rc cpu_silu_mul_back(struct backend_state *state, const struct silu_mul_back_args *a, struct err *e);
 enum rc cpu_sample_labels(struct backend_state *state, const struct sample_labels_args *a, struct err *e);
 enum rc cpu_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e);

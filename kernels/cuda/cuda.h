@@ -108,7 +108,7 @@ void cuda_gemm_forget(struct backend_state *state); /* its plans */
 enum rc cuda_cudnn_attention(struct backend_state *state, const struct attention_args *a, bool *done, struct err *e);
 void cuda_cudnn_close(struct backend_state *state);
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
-enum rc cuda_flash_attention_back(struct backend_state *state, const struct attention_back_args *a, struct err *e);
+enum rc cuda_flash_attention_back(struct backend_state *state, const struct attention_back_args *b, struct err *e);
 
 /* One file each. */
 enum rc cuda_embed(struct backend_state *state, const struct embed_args *a, struct err *e);
@@ -120,7 +120,7 @@ enum rc cuda_silu_mul(struct backend_state *state, const struct silu_mul_args *a
 enum rc cuda_score(struct backend_state *state, const struct score_args *a, struct err *e);
 enum rc cuda_gemm_back(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
 enum rc cuda_rmsnorm_back(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);
-enum rc cuda_attention_back(struct backend_state *state, const struct attention_back_args *a, struct err *e);
+enum rc cuda_attention_back(struct backend_state *state, const struct attention_back_args *b, struct err *e);
 enum rc cuda_silu_mul_back(struct backend_state *state, const struct silu_mul_back_args *a, struct err *e);
 enum rc cuda_sample_labels(struct backend_state *state, const struct sample_labels_args *a, struct err *e);
 enum rc cuda_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e);

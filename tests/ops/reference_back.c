@@ -76,11 +76,11 @@ static void query_back(const struct ref_attention *a, const float *dout, int64_t
         double ds_scale = a->scale * p[s] * (magnitude_of(g, a->v + key, d) + mean_scale);
         for (int i = 0; i < d; i++) {
             dq.value[at + i] += ds * a->k[key + i];
-            dq.scale[at + i] += ds_scale * fabs(a->k[key + i]);
+            dq.scale[at + i] += ds_scale * fabsf(a->k[key + i]);
             dk.value[key + i] += ds * q[i];
-            dk.scale[key + i] += ds_scale * fabs(q[i]);
+            dk.scale[key + i] += ds_scale * fabsf(q[i]);
             dv.value[key + i] += p[s] * g[i];
-            dv.scale[key + i] += p[s] * fabs(g[i]);
+            dv.scale[key + i] += p[s] * fabsf(g[i]);
         }
     }
 }
@@ -121,7 +121,7 @@ void ref_score_back(const struct ref_head *h, int64_t label, double weight, doub
         double p = exp(logits[v] - total), loss = weight * h->scale * (p - (v == label));
         for (int64_t i = 0; i < h->hidden; i++) {
             dx[i] += loss * h->head[v * h->hidden + i];
-            scale[i] += fabs(weight * h->scale) * (p + (v == label)) * fabs(h->head[v * h->hidden + i]);
+            scale[i] += fabs(weight * h->scale) * (p + (v == label)) * fabsf(h->head[v * h->hidden + i]);
         }
     }
     free(logits);
