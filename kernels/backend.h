@@ -345,14 +345,6 @@ struct backend {
     enum rc (*attention)(struct backend_state *state, const struct attention_args *a, struct err *e);
     enum rc (*silu_mul)(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
     enum rc (*score)(struct backend_state *state, const struct score_args *a, struct err *e);
-    enum rc (*gemm_back)(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
-    enum rc (*rmsnorm_back)(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);
-    enum rc (*attention_back)(struct backend_state *state, const struct attention_back_args *a, struct err *e);
-    enum rc (*silu_mul_back)(struct backend_state *state, const struct silu_mul_back_args *a, struct err *e);
-    enum rc (*sample_labels)(struct backend_state *state, const struct sample_labels_args *a, struct err *e);
-    enum rc (*score_back)(struct backend_state *state, const struct score_back_args *a, struct err *e);
-    enum rc (*fisher)(struct backend_state *state, const struct fisher_args *a, struct err *e);
-    enum rc (*row_norms)(struct backend_state *state, const struct row_norms_args *a, struct err *e);
     enum rc (*gram)(struct backend_state *state, const struct gram_args *a, struct err *e);
     enum rc (*gram_finish)(struct backend_state *state, struct mat h, struct err *e); /* mirrors the upper triangle */
     enum rc (*combine)(const struct combine_args *a, struct err *e);
@@ -363,6 +355,15 @@ struct backend {
     enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
                      struct err *e);
+
+    enum rc (*gemm_back)(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
+    enum rc (*rmsnorm_back)(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);
+    enum rc (*attention_back)(struct backend_state *state, const struct attention_back_args *a, struct err *e);
+    enum rc (*silu_mul_back)(struct backend_state *state, const struct silu_mul_back_args *a, struct err *e);
+    enum rc (*sample_labels)(struct backend_state *state, const struct sample_labels_args *a, struct err *e);
+    enum rc (*score_back)(struct backend_state *state, const struct score_back_args *a, struct err *e);
+    enum rc (*fisher)(struct backend_state *state, const struct fisher_args *a, struct err *e);
+    enum rc (*row_norms)(struct backend_state *state, const struct row_norms_args *a, struct err *e);
 };
 
 extern const struct backend backend_cpu;

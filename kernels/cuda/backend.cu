@@ -147,11 +147,15 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
     .host_free = cuda_host_free, .upload = cuda_upload, .load = cuda_load, .loaded = cuda_loaded,                      \
     .download = cuda_download, .offload = cuda_offload, .keep_pace = cuda_keep_pace, .embed = cuda_embed,              \
     .rmsnorm = cuda_rmsnorm, .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention,                        \
-    .silu_mul = cuda_silu_mul, .score = cuda_score, .gemm_back = cuda_gemm_back, .rmsnorm_back = cuda_rmsnorm_back,    \
-    .attention_back = cuda_attention_back, .silu_mul_back = cuda_silu_mul_back, .sample_labels = cuda_sample_labels,   \
-    .score_back = cuda_score_back, .fisher = cuda_fisher, .row_norms = cuda_row_norms, .gram = cuda_gram,              \
-    .gram_finish = cuda_gram_finish, .combine = cuda_combine, .scale = cuda_scale, .column_share = cuda_column_share,  \
-    .factor = cuda_factor, .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
+    .silu_mul = cuda_silu_mul, .score = cuda_score, .gram = cuda_gram, .gram_finish = cuda_gram_finish,                \
+    .combine = cuda_combine, .scale = cuda_scale, .column_share = cuda_column_share, .factor = cuda_factor,            \
+    .quantize = cuda_quantize, .dequantize = cuda_dequantize, .error = cuda_error
+
+/* … and goes backwards. */
+#define BACKWARDS                                                                                                      \
+    .gemm_back = cuda_gemm_back, .rmsnorm_back = cuda_rmsnorm_back, .attention_back = cuda_attention_back,             \
+    .silu_mul_back = cuda_silu_mul_back, .sample_labels = cuda_sample_labels, .score_back = cuda_score_back,           \
+    .fisher = cuda_fisher, .row_norms = cuda_row_norms
 
 extern "C" {
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */
@@ -166,6 +170,7 @@ const struct backend backend_cuda_fp32 = {
     .chunk_tokens = 8192,
     .batch_tokens = 131072,
     OPERATIONS(open_fp32),
+    BACKWARDS,
 };
 const struct backend backend_cuda_bf16 = {
     .name = "cuda",
@@ -178,5 +183,6 @@ const struct backend backend_cuda_bf16 = {
     .chunk_tokens = 8192,
     .batch_tokens = 131072,
     OPERATIONS(open_bf16),
+    BACKWARDS,
 };
 }
