@@ -101,9 +101,9 @@ struct score_args {
     uint8_t *top1_agree;      /* [T] host memory */
 };
 
-/* --- backwards: what a loss loses where a forward operation's input moves, given dy, what it loses where the output
- * does. Matrices are as the forward operation had them; gradients have the activation type but where fp32 is said.
- * Weights have no gradients here. rope's is rope with −sin. --- */
+/* --- backwards: a loss's gradient by the input of a forward operation, given dy, its gradient by the output. Matrices
+ * are as the forward operation had them; gradients have the activation type but where fp32 is said. Weights have no
+ * gradients here. rope goes backwards by itself, with −sin. --- */
 
 /* dx = alpha · dy · w + beta · dx */
 struct gemm_back_args {
@@ -162,8 +162,8 @@ struct score_back_args {
     double *nll;           /* [T] host memory */
 };
 
-/* What the loss loses where ŵ stands for w, to second order (algorithms §11): f[t] = (g_t · (x_t·Dᵀ))², D = w − ŵ
- * rounded to the activation type; per window of `length` tokens Σ f and Σ f², in fp64. */
+/* Twice what the loss gains, to second order, where ŵ stands for w (algorithms §11): f[t] = (g_t · (x_t·Dᵀ))² with
+ * D = w − ŵ rounded to the activation type; per window of `length` tokens Σ f and Σ f², in fp64. */
 struct fisher_args {
     struct mat x;          /* [T, K] the Linear's input */
     struct mat g;          /* [T, N] the gradient at its output */
@@ -181,7 +181,7 @@ struct row_norms_args {
     float *roots;  /* [T] device memory: √ of what norms then is; or NULL */
 };
 
-/* --- statistics of inputs --- */
+/* --- what quantization asks of activations and weights --- */
 
 /* h += xᵀ·x, of which only the upper triangle is valid until gram_finish; stats accumulate per input channel: Σx, Σ|x|,
  * max|x|. Any stats pointer may be NULL. */
