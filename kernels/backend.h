@@ -101,6 +101,88 @@ struct score_args {
     uint8_t *top1_agree;      /* [T] host memory */
 };
 
+/* --- backwards: a loss's gradient by the input of a forward operation, given dy, its gradient by the output. Matrices
+ * are as the forward operation had them; gradients have the activation type but where fp32 is said. Weights have no
+ * gradients here. rope goes backwards by itself, with −sin. --- */
+
+/* dx = alpha · dy · w + beta · dx */
+struct gemm_back_args {
+    struct mat dy; /* [T, N] activation type */
+    struct mat w;  /* [N, K] as gemm takes it */
+    float alpha, beta;
+    struct mat dx; /* [T, K] activation type or fp32 */
+};
+
+/* With r = 1 / sqrt(mean(x²) + eps): dx = r · (weight∘dy − x · r² · mean(weight∘dy∘x)), row by row; dx may be dy.
+ * Types: fp32 or activation, each. */
+struct rmsnorm_back_args {
+    struct mat x;        /* [T, D] what was normalised */
+    const float *weight; /* [D] */
+    float eps;
+    struct mat dy, dx; /* [T, D] */
+    bool add;          /* dx += …: the residual stream's gradient sums */
+};
+
+/* With P the probabilities, recomputed: dv = Pᵀ·dout, dP = dout·vᵀ, dS = P∘(dP − rowsum(dout∘out)), dq = scale·dS·k,
+ * dk = scale·dSᵀ·q; dk and dv sum over the query heads of their key head. The order of every sum is fixed: repeated
+ * runs have the same bits. Nothing [T, T] exists for all heads at once. Source: FlashAttention-2 (Dao 2023). */
+struct attention_back_args {
+    struct attention_args forward; /* as it was called; `out` is its result */
+    struct mat dout;               /* [T, heads·d] */
+    struct mat dq, dk, dv;         /* as q, k, v, and none of them */
+};
+
+/* dgate = dy·up·σ(gate)·(1 + gate·(1 − σ(gate))), dup = dy·silu(gate); dgate may be gate and dup up. */
+struct silu_mul_back_args {
+    struct mat gate, up, dy, dgate, dup; /* [T, I] */
+};
+
+/* Draws a label for each position from the model's own softmax, as the true Fisher information wants them: the first
+ * token at which the cumulative probability, summed in fp64 in the vocabulary's order, exceeds u. The logits are those
+ * of score; so is the way over the vocabulary in chunks, twice: for the sum, then for the place. */
+struct sample_labels_args {
+    struct mat x;      /* [T, D] after the final norm */
+    struct mat head;   /* [V, D] */
+    const float *bias; /* [V] or NULL */
+    float logit_scale;
+    const double *u; /* [T] host memory, each in [0, 1) */
+    int32_t *labels; /* [T] host memory */
+};
+
+/* nll[t] of the label, and dx = weight[t] · logit_scale · (softmax(logits) − onehot(label)) · head: the gradient of
+ * Σ weight·nll. Over vocabulary chunks, twice: for the softmax's sum, then for the gradient. */
+struct score_back_args {
+    struct mat x;      /* [T, D] after the final norm */
+    struct mat head;   /* [V, D] */
+    const float *bias; /* [V] or NULL */
+    float logit_scale;
+    const int32_t *labels; /* [T] host memory */
+    const float *weight;   /* [T] host memory; 0 for positions that are not scored; NULL: 1 everywhere */
+    struct mat dx;         /* [T, D] fp32 */
+    double *nll;           /* [T] host memory */
+};
+
+/* Twice what the loss gains, to second order, where ŵ stands for w (algorithms §11): f[t] = (g_t · (x_t·Dᵀ))² with
+ * D = w − ŵ rounded to the activation type; per window of `length` tokens Σ f and Σ f², in fp64. */
+struct fisher_args {
+    struct mat x;          /* [T, K] the Linear's input */
+    struct mat g;          /* [T, N] the gradient at its output */
+    struct mat w, w_hat;   /* [N, K] any float type */
+    int64_t length;        /* of a window */
+    double *sum, *squares; /* [T / length] device memory */
+};
+
+/* norms[t] = Σ_n g[t][n]², in fp64: how much a token's output matters to the loss (algorithms §12). Inputs that several
+ * Linears share sum theirs. √norms is what `scale` takes by row to weigh a Gram matrix. */
+struct row_norms_args {
+    struct mat g;  /* [T, N] */
+    bool add;      /* norms += … */
+    double *norms; /* [T] device memory */
+    float *roots;  /* [T] device memory: √ of what norms then is; or NULL */
+};
+
+/* --- what quantization asks of activations and weights --- */
+
 /* h += xᵀ·x, of which only the upper triangle is valid until gram_finish; stats accumulate per input channel: Σx, Σ|x|,
  * max|x|. Any stats pointer may be NULL. */
 struct gram_args {
@@ -279,6 +361,15 @@ struct backend {
     enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
                      struct err *e);
+
+    enum rc (*gemm_back)(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
+    enum rc (*rmsnorm_back)(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);
+    enum rc (*attention_back)(struct backend_state *state, const struct attention_back_args *a, struct err *e);
+    enum rc (*silu_mul_back)(struct backend_state *state, const struct silu_mul_back_args *a, struct err *e);
+    enum rc (*sample_labels)(struct backend_state *state, const struct sample_labels_args *a, struct err *e);
+    enum rc (*score_back)(struct backend_state *state, const struct score_back_args *a, struct err *e);
+    enum rc (*fisher)(struct backend_state *state, const struct fisher_args *a, struct err *e);
+    enum rc (*row_norms)(struct backend_state *state, const struct row_norms_args *a, struct err *e);
 };
 
 extern const struct backend backend_cpu;

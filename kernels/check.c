@@ -146,6 +146,73 @@ enum rc check_score(const struct score_args *a, struct err *e) {
     return present("score: top1_agree", a->top1_agree, rows, e);
 }
 
+enum rc check_gemm_back(const struct gemm_back_args *a, struct err *e) {
+    TRY(matrix("gemm_back: dy", &a->dy, e));
+    TRY(matrix_of("gemm_back: w", &a->w, a->dy.cols, a->dx.cols, e));
+    return matrix_of("gemm_back: dx", &a->dx, a->dy.rows, a->w.cols, e);
+}
+
+enum rc check_rmsnorm_back(const struct rmsnorm_back_args *a, struct err *e) {
+    TRY(matrix("rmsnorm_back: x", &a->x, e));
+    TRY(matrix_of("rmsnorm_back: dy", &a->dy, a->x.rows, a->x.cols, e));
+    TRY(matrix_of("rmsnorm_back: dx", &a->dx, a->x.rows, a->x.cols, e));
+    return present("rmsnorm_back: weight", a->weight, a->x.cols, e);
+}
+
+enum rc check_attention_back(const struct attention_back_args *a, struct err *e) {
+    const struct attention_args *f = &a->forward;
+    TRY(check_attention(f, e));
+    TRY(matrix_of("attention_back: dout", &a->dout, f->out.rows, f->out.cols, e));
+    TRY(matrix_of("attention_back: dq", &a->dq, f->q.rows, f->q.cols, e));
+    TRY(matrix_of("attention_back: dk", &a->dk, f->k.rows, f->k.cols, e));
+    return matrix_of("attention_back: dv", &a->dv, f->v.rows, f->v.cols, e);
+}
+
+enum rc check_silu_mul_back(const struct silu_mul_back_args *a, struct err *e) {
+    TRY(matrix("silu_mul_back: gate", &a->gate, e));
+    TRY(matrix_of("silu_mul_back: up", &a->up, a->gate.rows, a->gate.cols, e));
+    TRY(matrix_of("silu_mul_back: dy", &a->dy, a->gate.rows, a->gate.cols, e));
+    TRY(matrix_of("silu_mul_back: dgate", &a->dgate, a->gate.rows, a->gate.cols, e));
+    return matrix_of("silu_mul_back: dup", &a->dup, a->gate.rows, a->gate.cols, e);
+}
+
+enum rc check_sample_labels(const struct sample_labels_args *a, struct err *e) {
+    TRY(matrix("sample_labels: x", &a->x, e));
+    TRY(matrix_of("sample_labels: head", &a->head, a->head.rows, a->x.cols, e));
+    TRY(present("sample_labels: u", a->u, a->x.rows, e));
+    TRY(present("sample_labels: labels", a->labels, a->x.rows, e));
+    if (a->head.rows == 0 && a->x.rows > 0) return err_set(e, RC_INVALID, "sample_labels: the vocabulary is empty");
+    for (int64_t t = 0; t < a->x.rows; t++)
+        if (!(a->u[t] >= 0 && a->u[t] < 1))
+            return err_set(e, RC_INVALID, "sample_labels: u[%lld] is %g, not in [0, 1)", (long long)t, a->u[t]);
+    return RC_OK;
+}
+
+enum rc check_score_back(const struct score_back_args *a, struct err *e) {
+    int64_t rows = a->x.rows, hidden = a->x.cols, vocab = a->head.rows;
+    TRY(matrix("score_back: x", &a->x, e));
+    TRY(matrix_of("score_back: head", &a->head, vocab, hidden, e));
+    TRY(matrix_of("score_back: dx", &a->dx, rows, hidden, e));
+    if (a->dx.type != DTYPE_F32) return err_set(e, RC_UNSUPPORTED, "score_back: dx sums over the vocabulary in fp32");
+    TRY(ids_below("score_back: labels", a->labels, rows, vocab, e));
+    return present("score_back: nll", a->nll, rows, e);
+}
+
+enum rc check_fisher(const struct fisher_args *a, struct err *e) {
+    TRY(matrix("fisher: x", &a->x, e));
+    TRY(matrix_of("fisher: g", &a->g, a->x.rows, a->w.rows, e));
+    TRY(matrix_of("fisher: w", &a->w, a->w.rows, a->x.cols, e));
+    TRY(matrix_of("fisher: w_hat", &a->w_hat, a->w.rows, a->x.cols, e));
+    TRY(whole_windows("fisher", a->x.rows, a->length, e));
+    TRY(present("fisher: sum", a->sum, a->x.rows, e));
+    return present("fisher: squares", a->squares, a->x.rows, e);
+}
+
+enum rc check_row_norms(const struct row_norms_args *a, struct err *e) {
+    TRY(matrix("row_norms: g", &a->g, e));
+    return present("row_norms: norms", a->norms, a->g.rows, e);
+}
+
 enum rc check_gram(const struct gram_args *a, struct err *e) {
     TRY(matrix("gram: x", &a->x, e));
     if (a->h.rows != a->x.cols || a->h.cols != a->x.cols)

@@ -50,6 +50,14 @@ enum rc cpu_rope(struct backend_state *state, const struct rope_args *a, struct 
 enum rc cpu_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 enum rc cpu_silu_mul(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
 enum rc cpu_score(struct backend_state *state, const struct score_args *a, struct err *e);
+enum rc cpu_gemm_back(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
+enum rc cpu_rmsnorm_back(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);
+enum rc cpu_attention_back(struct backend_state *state, const struct attention_back_args *b, struct err *e);
+enum rc cpu_silu_mul_back(struct backend_state *state, const struct silu_mul_back_args *a, struct err *e);
+enum rc cpu_sample_labels(struct backend_state *state, const struct sample_labels_args *a, struct err *e);
+enum rc cpu_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e);
+enum rc cpu_fisher(struct backend_state *state, const struct fisher_args *a, struct err *e);
+enum rc cpu_row_norms(struct backend_state *state, const struct row_norms_args *a, struct err *e);
 enum rc cpu_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
 enum rc cpu_gram_finish(struct backend_state *state, struct mat h, struct err *e);
 enum rc cpu_combine(const struct combine_args *a, struct err *e);

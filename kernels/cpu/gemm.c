@@ -35,14 +35,26 @@ SIMD static void add_bias(float *restrict out, const float *restrict bias, int64
         out[i] += alpha * bias[i];
 }
 
-static void tile(const struct gemm_args *a, int64_t row, int64_t rows, int64_t col, int64_t cols) {
-    float *out = f32_row(a->out, row) + col;
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)cols, (int)a->x.cols, a->alpha,
-                f32_row(a->x, row), (int)a->x.stride, f32_row(a->w, col), (int)a->w.stride, a->beta, out,
+/* A part of the product's output. */
+struct tile {
+    int64_t row, rows, col, cols;
+};
+
+static struct tile tile_at(const struct tiling *t, struct mat out, int64_t index) {
+    struct tile p = {.row = index % t->row_tiles * t->rows, .col = index / t->row_tiles * t->cols};
+    p.rows = out.rows - p.row < t->rows ? out.rows - p.row : t->rows;
+    p.cols = out.cols - p.col < t->cols ? out.cols - p.col : t->cols;
+    return p;
+}
+
+static void multiply(const struct gemm_args *a, const struct tile *p) {
+    float *out = f32_row(a->out, p->row) + p->col;
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)p->rows, (int)p->cols, (int)a->x.cols, a->alpha,
+                f32_row(a->x, p->row), (int)a->x.stride, f32_row(a->w, p->col), (int)a->w.stride, a->beta, out,
                 (int)a->out.stride);
     if (a->bias == NULL) return;
-    for (int64_t t = 0; t < rows; t++)
-        add_bias(out + t * a->out.stride, a->bias + col, cols, a->alpha);
+    for (int64_t t = 0; t < p->rows; t++)
+        add_bias(out + t * a->out.stride, a->bias + p->col, p->cols, a->alpha);
 }
 
 enum rc cpu_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e) {
@@ -52,10 +64,27 @@ enum rc cpu_gemm(struct backend_state *state, const struct gemm_args *a, struct 
     struct tiling t = choose_tiling(a->out.rows, a->out.cols, state->threads);
 #pragma omp parallel for num_threads(state->threads) schedule(dynamic)
     for (int64_t i = 0; i < t.row_tiles * t.col_tiles; i++) {
-        int64_t row = i % t.row_tiles * t.rows, col = i / t.row_tiles * t.cols;
-        int64_t rows = a->out.rows - row < t.rows ? a->out.rows - row : t.rows;
-        int64_t cols = a->out.cols - col < t.cols ? a->out.cols - col : t.cols;
-        if (rows > 0 && cols > 0) tile(a, row, rows, col, cols);
+        struct tile p = tile_at(&t, a->out, i);
+        if (p.rows > 0 && p.cols > 0) multiply(a, &p);
+    }
+    return RC_OK;
+}
+
+static void multiply_back(const struct gemm_back_args *a, const struct tile *p) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)p->rows, (int)p->cols, (int)a->dy.cols, a->alpha,
+                f32_row(a->dy, p->row), (int)a->dy.stride, f32_row(a->w, 0) + p->col, (int)a->w.stride, a->beta,
+                f32_row(a->dx, p->row) + p->col, (int)a->dx.stride);
+}
+
+enum rc cpu_gemm_back(struct backend_state *state, const struct gemm_back_args *a, struct err *e) {
+    TRY(check_gemm_back(a, e));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->dy, a->w, a->dx));
+    if (a->dx.rows == 0 || a->dx.cols == 0) return RC_OK;
+    struct tiling t = choose_tiling(a->dx.rows, a->dx.cols, state->threads);
+#pragma omp parallel for num_threads(state->threads) schedule(dynamic)
+    for (int64_t i = 0; i < t.row_tiles * t.col_tiles; i++) {
+        struct tile p = tile_at(&t, a->dx, i);
+        if (p.rows > 0 && p.cols > 0) multiply_back(a, &p);
     }
     return RC_OK;
 }

@@ -1,13 +1,12 @@
-#include <cblas.h>
 #include <math.h>
 
 #include "kernels/check.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/logits.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/vec.h"
 
-/* Logits exist for TILE tokens × CHUNK entries of the vocabulary at a time. */
-enum { TILE = 256, CHUNK = 512 };
+enum { TILE = LOGITS_TILE, CHUNK = LOGITS_CHUNK };
 
 /* Running log-sum-exp of one token's logits: log Σ e^l = max + log(sum). */
 struct running {
@@ -21,31 +20,19 @@ struct token {
     double difference; /* Σ e^(l_ref − max)·(l_ref − l_quant) */
 };
 
-struct chunk {
-    int64_t row, rows, col, cols;
-};
-
-SIMD static void add(float *restrict x, const float *restrict y, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        x[i] += y[i];
-}
-
 SIMD static void subtract(const float *restrict a, const float *restrict b, int64_t n, float *restrict out) {
     for (int64_t i = 0; i < n; i++)
         out[i] = a[i] - b[i];
 }
 
-static void logits(const struct score_args *a, const struct mat *x, const struct mat *head, const struct chunk *c,
-                   float *out) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)c->rows, (int)c->cols, (int)x->cols, a->logit_scale,
-                f32_row(*x, c->row), (int)x->stride, f32_row(*head, c->col), (int)head->stride, 0, out, CHUNK);
-    if (a->bias == NULL) return;
-    for (int64_t t = 0; t < c->rows; t++)
-        add(out + t * CHUNK, a->bias + c->col, c->cols);
+static void logits(const struct score_args *a, const struct mat *x, const struct mat *head,
+                   const struct logits_chunk *c, float *out) {
+    struct logits l = {*x, *head, a->bias, a->logit_scale};
+    logits_compute(&l, c, out);
 }
 
 /* Takes in one row of logits and leaves e^(l − max) in it. Returns the factor by which earlier sums shrank. */
-static double take(struct running *r, float *l, const struct chunk *c, int32_t label) {
+static double take(struct running *r, float *l, const struct logits_chunk *c, int32_t label) {
     if (label >= c->col && label < c->col + c->cols) r->label = l[label - c->col];
     float max = vec_max(l, c->cols);
     double factor = 1;
@@ -61,7 +48,7 @@ static double take(struct running *r, float *l, const struct chunk *c, int32_t l
     return factor;
 }
 
-static void take_chunk(const struct score_args *a, const struct chunk *c, float *ref, float *quant,
+static void take_chunk(const struct score_args *a, const struct logits_chunk *c, float *ref, float *quant,
                        struct token *tokens) {
     float difference[CHUNK];
     logits(a, &a->x, &a->head, c, ref);
@@ -92,7 +79,7 @@ static void finish(const struct score_args *a, int64_t t, const struct token *k)
 static void score_tile(const struct score_args *a, int64_t row, float *ref, float *quant) {
     struct token tokens[TILE];
     struct running none = {.max = -INFINITY};
-    struct chunk c = {.row = row, .rows = a->x.rows - row < TILE ? a->x.rows - row : TILE};
+    struct logits_chunk c = {.row = row, .rows = a->x.rows - row < TILE ? a->x.rows - row : TILE};
     for (int64_t t = 0; t < c.rows; t++)
         tokens[t] = (struct token){.ref = none, .quant = none};
     for (c.col = 0; c.col < a->head.rows; c.col += CHUNK) {

@@ -171,6 +171,12 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
     .column_share = cuda_column_share, .factor = cuda_factor, .quantize = cuda_quantize,                               \
     .dequantize = cuda_dequantize, .error = cuda_error
 
+/* … and goes backwards. */
+#define BACKWARDS                                                                                                      \
+    .gemm_back = cuda_gemm_back, .rmsnorm_back = cuda_rmsnorm_back, .attention_back = cuda_attention_back,             \
+    .silu_mul_back = cuda_silu_mul_back, .sample_labels = cuda_sample_labels, .score_back = cuda_score_back,           \
+    .fisher = cuda_fisher, .row_norms = cuda_row_norms
+
 extern "C" {
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */
 const struct backend backend_cuda_fp32 = {
@@ -184,6 +190,7 @@ const struct backend backend_cuda_fp32 = {
     .chunk_tokens = 8192,
     .batch_tokens = 131072,
     OPERATIONS(open_fp32),
+    BACKWARDS,
 };
 const struct backend backend_cuda_bf16 = {
     .name = "cuda",
@@ -196,5 +203,6 @@ const struct backend backend_cuda_bf16 = {
     .chunk_tokens = 8192,
     .batch_tokens = 131072,
     OPERATIONS(open_bf16),
+    BACKWARDS,
 };
 }

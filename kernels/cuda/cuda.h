@@ -111,13 +111,15 @@ enum rc cuda_load(struct backend_state *state, const struct load_item *items, si
 enum rc cuda_loaded(struct backend_state *state, struct err *e);
 void cuda_load_end(struct backend_state *state);
 
-/* gemm_bf16.cu, attention_cudnn.cu, flash.cu: the ways of bf16. */
+/* gemm_bf16.cu, attention_cudnn.cu, flash.cu, flash_back.cu: the ways of bf16. */
 enum rc cuda_gemm_bf16(struct backend_state *state, const struct gemm_args *a, struct err *e);
+enum rc cuda_gemm_back_bf16(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
 void cuda_gemm_forget(struct backend_state *state); /* its plans */
 /* `done`: whether cuDNN is there and took it. */
 enum rc cuda_cudnn_attention(struct backend_state *state, const struct attention_args *a, bool *done, struct err *e);
 void cuda_cudnn_close(struct backend_state *state);
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
+enum rc cuda_flash_attention_back(struct backend_state *state, const struct attention_back_args *b, struct err *e);
 
 /* gptq.cu: quantize by GPTQ; what was asked for is checked. */
 enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
@@ -142,6 +144,14 @@ enum rc cuda_rope(struct backend_state *state, const struct rope_args *a, struct
 enum rc cuda_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 enum rc cuda_silu_mul(struct backend_state *state, const struct silu_mul_args *a, struct err *e);
 enum rc cuda_score(struct backend_state *state, const struct score_args *a, struct err *e);
+enum rc cuda_gemm_back(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
+enum rc cuda_rmsnorm_back(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);
+enum rc cuda_attention_back(struct backend_state *state, const struct attention_back_args *b, struct err *e);
+enum rc cuda_silu_mul_back(struct backend_state *state, const struct silu_mul_back_args *a, struct err *e);
+enum rc cuda_sample_labels(struct backend_state *state, const struct sample_labels_args *a, struct err *e);
+enum rc cuda_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e);
+enum rc cuda_fisher(struct backend_state *state, const struct fisher_args *a, struct err *e);
+enum rc cuda_row_norms(struct backend_state *state, const struct row_norms_args *a, struct err *e);
 enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
 enum rc cuda_gram_finish(struct backend_state *state, struct mat h, struct err *e);
 enum rc cuda_combine(const struct combine_args *a, struct err *e);

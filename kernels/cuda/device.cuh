@@ -20,6 +20,14 @@ static __device__ inline float load_stored(const void *values, enum dtype type, 
     return ((const float *)values)[i];
 }
 
+/* fp32 and bf16 alone. */
+static __device__ inline void store_as(void *values, enum dtype type, int64_t i, float value) {
+    if (type == DTYPE_BF16)
+        ((__nv_bfloat16 *)values)[i] = __float2bfloat16_rn(value);
+    else
+        ((float *)values)[i] = value;
+}
+
 static __device__ inline float to_float(float value) {
     return value;
 }

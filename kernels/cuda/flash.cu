@@ -2,17 +2,10 @@
  *
  * One block of threads takes the query rows [row, row + ROWS) of one head of one window through all keys that they see,
  * KEYS at a time, and keeps the running maximum, sum and output of every row in registers: the scores of a tile exist
- * in registers only. While the products with one half of the tile run, the other half is on its way (cp.async).
- *
- * Fragments are those of mma.m16n8k16: lane l of a warp holds the rows l / 4 and l / 4 + 8 of a 16-row tile, and of
- * each 8 columns the pair 2·(l mod 4). */
-#include "kernels/cuda/device.cuh"
+ * in registers only. While the products with one half of the tile run, the other half is on its way (cp.async). */
+#include "kernels/cuda/tiles.cuh"
 
-static const int WARPS = 4, KEYS = 64;
-static const int THREADS = WARPS * WARP;
-#define LOG2_E 1.4426950408889634f
-
-typedef __nv_bfloat16 bf16;
+static const int KEYS = 64;
 
 /* DIM: head_dim, up to the next size there is; TILES: 16-row tiles of each warp. */
 template <int DIM, int TILES> struct tiling {
@@ -22,120 +15,11 @@ template <int DIM, int TILES> struct tiling {
     static const size_t BYTES = END * sizeof(bf16);
 };
 
-static __device__ inline unsigned shared_address(const void *p) {
-    return (unsigned)__cvta_generic_to_shared(p);
-}
-
-/* 16 bytes; zeros when they are not there. */
-static __device__ inline void copy_async(void *to, const void *from, bool there) {
-    int bytes = there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
-}
-static __device__ inline void commit_copies(void) {
-    asm volatile("cp.async.commit_group;");
-}
-static __device__ inline void wait_for_copies(void) {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
-}
-
-static __device__ inline void load_matrices(unsigned r[4], const bf16 *at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(at)));
-}
-static __device__ inline void load_matrices_transposed(unsigned r[4], const bf16 *at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(at)));
-}
-
-/* c [16, 8] += a [16, 16] · b [16, 8] */
-static __device__ inline void multiply_add(float c[4], const unsigned a[4], unsigned b0, unsigned b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-static __device__ inline unsigned pack(float low, float high) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *(unsigned *)&pair;
-}
-
-static __device__ inline float max_of_quad(float value) {
-    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
-    return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
-}
-static __device__ inline float sum_of_quad(float value) {
-    value += __shfl_xor_sync(0xffffffffu, value, 1);
-    return value + __shfl_xor_sync(0xffffffffu, value, 2);
-}
-
-/* One head's part of a matrix within a window. */
-struct head {
-    const bf16 *data; /* of token 0 */
-    int64_t stride;
-    int tokens, dim;
-};
-
-static __device__ inline struct head head_of(const struct mat &m, int64_t first, int head_index,
-                                             const struct attention_args &a) {
-    const bf16 *data = (const bf16 *)m.data + first * m.stride + (int64_t)head_index * a.head_dim;
-    return {data, m.stride, (int)a.length, a.head_dim};
-}
-
-/* Tokens [from, from + ROWS) of a head → shared memory [ROWS, STRIDE]; zeros beyond its end and beside its channels.
- * ALIGNED: rows begin at 16 bytes and channels come in eights. */
-template <int ROWS, int DIM, bool ALIGNED>
-static __device__ inline void load_rows(bf16 *to, const struct head &h, int from) {
-    const int stride = DIM + 8;
-    if constexpr (ALIGNED) {
-        for (int i = threadIdx.x; i < ROWS * (DIM / 8); i += THREADS) {
-            int row = i / (DIM / 8), col = i % (DIM / 8) * 8;
-            bool there = from + row < h.tokens && col < h.dim;
-            copy_async(to + row * stride + col, there ? h.data + (from + row) * h.stride + col : h.data, there);
-        }
-    } else {
-        for (int i = threadIdx.x; i < ROWS * DIM; i += THREADS) {
-            int row = i / DIM, col = i % DIM;
-            bool there = from + row < h.tokens && col < h.dim;
-            to[row * stride + col] = there ? h.data[(from + row) * h.stride + col] : __float2bfloat16_rn(0);
-        }
-    }
-}
-
 /* What a warp holds of its rows. */
 template <int DIM, int TILES> struct rows {
     float out[TILES][DIM / 8][4];
     float max[TILES][2], sum[TILES][2]; /* of rows l / 4 and l / 4 + 8; the sum is this lane's share */
 };
-
-/* s [16·TILES, KEYS] = q · kᵀ */
-template <int DIM, int TILES>
-static __device__ inline void score_tile(float s[TILES][KEYS / 8][4], const bf16 *q, const bf16 *k) {
-    const int stride = DIM + 8, lane = threadIdx.x % WARP;
-    for (int t = 0; t < TILES; t++)
-        for (int n = 0; n < KEYS / 8; n++)
-            for (int i = 0; i < 4; i++)
-                s[t][n][i] = 0;
-#pragma unroll
-    for (int d = 0; d < DIM; d += 16) {
-        unsigned a[TILES][4];
-#pragma unroll
-        for (int t = 0; t < TILES; t++)
-            load_matrices(a[t], q + (t * 16 + lane % 16) * stride + d + lane / 16 * 8);
-#pragma unroll
-        for (int n = 0; n < KEYS; n += 16) {
-            unsigned b[4];
-            load_matrices(b, k + (n + lane % 8 + lane / 16 * 8) * stride + d + lane / 8 % 2 * 8);
-#pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                multiply_add(s[t][n / 8], a[t], b[0], b[1]);
-                multiply_add(s[t][n / 8 + 1], a[t], b[2], b[3]);
-            }
-        }
-    }
-}
 
 /* Scores of keys that a row does not see become −∞. row, key: of the tile's first. */
 template <int TILES>
@@ -178,33 +62,6 @@ static __device__ inline void softmax_row(struct rows<DIM, TILES> &r, float s[KE
     }
 }
 
-/* out += p · v */
-template <int DIM, int TILES>
-static __device__ inline void mix_tile(struct rows<DIM, TILES> &r, const float p[TILES][KEYS / 8][4], const bf16 *v) {
-    const int stride = DIM + 8, lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int k = 0; k < KEYS; k += 16) {
-        unsigned a[TILES][4];
-#pragma unroll
-        for (int t = 0; t < TILES; t++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float *pair = &p[t][k / 8 + i / 2][i % 2 * 2];
-                a[t][i] = pack(pair[0], pair[1]);
-            }
-#pragma unroll
-        for (int d = 0; d < DIM; d += 16) {
-            unsigned b[4];
-            load_matrices_transposed(b, v + (k + lane % 16) * stride + d + lane / 16 * 8);
-#pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                multiply_add(r.out[t][d / 8], a[t], b[0], b[1]);
-                multiply_add(r.out[t][d / 8 + 1], a[t], b[2], b[3]);
-            }
-        }
-    }
-}
-
 /* row: of the warp's first. */
 template <int DIM, int TILES>
 static __device__ inline void store_rows(const struct rows<DIM, TILES> &r, const struct head &out, int row,
@@ -217,18 +74,7 @@ static __device__ inline void store_rows(const struct rows<DIM, TILES> &r, const
             int at = row + t * 16 + lane / 4 + half * 8;
             float factor = 1.0f / sum_of_quad(r.sum[t][half]);
             if (at >= out.tokens) continue;
-            bf16 *to = (bf16 *)out.data + at * out.stride;
-#pragma unroll
-            for (int n = 0; n < DIM / 8; n++) {
-                int col = n * 8 + lane % 4 * 2;
-                float low = r.out[t][n][2 * half] * factor, high = r.out[t][n][2 * half + 1] * factor;
-                if (pairs && col < out.dim) {
-                    *(unsigned *)(to + col) = pack(low, high);
-                } else {
-                    if (col < out.dim) to[col] = __float2bfloat16_rn(low);
-                    if (col + 1 < out.dim) to[col + 1] = __float2bfloat16_rn(high);
-                }
-            }
+            store_row<DIM>(r.out[t], half, factor, out, at, pairs);
         }
 }
 
@@ -266,7 +112,7 @@ static __global__ void __launch_bounds__(THREADS) attend(struct attention_args a
         __syncthreads(); /* k is there, and every warp is done with v */
         load_rows<KEYS, DIM, ALIGNED>(v_tile, v, key);
         commit_copies();
-        score_tile<DIM, TILES>(s, warp_q, k_tile);
+        score_tile<DIM, TILES, KEYS>(s, warp_q, k_tile);
         if (key + KEYS > warp_row || (a.window > 0 && key + a.window <= warp_row + TILES * 16))
             mask_tile<TILES>(s, warp_row, key, a.window);
 #pragma unroll
@@ -278,7 +124,7 @@ static __global__ void __launch_bounds__(THREADS) attend(struct attention_args a
         __syncthreads(); /* v is there, and every warp is done with k */
         if (key + KEYS < end) load_rows<KEYS, DIM, ALIGNED>(k_tile, k, key + KEYS);
         commit_copies();
-        mix_tile(r, s, v_tile);
+        mix_tile<DIM, TILES, KEYS>(r.out, s, v_tile);
     }
     store_rows(r, out, warp_row, ALIGNED);
 }

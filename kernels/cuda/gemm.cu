@@ -28,3 +28,19 @@ enum rc cuda_gemm(struct backend_state *state, const struct gemm_args *a, struct
     if (a->out.rows == 0 || a->out.cols == 0) return RC_OK;
     return a->x.type == DTYPE_F32 ? multiply_f32(state, a, e) : cuda_gemm_bf16(state, a, e);
 }
+
+/* To cuBLAS our dx [T, K] = dy · w is the [K, T] matrix w' · dy'. */
+static enum rc multiply_back_f32(struct backend_state *state, const struct gemm_back_args *a, struct err *e) {
+    CUBLAS_TRY(cublasSgemm(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)a->dx.cols, (int)a->dx.rows, (int)a->dy.cols,
+                           &a->alpha, (const float *)a->w.data, leading(a->w), (const float *)a->dy.data,
+                           leading(a->dy), &a->beta, (float *)a->dx.data, (int)a->dx.stride));
+    return RC_OK;
+}
+
+enum rc cuda_gemm_back(struct backend_state *state, const struct gemm_back_args *a, struct err *e) {
+    TRY(check_gemm_back(a, e));
+    TRY(check_activation(state, &a->dy, e));
+    if (a->dx.type != DTYPE_F32) TRY(check_activation(state, &a->dx, e));
+    if (a->dx.rows == 0 || a->dx.cols == 0) return RC_OK;
+    return a->dy.type == DTYPE_F32 ? multiply_back_f32(state, a, e) : cuda_gemm_back_bf16(state, a, e);
+}

@@ -10,6 +10,7 @@ struct gemm_shape {
     unsigned x_align, w_align, out_align;   /* bytes, up to 16 */
     enum dtype out_type;
     bool bias;
+    bool back; /* w is [K, N], as gemm_back reads it: not transposed */
 };
 
 struct gemm_plan {
@@ -29,7 +30,7 @@ static unsigned alignment(struct mat m) {
     return (unsigned)(bits & -bits);
 }
 
-static struct gemm_shape shape_of(const struct gemm_args *a) {
+static struct gemm_shape shape_of(const struct gemm_args *a, bool back) {
     struct gemm_shape s = {}; /* all bytes: shapes are compared by them */
     s.rows = a->out.rows;
     s.cols = a->out.cols;
@@ -42,13 +43,15 @@ static struct gemm_shape shape_of(const struct gemm_args *a) {
     s.out_align = alignment(a->out);
     s.out_type = a->out.type;
     s.bias = a->bias != NULL;
+    s.back = back;
     return s;
 }
 
 static bool same(const struct gemm_shape *a, const struct gemm_shape *b) {
     return a->rows == b->rows && a->cols == b->cols && a->inner == b->inner && a->x_stride == b->x_stride &&
            a->w_stride == b->w_stride && a->out_stride == b->out_stride && a->x_align == b->x_align &&
-           a->w_align == b->w_align && a->out_align == b->out_align && a->out_type == b->out_type && a->bias == b->bias;
+           a->w_align == b->w_align && a->out_align == b->out_align && a->out_type == b->out_type &&
+           a->bias == b->bias && a->back == b->back;
 }
 
 static cudaDataType_t data_type(enum dtype type) {
@@ -57,7 +60,8 @@ static cudaDataType_t data_type(enum dtype type) {
 
 static enum rc describe(struct gemm_plan *p, struct err *e) {
     const struct gemm_shape *s = &p->shape;
-    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const cublasOperation_t transposed = s->back ? CUBLAS_OP_N : CUBLAS_OP_T;
+    const int64_t w_rows = s->back ? s->cols : s->inner, w_cols = s->back ? s->inner : s->cols;
     const cublasLtEpilogue_t bias = CUBLASLT_EPILOGUE_BIAS;
     const cudaDataType_t bias_type = data_type(s->out_type);
     CUBLAS_TRY(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -67,7 +71,7 @@ static enum rc describe(struct gemm_plan *p, struct err *e) {
         CUBLAS_TRY(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type,
                                                   sizeof bias_type));
     }
-    CUBLAS_TRY(cublasLtMatrixLayoutCreate(&p->w, CUDA_R_16BF, (uint64_t)s->inner, (uint64_t)s->cols, s->w_stride));
+    CUBLAS_TRY(cublasLtMatrixLayoutCreate(&p->w, CUDA_R_16BF, (uint64_t)w_rows, (uint64_t)w_cols, s->w_stride));
     CUBLAS_TRY(cublasLtMatrixLayoutCreate(&p->x, CUDA_R_16BF, (uint64_t)s->inner, (uint64_t)s->rows, s->x_stride));
     CUBLAS_TRY(cublasLtMatrixLayoutCreate(&p->out, data_type(s->out_type), (uint64_t)s->cols, (uint64_t)s->rows,
                                           s->out_stride));
@@ -116,9 +120,7 @@ static enum rc make_plan(struct backend_state *state, struct gemm_plan *p, struc
     return rc;
 }
 
-static enum rc find_plan(struct backend_state *state, const struct gemm_args *a, struct gemm_plan **out,
-                         struct err *e) {
-    struct gemm_shape shape = shape_of(a);
+static enum rc find_plan(struct backend_state *state, struct gemm_shape shape, struct gemm_plan **out, struct err *e) {
     struct gemm_plans *plans = state->gemm_plans;
     if (plans == NULL) plans = state->gemm_plans = (struct gemm_plans *)calloc(1, sizeof *plans);
     for (size_t i = 0; plans && i < plans->count; i++)
@@ -171,9 +173,9 @@ static enum rc give_bias(struct backend_state *state, const struct gemm_args *a,
     return RC_OK;
 }
 
-static enum rc multiply_bf16(struct backend_state *state, const struct gemm_args *a, struct err *e) {
+static enum rc multiply_bf16(struct backend_state *state, const struct gemm_args *a, bool back, struct err *e) {
     struct gemm_plan *p = NULL;
-    TRY(find_plan(state, a, &p, e));
+    TRY(find_plan(state, shape_of(a, back), &p, e));
     if (a->bias) TRY(give_bias(state, a, p, e));
     CUBLAS_TRY(cublasLtMatmul(state->lt, p->product, &a->alpha, a->w.data, p->w, a->x.data, p->x, &a->beta, a->out.data,
                               p->out, a->out.data, p->out, &p->algorithm, state->blas_workspace,
@@ -182,11 +184,11 @@ static enum rc multiply_bf16(struct backend_state *state, const struct gemm_args
 }
 
 /* Weights stored otherwise become bf16 for this product: exact ones stay with the quantizers. */
-static enum rc with_bf16_weights(struct backend_state *state, const struct gemm_args *a, struct err *e) {
+static enum rc with_bf16_weights(struct backend_state *state, const struct gemm_args *a, bool back, struct err *e) {
     struct gemm_args b = *a;
     if (a->w.stride != a->w.cols) return err_set(e, RC_UNSUPPORTED, "gemm: weights that are not bf16 must be dense");
     TRY(cuda_converted(state, &a->w, &b.w, e));
-    return multiply_bf16(state, &b, e);
+    return multiply_bf16(state, &b, back, e);
 }
 
 /* A product over nothing is nothing, which cuBLASLt declines to compute. */
@@ -197,7 +199,16 @@ static enum rc multiply_nothing(struct backend_state *state, const struct gemm_a
     return RC_OK;
 }
 
-enum rc cuda_gemm_bf16(struct backend_state *state, const struct gemm_args *a, struct err *e) {
+static enum rc multiply(struct backend_state *state, const struct gemm_args *a, bool back, struct err *e) {
     if (a->x.cols == 0) return multiply_nothing(state, a, e);
-    return a->w.type == DTYPE_BF16 ? multiply_bf16(state, a, e) : with_bf16_weights(state, a, e);
+    return a->w.type == DTYPE_BF16 ? multiply_bf16(state, a, back, e) : with_bf16_weights(state, a, back, e);
+}
+
+enum rc cuda_gemm_bf16(struct backend_state *state, const struct gemm_args *a, struct err *e) {
+    return multiply(state, a, false, e);
+}
+
+enum rc cuda_gemm_back_bf16(struct backend_state *state, const struct gemm_back_args *a, struct err *e) {
+    struct gemm_args product = {.x = a->dy, .w = a->w, .bias = NULL, .alpha = a->alpha, .beta = a->beta, .out = a->dx};
+    return multiply(state, &product, true, e);
 }

@@ -1,9 +1,8 @@
 #include <math.h>
 
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/logits.cuh"
 
-/* Logits exist for all tokens of a window × CHUNK entries of the vocabulary at a time. */
-static const int64_t CHUNK = 8192;
+static const int64_t CHUNK = LOGITS_CHUNK;
 
 /* Running log-sum-exp of one token's logits: log Σ e^l = max + log(sum). */
 struct running {
@@ -15,10 +14,6 @@ struct running {
 struct token {
     struct running ref, quant;
     double difference; /* Σ e^(l_ref − max)·(l_ref − l_quant) */
-};
-
-struct chunk {
-    int64_t col, cols;
 };
 
 struct buffers {
@@ -49,7 +44,7 @@ static __device__ int64_t block_first_max(const float *l, int64_t n, float max) 
 }
 
 /* Takes in one row of logits. Returns the factor by which earlier sums shrank; all threads hold the same r. */
-static __device__ double take(struct running *r, const float *l, struct chunk c, int32_t label) {
+static __device__ double take(struct running *r, const float *l, struct logits_chunk c, int32_t label) {
     if (label >= c.col && label < c.col + c.cols) r->label = l[label - c.col];
     float max = -INFINITY;
     for (int64_t i = threadIdx.x; i < c.cols; i += BLOCK)
@@ -68,7 +63,7 @@ static __device__ double take(struct running *r, const float *l, struct chunk c,
     return factor;
 }
 
-static __global__ void take_chunk(struct buffers b, struct chunk c) {
+static __global__ void take_chunk(struct buffers b, struct logits_chunk c) {
     int64_t t = blockIdx.x;
     const float *ref = b.ref + t * CHUNK, *quant = b.quant ? b.quant + t * CHUNK : NULL;
     struct token k = b.tokens[t];
@@ -85,36 +80,15 @@ static __global__ void take_chunk(struct buffers b, struct chunk c) {
 }
 
 static enum rc logits(struct backend_state *state, const struct score_args *a, struct mat x, struct mat head,
-                      struct chunk c, float *out, struct err *e) {
-    struct mat part = mat_rows(head, c.col, c.cols);
-    struct gemm_args g = {.x = x,
-                          .w = part,
-                          .bias = NULL,
-                          .alpha = a->logit_scale,
-                          .beta = 0,
-                          .out = {out, x.rows, c.cols, CHUNK, DTYPE_F32}};
-    return cuda_gemm(state, &g, e);
-}
-
-/* The bias stands beside the scaled product: logits = x · headᵀ · scale + bias. */
-static __global__ void add_bias(float *l, int64_t rows, struct chunk c, const float *bias) {
-    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (i < rows * c.cols) l[i / c.cols * CHUNK + i % c.cols] += bias[c.col + i % c.cols];
-}
-
-static enum rc biased_logits(struct backend_state *state, const struct score_args *a, struct mat x, struct mat head,
-                             struct chunk c, float *out, struct err *e) {
-    TRY(logits(state, a, x, head, c, out, e));
-    if (a->bias == NULL) return RC_OK;
-    add_bias<<<blocks_for(x.rows * c.cols, BLOCK), BLOCK, 0, state->stream>>>(out, x.rows, c, a->bias);
-    LAUNCHED();
-    return RC_OK;
+                      struct logits_chunk c, float *out, struct err *e) {
+    struct logits l = {x, head, a->bias, a->logit_scale};
+    return logits_compute(state, &l, c, out, e);
 }
 
 static enum rc score_chunk(struct backend_state *state, const struct score_args *a, const struct buffers *b,
-                           struct chunk c, struct err *e) {
-    TRY(biased_logits(state, a, a->x, a->head, c, b->ref, e));
-    if (b->quant) TRY(biased_logits(state, a, a->x_q, a->head_q.data ? a->head_q : a->head, c, b->quant, e));
+                           struct logits_chunk c, struct err *e) {
+    TRY(logits(state, a, a->x, a->head, c, b->ref, e));
+    if (b->quant) TRY(logits(state, a, a->x_q, a->head_q.data ? a->head_q : a->head, c, b->quant, e));
     take_chunk<<<(unsigned)a->x.rows, BLOCK, 0, state->stream>>>(*b, c);
     LAUNCHED();
     return RC_OK;

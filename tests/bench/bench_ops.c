@@ -1,6 +1,6 @@
 /* Every operation at the shapes of an 8B model, one chunk of windows at a time: seconds, TFLOP/s and GB/s.
  *
- *   bench_ops [cpu|fp32|bf16 [quantize]]     on the first GPU but for cpu; the quantizers alone
+ *   bench_ops [cpu|fp32|bf16 [PART]]     on the first GPU but for cpu; PART: quantize, backwards
  *
  * Without arguments: in bf16 where there is a GPU.
  */
@@ -108,6 +108,15 @@ static void time_gemm(const char *name, int64_t rows, int64_t cols, bool residua
     release(a.out);
 }
 
+static void time_gemm_back(const char *name, int64_t rows, int64_t cols, bool residual) {
+    struct gemm_back_args a = {.dy = activations(rows), .w = weights(rows, cols), .alpha = 1};
+    a.dx = residual ? filled(tokens, cols, DTYPE_F32) : activations(cols);
+    TIME(name, 2.0 * (double)tokens * (double)rows * (double)cols, 0.0, a.dx.data, b->gemm_back(state, &a, &err));
+    release(a.dy);
+    release(a.w);
+    release(a.dx);
+}
+
 static void time_attention(const char *name, int heads, int kv_heads, int dim, int window) {
     struct attention_args a = {.q = activations(heads * dim),
                                .k = activations(kv_heads * dim),
@@ -128,6 +137,33 @@ static void time_attention(const char *name, int heads, int kv_heads, int dim, i
     release(a.k);
     release(a.v);
     release(a.out);
+}
+
+/* Its gradients count five products where the forward pass counts two; what is computed twice does not count. */
+static void time_attention_back(const char *name, int heads, int kv_heads, int dim, int window) {
+    struct attention_back_args a = {.forward = {.q = activations(heads * dim),
+                                                .k = activations(kv_heads * dim),
+                                                .v = activations(kv_heads * dim),
+                                                .length = LENGTH,
+                                                .heads = heads,
+                                                .kv_heads = kv_heads,
+                                                .head_dim = dim,
+                                                .window = window,
+                                                .scale = 0.1f,
+                                                .out = activations(heads * dim)},
+                                    .dout = activations(heads * dim),
+                                    .dq = activations(heads * dim),
+                                    .dk = activations(kv_heads * dim),
+                                    .dv = activations(kv_heads * dim)};
+    double seen = 0;
+    for (int t = 0; t < LENGTH; t++)
+        seen += window && t + 1 > window ? window : t + 1;
+    double flops = 10.0 * seen * dim * heads * (double)tokens / LENGTH;
+    must(b->attention(state, &a.forward, &err));
+    TIME(name, flops, 0.0, a.dk.data, b->attention_back(state, &a, &err));
+    struct mat all[] = {a.forward.q, a.forward.k, a.forward.v, a.forward.out, a.dout, a.dq, a.dk, a.dv};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        release(all[i]);
 }
 
 static void time_rows(void) {
@@ -270,6 +306,17 @@ static void time_quantizers(void) {
     time_gptq("gptq4g64-minmax", HIDDEN, HIDDEN);
 }
 
+static void time_backwards(void) {
+    time_gemm_back("gemm_back q", HIDDEN, HIDDEN, false);
+    time_gemm_back("gemm_back gate, to fp32", INTERMEDIATE, HIDDEN, true);
+    time_gemm_back("gemm_back down", HIDDEN, INTERMEDIATE, false);
+    time_attention_back("attention_back d128", HEADS, KV_HEADS, HEAD_DIM, 0);
+    time_attention_back("attention_back d128, w 1024", HEADS, KV_HEADS, HEAD_DIM, 1024);
+    time_attention_back("attention_back d64", HEADS, KV_HEADS, 64, 0);
+    time_attention_back("attention_back d96", HEADS, HEADS, 96, 0);
+    time_attention_back("attention_back d256", HEADS / 2, KV_HEADS, 256, 0);
+}
+
 static void time_all(void) {
     time_gemm("gemm q", HIDDEN, HIDDEN, false);
     time_gemm("gemm k", KV_HEADS * HEAD_DIM, HIDDEN, false);
@@ -281,6 +328,7 @@ static void time_all(void) {
     time_attention("attention d64", HEADS, KV_HEADS, 64, 0);
     time_attention("attention d96", HEADS, HEADS, 96, 0);
     time_attention("attention d256", HEADS / 2, KV_HEADS, 256, 0);
+    time_backwards();
     time_rows();
     time_gram(HIDDEN);
     time_gram(INTERMEDIATE);
@@ -309,8 +357,11 @@ int main(int argc, char **argv) {
     must(rc);
     printf("%s, %s, %lld tokens\n\n", b->hardware(state), b->arithmetic, (long long)tokens);
     printf("%-28s %10s %10s %10s\n", "", "us", "TFLOP/s", "GB/s");
-    if (argc > 2 && strcmp(argv[2], "quantize") == 0)
+    const char *part = argc > 2 ? argv[2] : "";
+    if (strcmp(part, "quantize") == 0)
         time_quantizers();
+    else if (strcmp(part, "backwards") == 0)
+        time_backwards();
     else
         time_all();
     b->close(state);

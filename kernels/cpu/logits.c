@@ -1,0 +1,44 @@
+#include "kernels/cpu/logits.h"
+
+#include <cblas.h>
+#include <math.h>
+
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/vec.h"
+
+SIMD static void add(float *restrict x, const float *restrict y, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i];
+}
+
+void logits_compute(const struct logits *l, const struct logits_chunk *c, float *out) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)c->rows, (int)c->cols, (int)l->x.cols, l->scale,
+                f32_row(l->x, c->row), (int)l->x.stride, f32_row(l->head, c->col), (int)l->head.stride, 0, out,
+                LOGITS_CHUNK);
+    if (l->bias == NULL) return;
+    for (int64_t t = 0; t < c->rows; t++)
+        add(out + t * LOGITS_CHUNK, l->bias + c->col, c->cols);
+}
+
+/* Takes in one row of logits, which become e^(l − max). */
+static void take(struct logits_sum *s, float *l, int64_t n) {
+    float max = vec_max(l, n);
+    if (max > s->max) {
+        s->sum *= exp((double)s->max - max);
+        s->max = max;
+    }
+    vec_exp(l, n, s->max);
+    s->sum += vec_sum(l, n);
+}
+
+void logits_sums(const struct logits *l, int64_t row, int64_t rows, float *scratch, struct logits_sum *out) {
+    struct logits_chunk c = {.row = row, .rows = rows};
+    for (int64_t t = 0; t < rows; t++)
+        out[t] = (struct logits_sum){0, -INFINITY};
+    for (; c.col < l->head.rows; c.col += LOGITS_CHUNK) {
+        c.cols = l->head.rows - c.col < LOGITS_CHUNK ? l->head.rows - c.col : LOGITS_CHUNK;
+        logits_compute(l, &c, scratch);
+        for (int64_t t = 0; t < rows; t++)
+            take(&out[t], scratch + t * LOGITS_CHUNK, c.cols);
+    }
+}

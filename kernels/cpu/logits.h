@@ -1,0 +1,32 @@
+/* Logits of a few tokens over a part of the vocabulary: what drawing labels and the loss's gradient share. */
+#ifndef HSAQ_KERNELS_CPU_LOGITS_H
+#define HSAQ_KERNELS_CPU_LOGITS_H
+
+#include "kernels/tensor.h"
+
+/* Logits exist for so many tokens × entries of the vocabulary at a time. */
+enum { LOGITS_TILE = 256, LOGITS_CHUNK = 512 };
+
+/* logits = x · headᵀ · scale (+ bias) */
+struct logits {
+    struct mat x, head; /* [T, D], [V, D] fp32 */
+    const float *bias;  /* [V] or NULL */
+    float scale;
+};
+
+struct logits_chunk {
+    int64_t row, rows, col, cols;
+};
+
+/* out [rows, LOGITS_CHUNK] */
+void logits_compute(const struct logits *l, const struct logits_chunk *c, float *out);
+
+/* Σ e^l = e^max · sum, over the whole vocabulary. */
+struct logits_sum {
+    double sum;
+    float max;
+};
+/* Of the tokens [row, row + rows), rows <= LOGITS_TILE; `scratch` [LOGITS_TILE, LOGITS_CHUNK]. */
+void logits_sums(const struct logits *l, int64_t row, int64_t rows, float *scratch, struct logits_sum *out);
+
+#endif

@@ -1,0 +1,54 @@
+#include "kernels/check.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/logits.h"
+#include "kernels/cpu/vec.h"
+
+/* One token's way to the place where the cumulative sum of e^(l − max) exceeds `target`. */
+struct search {
+    double target, sum;
+    int32_t label; /* the last with a share of the sum: what u next to 1 gets where the order of sums costs a digit */
+    bool found;
+};
+
+/* p: e^(l − max) of the vocabulary's entries from `col`. */
+static void search_on(struct search *s, const float *p, int64_t col, int64_t n) {
+    for (int64_t v = 0; v < n && !s->found; v++) {
+        s->sum += p[v];
+        if (p[v] > 0) s->label = (int32_t)(col + v);
+        s->found = s->sum > s->target;
+    }
+}
+
+static void sample_tile(const struct sample_labels_args *a, const struct logits *l, int64_t row, float *scratch) {
+    struct logits_sum sums[LOGITS_TILE];
+    struct search searches[LOGITS_TILE];
+    struct logits_chunk c = {.row = row, .rows = a->x.rows - row < LOGITS_TILE ? a->x.rows - row : LOGITS_TILE};
+    logits_sums(l, row, c.rows, scratch, sums);
+    for (int64_t t = 0; t < c.rows; t++)
+        searches[t] = (struct search){.target = a->u[row + t] * sums[t].sum};
+    for (; c.col < a->head.rows; c.col += LOGITS_CHUNK) {
+        c.cols = a->head.rows - c.col < LOGITS_CHUNK ? a->head.rows - c.col : LOGITS_CHUNK;
+        logits_compute(l, &c, scratch);
+        for (int64_t t = 0; t < c.rows; t++) {
+            if (searches[t].found) continue;
+            vec_exp(scratch + t * LOGITS_CHUNK, c.cols, sums[t].max);
+            search_on(&searches[t], scratch + t * LOGITS_CHUNK, c.col, c.cols);
+        }
+    }
+    for (int64_t t = 0; t < c.rows; t++)
+        a->labels[row + t] = searches[t].label;
+}
+
+enum rc cpu_sample_labels(struct backend_state *state, const struct sample_labels_args *a, struct err *e) {
+    TRY(check_sample_labels(a, e));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->head));
+    const size_t tile = (size_t)LOGITS_TILE * LOGITS_CHUNK;
+    void *memory;
+    TRY(cpu_scratch(state, (size_t)state->threads * tile * sizeof(float), &memory, e));
+    float *scratch = memory; /* [threads, LOGITS_TILE, LOGITS_CHUNK] */
+    struct logits l = {a->x, a->head, a->bias, a->logit_scale};
+#pragma omp parallel for num_threads(state->threads) schedule(dynamic)
+    for (int64_t row = 0; row < a->x.rows; row += LOGITS_TILE)
+        sample_tile(a, &l, row, scratch + (size_t)omp_get_thread_num() * tile);
+    return RC_OK;
+}

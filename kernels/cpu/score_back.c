@@ -1,0 +1,47 @@
+#include <cblas.h>
+#include <math.h>
+
+#include "kernels/check.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/logits.h"
+#include "kernels/cpu/vec.h"
+
+/* Logits of one token → weight · (softmax − onehot(label)); its NLL where the label lies here. */
+static void gradient_row(const struct score_back_args *a, int64_t t, const struct logits_sum *s,
+                         const struct logits_chunk *c, float *l) {
+    float weight = a->weight != NULL ? a->weight[t] : 1;
+    int64_t label = a->labels[t] - c->col;
+    if (label >= 0 && label < c->cols) a->nll[t] = s->max + log(s->sum) - l[label];
+    vec_exp(l, c->cols, s->max);
+    vec_scale(l, c->cols, (float)(weight / s->sum));
+    if (label >= 0 && label < c->cols) l[label] -= weight;
+}
+
+static void score_tile(const struct score_back_args *a, const struct logits *l, int64_t row, float *scratch) {
+    struct logits_sum sums[LOGITS_TILE];
+    struct logits_chunk c = {.row = row, .rows = a->x.rows - row < LOGITS_TILE ? a->x.rows - row : LOGITS_TILE};
+    logits_sums(l, row, c.rows, scratch, sums);
+    for (; c.col < a->head.rows; c.col += LOGITS_CHUNK) {
+        c.cols = a->head.rows - c.col < LOGITS_CHUNK ? a->head.rows - c.col : LOGITS_CHUNK;
+        logits_compute(l, &c, scratch);
+        for (int64_t t = 0; t < c.rows; t++)
+            gradient_row(a, row + t, &sums[t], &c, scratch + t * LOGITS_CHUNK);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)c.rows, (int)a->dx.cols, (int)c.cols,
+                    a->logit_scale, scratch, LOGITS_CHUNK, f32_row(a->head, c.col), (int)a->head.stride, c.col > 0,
+                    f32_row(a->dx, row), (int)a->dx.stride);
+    }
+}
+
+enum rc cpu_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e) {
+    TRY(check_score_back(a, e));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->head));
+    const size_t tile = (size_t)LOGITS_TILE * LOGITS_CHUNK;
+    void *memory;
+    TRY(cpu_scratch(state, (size_t)state->threads * tile * sizeof(float), &memory, e));
+    float *scratch = memory; /* [threads, LOGITS_TILE, LOGITS_CHUNK] */
+    struct logits l = {a->x, a->head, a->bias, a->logit_scale};
+#pragma omp parallel for num_threads(state->threads) schedule(dynamic)
+    for (int64_t row = 0; row < a->x.rows; row += LOGITS_TILE)
+        score_tile(a, &l, row, scratch + (size_t)omp_get_thread_num() * tile);
+    return RC_OK;
+}
