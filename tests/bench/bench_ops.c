@@ -230,7 +230,7 @@ static void time_quantize(const char *id) {
     char name[64];
     snprintf(name, sizeof name, "quantize %s (G weights)", id);
     TIME(name, 0.0, count, w.data, b->quantize(state, &a, &err));
-    struct dequantize_args d = {&q, w_hat};
+    struct dequantize_args d = {.q = &q, .out = w_hat};
     TIME("dequantize", 0.0, count * (1 + (double)dtype_size(w_hat.type)), w_hat.data, b->dequantize(state, &d, &err));
     quantized_release(b, state, &q);
     release(w);
