@@ -1,4 +1,4 @@
-/* Twin of kernels/cpu/factor.c: cuSOLVER factorizes and inverts in fp64, whatever H is counted in. */
+/* Twin of kernels/cpu/factor.c: cuSOLVER factorizes in fp64, whatever H is counted in. */
 #include <cusolverDn.h>
 #include <math.h>
 #include <stdlib.h>
@@ -54,9 +54,14 @@ struct findings {
     int strange;            /* whether fp32 cannot hold U */
 };
 
+/* L is inverted in leaves of so many rows, each by one block of threads, all at once; what lies between them goes by
+ * solving with triangles, which runs at the speed of products. cuSOLVER's own inversion takes longer. */
+static const int LEAF = 256;
+
 struct workspace {
     int64_t cols;     /* K */
     double *lower;    /* [K, K] H′ flipped, then L, then L⁻¹: the lower triangle, to cuSOLVER the upper; else 0 */
+    double *leaves;   /* [K rounded up to leaves, LEAF] */
     double *diagonal; /* [K] */
     int32_t *order;   /* [K] */
     uint8_t *dead;    /* [K] */
@@ -100,14 +105,9 @@ static size_t aligned(size_t bytes) {
 }
 
 static enum rc take_solver_memory(struct backend_state *state, struct workspace *ws, struct err *e) {
-    size_t device[2], host[2];
     const struct solver *s = state->solver;
     SOLVER_TRY(cusolverDnXpotrf_bufferSize(s->handle, s->params, CUBLAS_FILL_MODE_UPPER, ws->cols, CUDA_R_64F,
-                                           ws->lower, ws->cols, CUDA_R_64F, &device[0], &host[0]));
-    SOLVER_TRY(cusolverDnXtrtri_bufferSize(s->handle, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, ws->cols,
-                                           CUDA_R_64F, ws->lower, ws->cols, &device[1], &host[1]));
-    ws->solver_bytes = device[0] > device[1] ? device[0] : device[1];
-    ws->solver_host_bytes = host[0] > host[1] ? host[0] : host[1];
+                                           ws->lower, ws->cols, CUDA_R_64F, &ws->solver_bytes, &ws->solver_host_bytes));
     ws->solver_host = malloc(ws->solver_host_bytes ? ws->solver_host_bytes : 1);
     if (ws->solver_host == NULL) return err_set(e, RC_NO_MEMORY, "no memory on the host for cuSOLVER");
     return cuda_alloc(state, ws->solver_bytes, &ws->solver, e);
@@ -120,9 +120,12 @@ static enum rc workspace_get(struct backend_state *state, int64_t cols, struct w
     size_t square = aligned((size_t)(cols * cols) * sizeof(double)), diagonal = aligned((size_t)cols * sizeof(double));
     size_t order = aligned((size_t)cols * sizeof(int32_t)), dead = aligned((size_t)cols);
     void *memory;
-    TRY(cuda_alloc(state, square + diagonal + order + dead + sizeof(struct findings), &memory, e));
+    size_t leaves = (size_t)blocks_for(cols, LEAF) * LEAF * LEAF * sizeof(double);
+    TRY(cuda_alloc(state, square + leaves + diagonal + order + dead + sizeof(struct findings), &memory, e));
     char *at = (char *)memory;
     ws->lower = (double *)at;
+    ws->leaves = (double *)(at + square);
+    at += leaves;
     ws->diagonal = (double *)(at + square);
     ws->order = (int32_t *)(at + square + diagonal);
     ws->dead = (uint8_t *)(at + square + diagonal + order);
@@ -167,31 +170,54 @@ static enum rc sort(struct backend_state *state, const struct factor_args *a, co
     return RC_OK;
 }
 
-/* Up to so many rows cuSOLVER inverts; more go by solving with halves, which runs at the speed of products: at 12,800
- * channels twice as fast as its inversion of the whole. */
-static const int64_t INVERT_AT_ONCE = 1024;
-
-/* A triangle on the diagonal, to cuBLAS the upper one: [A B; 0 C]⁻¹ = [A⁻¹, −A⁻¹ B C⁻¹; 0, C⁻¹]. */
-static enum rc invert(struct backend_state *state, const struct workspace *ws, int64_t at, int64_t rows,
-                      struct err *e) {
-    const struct solver *s = state->solver;
-    double *a = ws->lower + at * ws->cols + at;
-    if (rows <= INVERT_AT_ONCE) {
-        SOLVER_TRY(cusolverDnXtrtri(s->handle, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, rows, CUDA_R_64F, a,
-                                    ws->cols, ws->solver, ws->solver_bytes, ws->solver_host, ws->solver_host_bytes,
-                                    &ws->found->info));
-        return RC_OK;
+/* Thread j makes column j of a leaf's L⁻¹ by substitution, into `inverse`, which is [LEAF, LEAF] a leaf. */
+static __global__ void __launch_bounds__(LEAF) invert_leaves(struct workspace ws) {
+    int64_t at = (int64_t)blockIdx.x * LEAF;
+    int rows = ws.cols - at < LEAF ? (int)(ws.cols - at) : LEAF, j = threadIdx.x;
+    const double *lower = ws.lower + at * ws.cols + at;
+    double *x = ws.leaves + (int64_t)blockIdx.x * LEAF * LEAF;
+    if (j >= rows) return;
+    for (int i = 0; i < rows; i++) {
+        const double *row = lower + i * ws.cols;
+        double sum = i == j ? 1 : 0;
+        for (int k = j; k < i; k++)
+            sum -= row[k] * x[k * LEAF + j];
+        x[i * LEAF + j] = i < j ? 0 : sum / row[i];
     }
+}
+
+static __global__ void put_leaves(struct workspace ws) {
+    int64_t at = (int64_t)blockIdx.x * LEAF;
+    int rows = ws.cols - at < LEAF ? (int)(ws.cols - at) : LEAF, j = threadIdx.x;
+    const double *x = ws.leaves + (int64_t)blockIdx.x * LEAF * LEAF;
+    for (int i = j; j < rows && i < rows; i++)
+        ws.lower[(at + i) * ws.cols + at + j] = x[i * LEAF + j];
+}
+
+/* What lies between the leaves. To cuBLAS the triangle is the upper one: [A B; 0 C]⁻¹ = [A⁻¹, −A⁻¹ B C⁻¹; 0, C⁻¹]. */
+static enum rc solve_between(struct backend_state *state, const struct workspace *ws, int64_t at, int64_t rows,
+                             struct err *e) {
+    if (rows <= LEAF) return RC_OK;
     const double one = 1, minus_one = -1;
-    int64_t half = rows / 2, rest = rows - half;
-    double *b = a + half * ws->cols, *c = b + half;
+    int64_t half = (rows / 2 + LEAF - 1) / LEAF * LEAF, rest = rows - half;
+    double *a = ws->lower + at * ws->cols + at, *b = a + half * ws->cols, *c = b + half;
     int stride = (int)ws->cols;
     CUBLAS_TRY(cublasDtrsm(state->blas, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, CUBLAS_DIAG_NON_UNIT,
                            (int)half, (int)rest, &one, a, stride, b, stride));
     CUBLAS_TRY(cublasDtrsm(state->blas, CUBLAS_SIDE_RIGHT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, CUBLAS_DIAG_NON_UNIT,
                            (int)half, (int)rest, &minus_one, c, stride, b, stride));
-    TRY(invert(state, ws, at, half, e));
-    return invert(state, ws, at + half, rest, e);
+    TRY(solve_between(state, ws, at, half, e));
+    return solve_between(state, ws, at + half, rest, e);
+}
+
+static enum rc invert(struct backend_state *state, const struct workspace *ws, struct err *e) {
+    unsigned leaves = blocks_for(ws->cols, LEAF);
+    TRY(solve_between(state, ws, 0, ws->cols, e));
+    invert_leaves<<<leaves, LEAF, 0, state->stream>>>(*ws);
+    LAUNCHED();
+    put_leaves<<<leaves, LEAF, 0, state->stream>>>(*ws);
+    LAUNCHED();
+    return RC_OK;
 }
 
 /* H′ → L → L⁻¹; `definite`: whether H′ is positive definite. */
@@ -211,7 +237,7 @@ static enum rc factorize(struct backend_state *state, const struct factor_args *
     TRY(cuda_download(state, &ws->found->info, sizeof info, &info, e));
     if (info != 0) return RC_OK;
     *definite = true; /* and no diagonal of L is 0: the triangle can be inverted */
-    return invert(state, ws, 0, ws->cols, e);
+    return invert(state, ws, e);
 }
 
 static enum rc factor(struct backend_state *state, const struct factor_args *a, const struct workspace *ws,
