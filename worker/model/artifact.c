@@ -47,7 +47,7 @@ struct artifact {
     struct artifact_spec spec;
     char *parent, *name, *temporary; /* the folder around it, its name, and the one that it has until then */
     char *allocation, *provenance;   /* as they are written */
-    int parent_fd, fd;               /* of the temporary folder; −1 when all is finished */
+    int parent_fd, fd;               /* fd: of the temporary folder, or of the finished one */
     int64_t bytes;
     bool finished;
 };
@@ -160,8 +160,11 @@ static enum rc look_at_final(struct artifact *a, struct err *e) {
     if (fd < 0 && errno == ENOENT) return RC_OK;
     a->finished =
         fd >= 0 && file_is(fd, "provenance.json", a->provenance) && file_is(fd, "allocation.json", a->allocation);
+    if (a->finished) {
+        a->fd = fd;
+        return RC_OK;
+    }
     if (fd >= 0) close(fd);
-    if (a->finished) return RC_OK;
     return err_set(e, RC_CONFLICT, "'%s' is there already, and is another artifact or none", a->spec.path);
 }
 
@@ -282,6 +285,17 @@ bool artifact_has(const struct artifact *a, int shard) {
     return a->finished || faccessat(a->fd, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
+int artifact_blocks(const struct artifact *a) {
+    int blocks = 0;
+    while (blocks < a->spec.model->arch.blocks && artifact_has(a, blocks))
+        blocks++;
+    return blocks;
+}
+
+enum rc artifact_model(const struct artifact *a, struct model **model, struct err *e) {
+    return artifact_written_model(&a->spec, a->fd, artifact_blocks(a), model, e);
+}
+
 /* --- shards --- */
 
 enum rc artifact_put(struct artifact *a, int64_t linear, struct packed *packed, struct err *e) {
@@ -363,6 +377,21 @@ enum rc artifact_write(struct artifact *a, int shard, struct err *e) {
 }
 
 /* --- the end --- */
+
+enum rc artifact_size(const struct artifact *a, int64_t *files, int64_t *bytes, struct err *e) {
+    int copy = openat(a->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy >= 0 ? fdopendir(copy) : NULL;
+    struct stat st;
+    *files = *bytes = 0;
+    if (dir == NULL) return err_errno(e, "cannot list '%s'", a->spec.path);
+    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        if (fstatat(a->fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(st.st_mode)) continue;
+        *files += 1;
+        *bytes += st.st_size;
+    }
+    closedir(dir);
+    return RC_OK;
+}
 
 /* Of the tensors as they were written. */
 static enum rc total_bytes(const struct artifact *a, int64_t *total, struct err *e) {

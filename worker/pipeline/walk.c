@@ -85,11 +85,23 @@ static enum rc open_hidden(struct walker *k, struct err *e) {
     return hidden_open(&a, &k->hidden, e);
 }
 
+static bool in_stages(const struct walk *w, int block) {
+    return w->hooks->stage && block >= w->whole_blocks;
+}
+
+/* Over all blocks, how often a chunk goes through one or a piece of it. */
+static int64_t passes(const struct walk *w) {
+    int64_t count = 0;
+    for (int block = 0; block <= last_block(w); block++)
+        count += in_stages(w, block) ? INPUT_COUNT : 1;
+    return count;
+}
+
 static enum rc walker_open(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
     k->windows = walk_chunk(w->job, w->windows);
     k->chunks = (w->count + k->windows - 1) / k->windows;
-    k->steps_total = (int64_t)(last_block(w) + 1) * w->streams * k->chunks * (w->hooks->stage ? INPUT_COUNT : 1);
+    k->steps_total = passes(w) * w->streams * k->chunks;
     k->ids = xcalloc((size_t)chunk_tokens(k), sizeof *k->ids);
     TRY(forward_open(&k->forward, w, k->windows, e));
     for (int i = 0; i < (w->job->backend->loads_ahead ? 2 : 1); i++)
@@ -257,7 +269,7 @@ static enum rc walk_stream(struct walker *k, int stream, int block, struct err *
     const struct walk_hooks *hooks = k->walk->hooks;
     struct block_weights seen = block_buffer(k, block)->weights;
     if (hooks->weights) TRY(hooks->weights(hooks->ctx, stream, block, &seen, e));
-    if (hooks->stage) return walk_stages(k, block, &seen, e);
+    if (in_stages(k->walk, block)) return walk_stages(k, block, &seen, e);
     for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
         struct step s = step_at(k, stream, block, chunk, &seen);
         TRY(walk_chunk_through(k, &s, e));

@@ -12,6 +12,8 @@
  *
  *   for each distinct input: for each chunk: forward to that input → hook; then stage → Linears replaced
  *
+ * (blocks that are as they will be may go first, as a whole).
+ *
  * Only hidden states are kept between stages; each computes anew from the block's input, or from its middle.
  *
  * A stream is a set of windows with its hidden states (fp32 residual, hidden.h) and the weights it sees. Walks of one
@@ -56,7 +58,8 @@ struct walk {
     const struct windows *windows; /* shared by all streams */
     int64_t first, count;          /* which windows; first is walk_aligned; hooks see their numbers among all windows */
     int streams;
-    int last_block; /* stop after this block (then `final` is not called); −1: the whole model */
+    int whole_blocks; /* with a `stage` hook: so many of the first blocks go as they are, without it */
+    int last_block;   /* stop after this block (then `final` is not called); −1: the whole model */
     const struct walk_hooks *hooks;
     const float *const *final_norms; /* [streams] in device memory, in place of the model's; any, or all, may be NULL */
     const struct mat *head;          /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
