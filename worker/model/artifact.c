@@ -292,8 +292,8 @@ int artifact_blocks(const struct artifact *a) {
     return blocks;
 }
 
-enum rc artifact_model(const struct artifact *a, struct model **model, struct err *e) {
-    return artifact_written_model(&a->spec, a->fd, artifact_blocks(a), model, e);
+enum rc artifact_model(const struct artifact *a, int blocks, struct model **model, struct err *e) {
+    return artifact_written_model(&a->spec, a->fd, blocks, model, e);
 }
 
 /* --- shards --- */

@@ -199,7 +199,7 @@ static int blocks_done(const struct quantize *q) {
 static enum rc calibrate_rest(struct quantize *q, struct err *e) {
     int blocks = q->source.model->arch.blocks, done = blocks_done(q);
     if (done == blocks && artifact_has(q->artifact, blocks) && block_is_done(q, -1)) return RC_OK;
-    if (done > 0) TRY(artifact_model(q->artifact, &q->made, e));
+    if (done > 0) TRY(artifact_model(q->artifact, done, &q->made, e));
     struct calibration_sink sink = {q, write_block};
     struct calibrate_args a = {.job = q->job,
                                .model = q->source.model,
