@@ -289,8 +289,8 @@ static void all_that_a_target_cannot_carry_is_named(void **state) {
     const char *said = m.run.err.message;
     assert_string_equal(m.run.err.pointer, "/target");
     assert_non_null(strstr(said, "q_proj (blocks 0-1, 3): vllm has no float zeros"));
-    assert_non_null(strstr(said, "down_proj (blocks 2): vllm has asymmetric kernels for 4 and 8 bits only"));
-    assert_non_null(strstr(said, "up_proj (blocks 4): vllm computes it and gate_proj of its block as one"));
+    assert_non_null(strstr(said, "down_proj (block 2): vllm has asymmetric kernels for 4 and 8 bits only"));
+    assert_non_null(strstr(said, "up_proj (block 4): vllm computes it and gate_proj of its block as one"));
     assert_non_null(strstr(said, "k_proj (blocks 0-1, 3)"));
     assert_int_equal(m.run.progress, 0);
     must_make(&m, QUANTIZE(",'allocation':'A','target':'none'"), NULL, inputs);

@@ -6,6 +6,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
+#include "worker/pipeline/places.h"
 #include "worker/pipeline/quantize.h"
 
 static enum rc assign(const struct model *model, const json_t *row, struct candidate *recipe, struct err *e) {
@@ -72,46 +73,27 @@ static enum rc check_tie(const struct model *model, const struct candidate *reci
     return RC_OK;
 }
 
-static bool has_fault(const struct faults *f, int64_t i, const char *reason, const char *projection) {
-    if (!f->reason[i] || strcmp(f->reason[i], reason) != 0) return false;
-    return !projection || !strcmp(f->model->linears[i].projection, projection);
+static bool has_fault(const struct faults *f, int64_t i, const char *reason) {
+    return f->reason[i] && !strcmp(f->reason[i], reason);
 }
 
 /* Whether an earlier one is told of together with it. */
-static bool is_told(const struct faults *f, int64_t index, const char *reason, const char *projection) {
+static bool is_told(const struct faults *f, int64_t index) {
     for (int64_t i = 0; i < index; i++)
-        if (has_fault(f, i, reason, projection)) return true;
+        if (has_fault(f, i, f->reason[index])) return true;
     return false;
 }
 
-/* "q_proj (blocks 0-3, 7)" */
-static void list_blocks(const struct faults *f, int64_t first, struct strbuf *text) {
-    const char *projection = f->model->linears[first].projection;
-    int from = -1, last = -1;
-    strbuf_printf(text, "%s%s", text->len ? ", " : "", projection);
-    for (int64_t i = first; i < f->model->linear_count && f->model->linears[first].block >= 0; i++) {
-        int block = f->model->linears[i].block;
-        if (!has_fault(f, i, f->reason[first], projection)) continue;
-        if (from < 0) strbuf_printf(text, " (blocks %d", from = block);
-        if (from != block && block > last + 1) {
-            if (last > from) strbuf_printf(text, "-%d", last);
-            strbuf_printf(text, ", %d", from = block);
-        }
-        last = block;
-    }
-    if (last > from) strbuf_printf(text, "-%d", last);
-    if (from >= 0) strbuf_puts(text, ")");
-}
-
 static void tell(const struct faults *f, int64_t first, struct strbuf *text) {
-    const char *reason = f->reason[first];
-    struct strbuf linears = STRBUF_INIT;
-    for (int64_t i = first; i < f->model->linear_count; i++) {
-        const char *projection = f->model->linears[i].projection;
-        if (has_fault(f, i, reason, NULL) && !is_told(f, i, reason, projection)) list_blocks(f, i, &linears);
-    }
-    strbuf_printf(text, "%s%s: %s", text->len ? "; " : "", linears.data, reason);
-    strbuf_release(&linears);
+    struct place *places = xcalloc((size_t)f->model->linear_count, sizeof *places);
+    size_t count = 0;
+    for (int64_t i = first; i < f->model->linear_count; i++)
+        if (has_fault(f, i, f->reason[first]))
+            places[count++] = (struct place){f->model->linears[i].projection, f->model->linears[i].block};
+    if (text->len) strbuf_puts(text, "; ");
+    places_text(places, count, text);
+    strbuf_printf(text, ": %s", f->reason[first]);
+    free(places);
 }
 
 enum rc recipe_check_target(const struct model *model, const struct candidate *recipe, enum target target,
@@ -125,7 +107,7 @@ enum rc recipe_check_target(const struct model *model, const struct candidate *r
         if (rc != RC_OK) f.reason[i] = xstrdup(fault.message);
     }
     for (int64_t i = 0; i < model->linear_count; i++)
-        if (f.reason[i] && !is_told(&f, i, f.reason[i], NULL)) tell(&f, i, &text);
+        if (f.reason[i] && !is_told(&f, i)) tell(&f, i, &text);
     enum rc rc = text.len ? err_at(e, "/target", RC_UNSUPPORTED, "%s", text.data) : RC_OK;
     for (int64_t i = 0; i < model->linear_count; i++)
         free(f.reason[i]);
