@@ -40,7 +40,7 @@ enum { TEXTS_BYTES = 1 << 20 }; /* what the files that are written anew take at 
 
 /* In the folder while it grows: a hash of all that the artifact follows from. */
 static const char key_name[] = ".key";
-enum { FORMAT_VERSION = 1 };
+enum { FORMAT_VERSION = 1, LOCK_WAIT_MS = 2000, LOCK_STEP_MS = 20 };
 
 struct artifact {
     struct artifact_contents contents;
@@ -183,6 +183,15 @@ static enum rc sweep_folder(int fd, const char *name, bool all, struct err *e) {
     return rc;
 }
 
+/* A writer that was killed may still be on its way out, in a write to the disk. */
+static bool lock(int fd) {
+    for (int64_t left = LOCK_WAIT_MS; left >= 0; left -= LOCK_STEP_MS) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) return true;
+        usleep(LOCK_STEP_MS * 1000);
+    }
+    return false;
+}
+
 /* Keeps what an earlier writer of the same artifact left, and nothing else. */
 static enum rc take_temporary(struct artifact *a, struct err *e) {
     char key[HASH_TEXT_SIZE];
@@ -191,7 +200,7 @@ static enum rc take_temporary(struct artifact *a, struct err *e) {
         return err_errno(e, "cannot make a folder in '%s'", a->parent);
     a->fd = openat(a->parent_fd, a->temporary, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (a->fd < 0) return err_errno(e, "cannot open '%s/%s'", a->parent, a->temporary);
-    if (flock(a->fd, LOCK_EX | LOCK_NB) != 0)
+    if (!lock(a->fd))
         return err_set(e, RC_CONFLICT, "'%s' is being written by another process", a->spec.path);
     bool same = file_is(a->fd, key_name, key);
     TRY(sweep_folder(a->fd, a->temporary, !same, e));
