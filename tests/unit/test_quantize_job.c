@@ -1,5 +1,6 @@
 /* A quantize job writes the model that an eval of its recipe runs, whenever and however often it is stopped: to the
  * last byte; and an eval reads it as that. */
+#include "tests/unit/late_copies.h"
 #include "tests/unit/run_job.h"
 #include "tests/unit/tiny_copy.h"
 
@@ -257,6 +258,37 @@ static void lost_rows_are_made_again(void **state) {
     }
 }
 
+/* Codes come from the device's memory, written blocks and artifacts go to it. */
+static void a_device_with_memory_of_its_own_changes_nothing(void **state) {
+    (void)state;
+    struct backend device = with_late_copies(backend_cpu);
+    device.own_memory = device.loads_ahead = true;
+    struct made here, there;
+    struct run one, two;
+    made_open(&here);
+    made_open(&there);
+    run_init(&one);
+    run_init(&two);
+    must_make(&here, recipes[0], NULL, NULL);
+    there.run.backend = two.backend = &device;
+    there.run.stop_after = 2 * PER_BLOCK + 1;
+    assert_int_equal(make(&there, recipes[0], NULL, NULL), RC_UNAVAILABLE);
+    there.run.stop_after = 0;
+    json_t *rows = json_copy(there.run.rows);
+    must_make(&there, recipes[0], rows, NULL);
+    assert_same_results(&here.run, &there.run);
+    assert_same_folders(here.path, there.path);
+    one.artifact = two.artifact = here.path;
+    assert_int_equal(run_job(&one, FIXTURE "tiny", HELDOUT, EVAL(",'artifact':'made'"), NULL, NULL), RC_OK);
+    assert_int_equal(run_job(&two, FIXTURE "tiny", HELDOUT, EVAL(",'artifact':'made'"), NULL, NULL), RC_OK);
+    assert_true(json_equal(one.rows, two.rows));
+    json_decref(rows);
+    run_release(&one);
+    run_release(&two);
+    made_close(&here);
+    made_close(&there);
+}
+
 /* --- refusals --- */
 
 static void another_job_with_the_name_is_refused(void **state) {
@@ -358,6 +390,7 @@ int main(void) {
         cmocka_unit_test(a_stopped_job_ends_with_the_same_bytes),
         cmocka_unit_test(complete_blocks_are_kept),
         cmocka_unit_test(lost_rows_are_made_again),
+        cmocka_unit_test(a_device_with_memory_of_its_own_changes_nothing),
         cmocka_unit_test(another_job_with_the_name_is_refused),
         cmocka_unit_test(all_that_a_target_cannot_carry_is_named),
         cmocka_unit_test(an_allocation_is_for_the_weights_it_measured),

@@ -263,6 +263,12 @@ static enum rc add_input(void *ctx, const struct site *site, enum linear_input i
     return grams_add(&k->grams, input, x, e);
 }
 
+static bool looks_at(void *ctx, int block, enum linear_input input) {
+    bool wanted[INPUT_COUNT] = {0};
+    wanted_inputs(ctx, block, wanted);
+    return wanted[input];
+}
+
 static enum rc end_stage(void *ctx, int block, enum linear_input input, struct block_weights *seen, struct err *e) {
     struct calibrator *k = ctx;
     TRY(grams_finish(&k->grams, e));
@@ -338,6 +344,7 @@ static enum rc walk_windows(struct calibrator *k, struct err *e) {
                                .weights = begin_block,
                                .input = add_input,
                                .stage = k->plan.sequential ? end_stage : NULL,
+                               .looks = looks_at,
                                .block_end = end_block,
                                .final = head ? add_final : NULL};
     struct walk walk = {.job = k->job,

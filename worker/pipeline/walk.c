@@ -253,13 +253,27 @@ static struct step step_at(struct walker *k, int stream, int block, int64_t chun
     return (struct step){site_at(k, stream, block, chunk), slot(k, stream, chunk), seen};
 }
 
+static bool leads_nowhere(const struct walk_hooks *hooks, int block, enum linear_input until) {
+    return !forward_stage_moves(until) && hooks->looks && !hooks->looks(hooks->ctx, block, until);
+}
+
+static enum rc walk_stage(struct walker *k, int block, enum linear_input until, struct block_weights *seen,
+                          struct err *e) {
+    if (leads_nowhere(k->walk->hooks, block, until)) {
+        k->steps += k->chunks;
+        return RC_OK;
+    }
+    for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
+        struct step s = step_at(k, 0, block, chunk, seen);
+        TRY(walk_chunk_to(k, &s, until, e));
+    }
+    return RC_OK;
+}
+
 static enum rc walk_stages(struct walker *k, int block, struct block_weights *seen, struct err *e) {
     const struct walk_hooks *hooks = k->walk->hooks;
     for (int until = INPUT_ATTENTION; until <= INPUT_HEAD; until++) {
-        for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
-            struct step s = step_at(k, 0, block, chunk, seen);
-            TRY(walk_chunk_to(k, &s, (enum linear_input)until, e));
-        }
+        TRY(walk_stage(k, block, (enum linear_input)until, seen, e));
         if (until < INPUT_HEAD) TRY(hooks->stage(hooks->ctx, block, (enum linear_input)until, seen, e));
     }
     return RC_OK;

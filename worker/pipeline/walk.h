@@ -46,6 +46,9 @@ struct walk_hooks {
      * called: replace the Linears that read it and what their scale is folded into (the norm before it; the rows of v
      * or up, for the inputs of o and down). What follows in the block sees that. */
     enum rc (*stage)(void *ctx, int block, enum linear_input input, struct block_weights *seen, struct err *e);
+    /* With `stage`: whether anything is done with a block's `input`. Where it is not, a stage that only leads there is
+     * called without the windows having gone there. NULL: always. */
+    bool (*looks)(void *ctx, int block, enum linear_input input);
     /* All windows of all streams went through the block; reference weights still loaded. */
     enum rc (*block_end)(void *ctx, int block, const struct block_weights *w, struct err *e);
     /* One window after the final norm, for every stream at once: x[stream] [length, D]. */
