@@ -78,7 +78,7 @@ static void assert_same_results(const struct run *a, const struct run *b) {
 }
 
 static const char *const recipes[] = {
-    QUANTIZE(UNIFORM("awq+gptq") CALIBRATION),                                 /* folds, and each block from the last */
+    QUANTIZE(UNIFORM("awq+gptq") CALIBRATION), /* folds, and each block from the last */
     QUANTIZE(",'uniform':{'method':'gptq','bits':3,'group':64,'order':'activation'}" CALIBRATION),
     QUANTIZE(UNIFORM("awq") CALIBRATION), /* from the reference */
     QUANTIZE(UNIFORM("rtn")),
@@ -155,10 +155,18 @@ static void an_artifact_is_what_its_recipe_runs(void **state) {
 /* Kept Linears that a scale went into, and a head whose scale the final norm takes. */
 static void an_allocation_with_a_head_is_too(void **state) {
     (void)state;
-    static const char *const assigned[] = {
-        "model.layers.0.self_attn.q_proj", "awq4g64",        "model.layers.1.self_attn.v_proj", "fp8",
-        "model.layers.1.self_attn.o_proj", "awq+gptq3g64",   "model.layers.2.mlp.down_proj",    "gptq2g64",
-        "model.layers.5.mlp.gate_proj",    "rtn4g64-sym",    "lm_head",                         "gptq8g64"};
+    static const char *const assigned[] = {"model.layers.0.self_attn.q_proj",
+                                           "awq4g64",
+                                           "model.layers.1.self_attn.v_proj",
+                                           "fp8",
+                                           "model.layers.1.self_attn.o_proj",
+                                           "awq+gptq3g64",
+                                           "model.layers.2.mlp.down_proj",
+                                           "gptq2g64",
+                                           "model.layers.5.mlp.gate_proj",
+                                           "rtn4g64-sym",
+                                           "lm_head",
+                                           "gptq8g64"};
     json_t *inputs = allocation(assigned, 6, NULL);
     compare_with_eval(BOTH(",'allocation':'A'" CALIBRATION), inputs);
     json_decref(inputs);

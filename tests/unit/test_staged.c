@@ -183,8 +183,8 @@ static void stages_that_nobody_looks_at_are_not_walked(void **state) {
     for (unsigned ignored = 1; ignored < 1 << INPUT_HEAD; ignored++) {
         struct bare_job b;
         struct record staged, plain;
-        int walked = 1 - (int)(ignored & 1) + 1 - (int)(ignored >> INPUT_OUTPUT & 1) + 1 + 1 -
-                     (int)(ignored >> INPUT_DOWN & 1);
+        int walked =
+            1 - (int)(ignored & 1) + 1 - (int)(ignored >> INPUT_OUTPUT & 1) + 1 + 1 - (int)(ignored >> INPUT_DOWN & 1);
         bare_open(&b);
         record_open(&staged, b.source.model);
         record_open(&plain, b.source.model);

@@ -200,8 +200,7 @@ static enum rc take_temporary(struct artifact *a, struct err *e) {
         return err_errno(e, "cannot make a folder in '%s'", a->parent);
     a->fd = openat(a->parent_fd, a->temporary, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (a->fd < 0) return err_errno(e, "cannot open '%s/%s'", a->parent, a->temporary);
-    if (!lock(a->fd))
-        return err_set(e, RC_CONFLICT, "'%s' is being written by another process", a->spec.path);
+    if (!lock(a->fd)) return err_set(e, RC_CONFLICT, "'%s' is being written by another process", a->spec.path);
     bool same = file_is(a->fd, key_name, key);
     TRY(sweep_folder(a->fd, a->temporary, !same, e));
     return same ? RC_OK : file_write(a->fd, key_name, key, strlen(key), e);

@@ -49,8 +49,8 @@ bool artifact_has(const struct artifact *a, int shard);
 
 /* The blocks whose shards are complete, from the first on. */
 int artifact_blocks(const struct artifact *a);
-/* The source, but so many of those blocks as they are in the artifact: what the rest of it is calibrated behind. To walk
- * over, no more; artifact_model_close it before the artifact. */
+/* The source, but so many of those blocks as they are in the artifact: what the rest of it is calibrated behind. To
+ * walk over, no more; artifact_model_close it before the artifact. */
 enum rc artifact_model(const struct artifact *a, int blocks, struct model **model, struct err *e);
 void artifact_model_close(struct model *model); /* NULL is fine */
 

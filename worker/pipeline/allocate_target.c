@@ -41,8 +41,9 @@ static enum rc refuse(const struct profile_table *table, const bool *without, en
         if (without[i]) places[count++] = (struct place){table->linears[i].projection, table->linears[i].block};
     places_text(places, count, &names);
     list_reasons(table, first, target, &reasons);
-    enum rc rc = err_at(e, "/target", RC_INFEASIBLE, "%s carries no candidate that was profiled for %s; profile others: %s",
-                        target_names[target], names.data, reasons.data ? reasons.data : "");
+    enum rc rc =
+        err_at(e, "/target", RC_INFEASIBLE, "%s carries no candidate that was profiled for %s; profile others: %s",
+               target_names[target], names.data, reasons.data ? reasons.data : "");
     free(places);
     strbuf_release(&names);
     strbuf_release(&reasons);
