@@ -52,6 +52,20 @@ def test_the_worker_is_told_which_folder(daemon):
         "name": "org/m", "path": str(daemon.models / "org/m")}
 
 
+def test_an_eval_may_come_after_the_job_that_makes_its_artifact(daemon):
+    running = daemon.submit("hang", device="cpu")["id"]
+    maker = daemon.ask("POST", "/v1/jobs", a_quantize(uniform=RTN)).json["id"]
+    spec = {"kind": "eval", "model": "org/m", "dataset": "d", "artifact": "made"}
+    assert_problem(daemon.ask("POST", "/v1/jobs", spec), 422, "/artifact")
+    assert_problem(daemon.ask("POST", "/v1/jobs", {**spec, "artifact": "other", "after": [maker]}), 422, "/artifact")
+    assert_problem(daemon.ask("POST", "/v1/jobs", {**spec, "after": [running]}), 422, "/artifact")
+    id_ = daemon.ask("POST", "/v1/jobs", {**spec, "after": [running, maker]}).json["id"]
+    daemon.act(running, "cancel")
+    assert daemon.wait_for(id_, "failed", "succeeded")["error"]["code"] == "dependency_failed"
+    id_ = daemon.ask("POST", "/v1/jobs", {**spec, "after": [maker]}).json["id"]
+    assert "made" in daemon.wait_for(id_, "failed", "succeeded")["error"]["message"]  # this worker makes nothing
+
+
 def test_an_allocation_brings_its_profiles_calibration(daemon):
     daemon.put_dataset("c", "calibrate on this\n")
     post = lambda **spec: daemon.ask("POST", "/v1/jobs", spec).json["id"]  # noqa: E731
