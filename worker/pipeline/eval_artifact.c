@@ -25,12 +25,18 @@ static bool same_tensor(const struct st_tensor *a, const struct st_tensor *b) {
     return a->type == b->type && a->bytes == b->bytes && memcmp(a->data, b->data, (size_t)a->bytes) == 0;
 }
 
+static bool same_numbers(const double *a, const double *b, int count) {
+    for (int i = 0; i < count; i++)
+        if (a[i] != b[i]) return false;
+    return true;
+}
+
 static bool same_rope(const struct rope_config *a, const struct rope_config *b) {
     return a->type == b->type && a->theta == b->theta && a->factor == b->factor &&
            a->low_freq_factor == b->low_freq_factor && a->high_freq_factor == b->high_freq_factor &&
            a->original_context == b->original_context && a->attention_factor == b->attention_factor &&
-           memcmp(a->short_factor, b->short_factor, sizeof a->short_factor) == 0 &&
-           memcmp(a->long_factor, b->long_factor, sizeof a->long_factor) == 0;
+           same_numbers(a->short_factor, b->short_factor, ROTARY_HALF_MAX) &&
+           same_numbers(a->long_factor, b->long_factor, ROTARY_HALF_MAX);
 }
 
 static bool same_arch(const struct arch *a, const struct arch *b) {
