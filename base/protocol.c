@@ -41,15 +41,11 @@ static const char *const cache_names[] = {"drift", "fingerprint", NULL};
     { name, MEMBER_BUFFER, offsetof(struct message, field), false, sizeof((struct message *)0)->field }
 
 static const struct member start_members[] = {
-    REQUIRED("job", MEMBER_STRING, start.job),
-    REQUIRED("attempt", MEMBER_COUNT, start.attempt),
-    REQUIRED("spec", MEMBER_OBJECT, start.spec),
-    OPTIONAL("model", MEMBER_OBJECT, start.model),
-    OPTIONAL("dataset", MEMBER_OBJECT, start.dataset),
-    OPTIONAL("calibration", MEMBER_OBJECT, start.calibration),
-    OPTIONAL("inputs", MEMBER_OBJECT, start.inputs),
-    OPTIONAL("rows", MEMBER_ARRAY, start.rows),
-    {0},
+    REQUIRED("job", MEMBER_STRING, start.job),           REQUIRED("attempt", MEMBER_COUNT, start.attempt),
+    REQUIRED("spec", MEMBER_OBJECT, start.spec),         OPTIONAL("model", MEMBER_OBJECT, start.model),
+    OPTIONAL("dataset", MEMBER_OBJECT, start.dataset),   OPTIONAL("calibration", MEMBER_OBJECT, start.calibration),
+    OPTIONAL("artifact", MEMBER_OBJECT, start.artifact), OPTIONAL("inputs", MEMBER_OBJECT, start.inputs),
+    OPTIONAL("rows", MEMBER_ARRAY, start.rows),          {0},
 };
 static const struct member cancel_members[] = {
     REQUIRED("job", MEMBER_STRING, cancel.job),

@@ -48,6 +48,7 @@ struct msg_start {
     json_t *model;       /* {"name", "path"} or NULL */
     json_t *dataset;     /* {"name", "sha256", "path"} or NULL */
     json_t *calibration; /* the same of a second dataset, which the job calibrates on */
+    json_t *artifact;    /* {"name", "path"}: the folder that the job makes, or a quantized model that it reads */
     json_t *inputs;      /* {"profile": {"job", "result", "rows"}, …}: the jobs that the spec names */
     json_t *rows;        /* [{"phase", "index", "data"}]: rows of earlier attempts */
 };

@@ -5,7 +5,15 @@
 
 #include "base/json.h"
 
-enum { NAME_MAX_BYTES = 255, LABEL_MAX = 200, AFTER_MAX = 64, ID_MAX = 64, DEVICE_MAX = 32, RULES_MAX = 256 };
+enum {
+    NAME_MAX_BYTES = 255,
+    LABEL_MAX = 200,
+    ARTIFACT_NAME_MAX = 128,
+    AFTER_MAX = 64,
+    ID_MAX = 64,
+    DEVICE_MAX = 32,
+    RULES_MAX = 256
+};
 enum { WINDOWS_MAX = 1 << 20, LENGTH_MAX = 1 << 20, BLOCKS_MAX = 4096, TIE_MAX = 32, BITS_MIN = 2, BITS_MAX = 16 };
 #define SEED_MAX 9007199254740991.0 /* what every JSON reader keeps exactly */
 #define BYTES_MAX 1e18
@@ -236,6 +244,7 @@ static const struct field allocation_fields[] = {
      .offset = offsetof(struct spec_allocation, rules),
      .max = RULES_MAX,
      .schema = &rule_schema},
+    ENUM_FIELD(struct spec_allocation, target, target_names),
     {0},
 };
 static const struct schema allocation_schema = {
@@ -252,12 +261,13 @@ static const struct spec_reference allocation_references[] = {
 /* --- eval --- */
 
 /* Whether an allocation's candidates need one is known when it has run. */
-static void calibration_check(const struct spec_eval *eval, struct decode *d) {
-    bool needed = eval->uniform != NULL && candidate_needs_gram(eval->uniform);
-    if (needed && eval->calibration == NULL)
+static void calibration_check(const struct spec_calibration *calibration, const struct candidate *uniform,
+                              const char *allocation, struct decode *d) {
+    bool needed = uniform != NULL && candidate_needs_gram(uniform);
+    if (needed && calibration == NULL)
         problem_at(d, "calibration", "is required: %s looks at what flows through the model",
-                   method_names[eval->uniform->method]);
-    if (eval->calibration != NULL && !needed && eval->allocation == NULL)
+                   method_names[uniform->method]);
+    if (calibration != NULL && !needed && allocation == NULL)
         problem_at(d, "calibration", "is for candidates that look at what flows through the model; leave it out");
 }
 
@@ -266,7 +276,9 @@ static void eval_check(void *object, struct decode *d) {
     if (eval->length == 0) eval->length = eval->protocol == PROTOCOL_LLAMA_CPP ? 512 : 2048;
     if (eval->allocation != NULL && eval->uniform != NULL)
         problem_at(d, "uniform", "excludes allocation; give one of them, or neither for the reference alone");
-    calibration_check(eval, d);
+    if (eval->artifact != NULL && (eval->allocation != NULL || eval->uniform != NULL))
+        problem_at(d, "artifact", "excludes allocation and uniform; it is quantized already");
+    calibration_check(eval->calibration, eval->uniform, eval->allocation, d);
     devices_check(&eval->common, d);
 }
 
@@ -281,6 +293,7 @@ static const struct field eval_fields[] = {
      .offset = offsetof(struct spec_eval, uniform),
      .decode = candidate_decode,
      .describe = candidate_describe},
+    NAME_FIELD(struct spec_eval, artifact, false),
     ENUM_FIELD(struct spec_eval, protocol, protocol_names),
     INT_FIELD(struct spec_eval, length, 2, LENGTH_MAX),
     INT_FIELD(struct spec_eval, windows, 1, WINDOWS_MAX),
@@ -303,6 +316,75 @@ static const struct spec_reference eval_references[] = {
     {0},
 };
 
+/* --- quantize --- */
+
+/* One component of a path that needs no quoting anywhere, and is not hidden. */
+static void artifact_name_decode(const json_t *value, void *member, struct decode *d) {
+    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    const char *name = json_string_value(value);
+    if (name == NULL) {
+        problem_here(d, "must be a string");
+        return;
+    }
+    size_t len = json_string_length(value);
+    if (len == 0 || len > ARTIFACT_NAME_MAX || strspn(name, allowed) != len || name[0] == '.')
+        problem_here(d, "names a folder: 1 to %d letters, digits, '.', '_' and '-', not beginning with '.'",
+                     ARTIFACT_NAME_MAX);
+    else
+        *(const char **)member = arena_strdup(d->arena, name);
+}
+
+static json_t *artifact_name_describe(void) {
+    return json_pack("{ss si ss}", "type", "string", "maxLength", ARTIFACT_NAME_MAX, "pattern",
+                     "^[A-Za-z0-9_-][A-Za-z0-9._-]*$");
+}
+
+static void quantize_check(void *object, struct decode *d) {
+    const struct spec_quantize *quantize = object;
+    if (quantize->allocation == NULL && quantize->uniform == NULL)
+        problem_here(d, "needs a recipe: give allocation or uniform");
+    if (quantize->allocation != NULL && quantize->uniform != NULL)
+        problem_at(d, "uniform", "excludes allocation; give one of them");
+    calibration_check(quantize->calibration, quantize->uniform, quantize->allocation, d);
+}
+
+static const struct field quantize_fields[] = {
+    COMMON_FIELDS("quantize"),
+    NAME_FIELD(struct spec_quantize, model, true),
+    {.name = "name",
+     .type = FIELD_CUSTOM,
+     .offset = offsetof(struct spec_quantize, name),
+     .required = true,
+     .decode = artifact_name_decode,
+     .describe = artifact_name_describe},
+    JOB_FIELD(struct spec_quantize, allocation, false),
+    {.name = "uniform",
+     .type = FIELD_CUSTOM,
+     .offset = offsetof(struct spec_quantize, uniform),
+     .decode = candidate_decode,
+     .describe = candidate_describe},
+    {.name = "calibration",
+     .type = FIELD_OBJECT,
+     .offset = offsetof(struct spec_quantize, calibration),
+     .schema = &calibration_schema},
+    {.name = "target",
+     .type = FIELD_ENUM,
+     .offset = offsetof(struct spec_quantize, target),
+     .presence = offsetof(struct spec_quantize, has_target) + 1,
+     .values = target_names},
+    {0},
+};
+static const struct schema quantize_schema = {
+    .name = "quantize",
+    .fields = quantize_fields,
+    .size = sizeof(struct spec_quantize),
+    .check = quantize_check,
+};
+static const struct spec_reference quantize_references[] = {
+    {.member = "allocation", .kind = "allocation", .offset = offsetof(struct spec_quantize, allocation)},
+    {0},
+};
+
 /* --- kinds --- */
 
 static const struct spec_reference no_references[] = {{0}};
@@ -311,6 +393,7 @@ const struct job_kind job_kinds[] = {
     {"profile", LANE_DEVICE, &profile_schema, no_references},
     {"allocation", LANE_CPU, &allocation_schema, allocation_references},
     {"eval", LANE_DEVICE, &eval_schema, eval_references},
+    {"quantize", LANE_DEVICE, &quantize_schema, quantize_references},
     {0},
 };
 
@@ -321,8 +404,8 @@ const struct job_kind *job_kind_find(const char *name) {
 }
 
 static enum rc find_kind(const json_t *json, const struct job_kind **kind, struct decode *d) {
-    static const char *const planned[] = {"quantize", "sweep",       "divergence", "sanity", "inversion",
-                                          "compare",  "calibration", "diagnose",   "study",  NULL};
+    static const char *const planned[] = {"sweep",       "divergence", "sanity", "inversion", "compare",
+                                          "calibration", "diagnose",   "study",  NULL};
     const char *names[sizeof job_kinds / sizeof *job_kinds];
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         names[i] = job_kinds[i].name;
@@ -332,7 +415,7 @@ static enum rc find_kind(const json_t *json, const struct job_kind **kind, struc
     if (!json_is_object(json)) {
         problem_here(d, "a job is a JSON object, not %s", json_type_name(json));
     } else if (value == NULL) {
-        problem_at(d, "kind", "is required: profile, allocation or eval");
+        problem_at(d, "kind", "is required: profile, allocation, eval or quantize");
     } else if (!json_is_string(value)) {
         problem_at(d, "kind", "must be a string, not %s", json_type_name(value));
     } else {
@@ -357,6 +440,7 @@ enum rc spec_decode(const json_t *json, union spec *spec, const struct job_kind 
 
 const char *spec_model(const struct job_kind *kind, const union spec *spec) {
     if (kind->schema == &profile_schema) return spec->profile.model;
+    if (kind->schema == &quantize_schema) return spec->quantize.model;
     return kind->schema == &eval_schema ? spec->eval.model : NULL;
 }
 
@@ -366,8 +450,23 @@ const char *spec_dataset(const struct job_kind *kind, const union spec *spec) {
 }
 
 const char *spec_calibration_dataset(const struct job_kind *kind, const union spec *spec) {
-    if (kind->schema != &eval_schema || spec->eval.calibration == NULL) return NULL;
-    return spec->eval.calibration->dataset;
+    const struct spec_calibration *calibration = NULL;
+    if (kind->schema == &eval_schema) calibration = spec->eval.calibration;
+    if (kind->schema == &quantize_schema) calibration = spec->quantize.calibration;
+    return calibration != NULL ? calibration->dataset : NULL;
+}
+
+const char *spec_allocation(const struct job_kind *kind, const union spec *spec) {
+    if (kind->schema == &eval_schema) return spec->eval.allocation;
+    return kind->schema == &quantize_schema ? spec->quantize.allocation : NULL;
+}
+
+const char *spec_made_artifact(const struct job_kind *kind, const union spec *spec) {
+    return kind->schema == &quantize_schema ? spec->quantize.name : NULL;
+}
+
+const char *spec_read_artifact(const struct job_kind *kind, const union spec *spec) {
+    return kind->schema == &eval_schema ? spec->eval.artifact : NULL;
 }
 
 bool spec_is_split(const union spec *spec) {

@@ -12,6 +12,7 @@
 
 #include "base/candidate.h"
 #include "base/schema.h"
+#include "base/target.h"
 
 /* Which queue a kind waits in: numeric kinds in the lane of their device, pure arithmetic in `cpu`. */
 enum lane_type { LANE_DEVICE, LANE_CPU };
@@ -74,6 +75,7 @@ struct spec_allocation {
     int score;           /* index into score_names */
     struct spec_budget *budget;
     struct list rules; /* struct spec_rule */
+    int target;        /* enum target: what is to load the model; the solver chooses what it can carry */
 };
 extern const char *const score_names[];
 
@@ -82,13 +84,26 @@ enum protocol_type { PROTOCOL_WINDOWS, PROTOCOL_LLAMA_CPP };
 struct spec_eval {
     struct spec_common common;
     const char *model, *dataset;
-    const char *allocation;               /* job id, or NULL */
-    struct candidate *uniform;            /* or NULL; neither: the reference alone */
-    int protocol;                         /* enum protocol_type */
-    int64_t length;                       /* tokens per window; default 2048, 512 for llama.cpp */
-    int64_t windows;                      /* 0: all */
-    const char *compare;                  /* job id of an eval over the same windows, or NULL */
+    const char *allocation;    /* job id, or NULL */
+    struct candidate *uniform; /* or NULL */
+    const char *artifact;      /* name of a quantized model, or NULL; none of the three: the reference alone */
+    int protocol;              /* enum protocol_type */
+    int64_t length;            /* tokens per window; default 2048, 512 for llama.cpp */
+    int64_t windows;           /* 0: all */
+    const char *compare;       /* job id of an eval over the same windows, or NULL */
     struct spec_calibration *calibration; /* NULL: none needed, or that of the allocation's profile */
+};
+
+/* Exactly one of allocation and uniform is given. */
+struct spec_quantize {
+    struct spec_common common;
+    const char *model;
+    const char *name; /* of the artifact: a folder, and then a model */
+    const char *allocation;
+    struct candidate *uniform;
+    struct spec_calibration *calibration; /* as of an eval */
+    bool has_target;                      /* else what the allocation was solved for */
+    int target;                           /* enum target */
 };
 
 union spec {
@@ -96,6 +111,7 @@ union spec {
     struct spec_profile profile;
     struct spec_allocation allocation;
     struct spec_eval eval;
+    struct spec_quantize quantize;
 };
 
 /* A member of the spec that names another job: the daemon waits for it and hands over its result and rows. */
@@ -125,6 +141,11 @@ const char *spec_model(const struct job_kind *kind, const union spec *spec);
 const char *spec_dataset(const struct job_kind *kind, const union spec *spec);
 /* A second dataset, to calibrate on; NULL: the kind has none, or the spec leaves it to the job's allocation. */
 const char *spec_calibration_dataset(const struct job_kind *kind, const union spec *spec);
+/* The allocation whose recipe the job runs. */
+const char *spec_allocation(const struct job_kind *kind, const union spec *spec);
+/* The artifact that the job makes, and the one that it reads. */
+const char *spec_made_artifact(const struct job_kind *kind, const union spec *spec);
+const char *spec_read_artifact(const struct job_kind *kind, const union spec *spec);
 
 /* Whether the job is to be split over all devices that there are. */
 bool spec_is_split(const union spec *spec);

@@ -115,6 +115,7 @@ static enum rc run_pipeline(const struct worker *worker, const struct msg_start 
                       .model = start->model,
                       .dataset = start->dataset,
                       .calibration = start->calibration,
+                      .artifact = start->artifact,
                       .inputs = start->inputs,
                       .rows = start->rows,
                       .backend = worker->backend,

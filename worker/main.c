@@ -35,6 +35,7 @@ static const char usage[] =
     "run: the spec names a model folder and a text file, as paths or beneath these folders\n"
     "  --models DIR       folder beneath which the spec's model lies\n"
     "  --datasets DIR     folder beneath which the spec's dataset lies\n"
+    "  --artifacts DIR    folder in which a quantize job makes its artifact (the one at hand)\n"
     "  --input NAME=FILE  output of an earlier run, for the spec's member NAME (profile, allocation, compare)\n"
     "  --resume FILE      output of an earlier, unfinished run of this job, on a device and in a precision that\n"
     "                     compute alike: its rows are kept\n"
@@ -65,6 +66,7 @@ enum option_id {
     OPT_SCRATCH,
     OPT_MODELS,
     OPT_DATASETS,
+    OPT_ARTIFACTS,
     OPT_INPUT,
     OPT_RESUME,
     OPT_CONFIG,
@@ -89,6 +91,7 @@ static const struct option long_options[] = {
     {"scratch", required_argument, NULL, OPT_SCRATCH},
     {"models", required_argument, NULL, OPT_MODELS},
     {"datasets", required_argument, NULL, OPT_DATASETS},
+    {"artifacts", required_argument, NULL, OPT_ARTIFACTS},
     {"input", required_argument, NULL, OPT_INPUT},
     {"resume", required_argument, NULL, OPT_RESUME},
     {"config", required_argument, NULL, OPT_CONFIG},
@@ -151,6 +154,7 @@ static enum rc parse_option(int id, struct arguments *a, struct err *e) {
     case OPT_SCRATCH: a->worker.scratch = optarg; return RC_OK;
     case OPT_MODELS: a->run.models = optarg; return RC_OK;
     case OPT_DATASETS: a->run.datasets = optarg; return RC_OK;
+    case OPT_ARTIFACTS: a->run.artifacts = optarg; return RC_OK;
     case OPT_RESUME: a->run.resume = optarg; return RC_OK;
     case OPT_INPUT:
         if (a->run.input_count == INPUTS_MAX) return err_set(e, RC_INVALID, "more than %d --input", INPUTS_MAX);

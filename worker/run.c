@@ -100,16 +100,27 @@ static const char *calibration_dataset(const json_t *document) {
     return json_string_value(json_object_get(calibration, "dataset"));
 }
 
+/* What the spec makes lies in the folder of artifacts, what it reads where models do. */
+static void add_artifact(const struct run_options *o, json_t *document) {
+    const json_t *spec = json_object_get(document, "spec");
+    const char *made = json_string_value(json_object_get(spec, "name"));
+    const char *read = json_string_value(json_object_get(spec, "artifact"));
+    if (made) json_object_set_new(document, "artifact", named_file(made, o->artifacts));
+    if (read) json_object_set_new(document, "artifact", named_file(read, o->models));
+}
+
 /* A profile's only dataset is what it calibrates on. */
 static void add_files(const struct run_options *o, json_t *document) {
     const json_t *spec = json_object_get(document, "spec");
     const char *model = json_string_value(json_object_get(spec, "model"));
     const char *dataset = json_string_value(json_object_get(spec, "dataset"));
-    const char *calibration = calibration_dataset(document);
+    const char *calibration = calibration_dataset(document), *kind = json_string_value(json_object_get(spec, "kind"));
+    bool profile = kind && !strcmp(kind, "profile");
     if (model) json_object_set_new(document, "model", named_file(model, o->models));
     if (calibration)
-        json_object_set_new(document, dataset ? "calibration" : "dataset", named_file(calibration, o->datasets));
+        json_object_set_new(document, profile ? "dataset" : "calibration", named_file(calibration, o->datasets));
     if (dataset) json_object_set_new(document, "dataset", named_file(dataset, o->datasets));
+    add_artifact(o, document);
 }
 
 /* The members of a start message, in one object that owns them. */
@@ -137,6 +148,7 @@ static enum rc execute(const struct worker *worker, const json_t *document, stru
                               .model = json_object_get(document, "model"),
                               .dataset = json_object_get(document, "dataset"),
                               .calibration = json_object_get(document, "calibration"),
+                              .artifact = json_object_get(document, "artifact"),
                               .inputs = json_object_get(document, "inputs"),
                               .rows = json_object_get(document, "rows")};
     struct message end = {.type = MSG_RESULT, .result = {.job = run_job_id}};

@@ -8,6 +8,7 @@ struct run_options {
     const char *spec;          /* file with a job spec; its dataset is a text file, its model a folder or a name */
     const char *models;        /* folder beneath which a model's name is looked up; NULL: the name is a path */
     const char *datasets;      /* the same for datasets */
+    const char *artifacts;     /* folder in which an artifact is made; NULL: the one at hand */
     const char *resume;        /* output of an earlier run whose rows are kept, or NULL; of the same arithmetic */
     const char *const *inputs; /* "profile=FILE": output of the run that the spec's member stands for */
     int input_count;

@@ -15,6 +15,7 @@ void start_release(struct msg_start *start) {
     json_decref(start->model);
     json_decref(start->dataset);
     json_decref(start->calibration);
+    json_decref(start->artifact);
     json_decref(start->inputs);
     json_decref(start->rows);
 }
@@ -25,6 +26,23 @@ static enum rc add_model(struct app *app, const struct job_record *job, struct m
     if (!job->model) return RC_OK;
     TRY(model_find(&app->models, job->model, &path, e));
     start->model = json_pack("{s:s, s:s}", "name", job->model, "path", path);
+    free(path);
+    return RC_OK;
+}
+
+/* The folder that a quantize job makes, or the model that an eval compares. */
+static enum rc add_artifact(struct app *app, const struct job_kind *kind, struct msg_start *start, struct err *e) {
+    const char *made = json_string_value(json_object_get(start->spec, "name"));
+    const char *read = json_string_value(json_object_get(start->spec, "artifact"));
+    char *path;
+
+    if (!strcmp(kind->name, "quantize") && made)
+        path = xasprintf("%s/%s", app->artifacts, made);
+    else if (read)
+        TRY(model_find(&app->models, read, &path, e));
+    else
+        return RC_OK;
+    start->artifact = json_pack("{s:s, s:s}", "name", read ? read : made, "path", path);
     free(path);
     return RC_OK;
 }
@@ -67,10 +85,12 @@ static enum rc add_input(struct db *db, const struct spec_reference *reference, 
     return RC_OK;
 }
 
-static enum rc add_inputs(struct db *db, const struct job_record *job, struct msg_start *start, struct err *e) {
+static enum rc add_inputs(struct app *app, const struct job_record *job, struct msg_start *start, struct err *e) {
+    struct db *db = store_reader(app->store);
     const struct job_kind *kind = job_kind_find(job->kind);
 
     if (!kind) return err_set(e, RC_UNSUPPORTED, "this hsaqd has no job kind \"%s\"", job->kind);
+    TRY(add_artifact(app, kind, start, e));
     start->inputs = json_object();
     for (const struct spec_reference *r = kind->references; r->member; r++) {
         const char *id = json_string_value(json_object_get(start->spec, r->member));
@@ -86,7 +106,7 @@ static enum rc build(struct app *app, const struct job_record *job, struct msg_s
     TRY(add_model(app, job, start, e));
     TRY(find_dataset(app, job->dataset, job->dataset_sha256, &start->dataset, e));
     TRY(find_dataset(app, job->calibration, job->calibration_sha256, &start->calibration, e));
-    TRY(add_inputs(db, job, start, e));
+    TRY(add_inputs(app, job, start, e));
     return rows_json(db, job->id, &start->rows, e);
 }
 

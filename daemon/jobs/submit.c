@@ -22,6 +22,7 @@ struct request {
     char id[ID_SIZE], *text, *key;
     char hash[SHA256_HEX_SIZE];
     struct problems problems;
+    struct err no_artifact; /* rc RC_OK: what the job is to read is there, or nothing is */
     const char *needs[NEEDS_MAX];
     size_t n_needs;
     command_done done;
@@ -126,6 +127,21 @@ static bool read_spec(struct db *db, struct request *r, const char *id, const ch
     return rc == RC_OK;
 }
 
+/* An artifact that is not there yet is made by a job that this one comes after. */
+static void check_artifact(struct db *db, struct request *r) {
+    const struct list *after = &r->spec.common.after;
+    const char *name = spec_read_artifact(r->kind, &r->spec);
+    struct job_record job;
+    union spec maker;
+
+    if (r->no_artifact.rc == RC_OK) return;
+    for (size_t i = 0; i < after->count; i++)
+        if (read_spec(db, r, ((const char *const *)after->items)[i], "quantize", &job, &maker) &&
+            !strcmp(maker.quantize.name, name))
+            return;
+    fault(r, "/artifact", r->no_artifact.message);
+}
+
 static bool any_needs_gram(const struct list *candidates) {
     const struct candidate *items = candidates->items;
 
@@ -134,14 +150,15 @@ static bool any_needs_gram(const struct list *candidates) {
     return false;
 }
 
-/* What the profile behind an eval's allocation was calibrated on, when a candidate of its may need that again: which
+/* What the profile behind the job's allocation was calibrated on, when a candidate of its may need that again: which
  * ones the allocation chooses is not known yet. */
 static enum rc inherit_calibration(struct db *db, struct request *r, struct dataset *dataset, struct err *e) {
     struct job_record job;
     union spec allocation, profile;
     char detail[256];
 
-    if (!read_spec(db, r, r->spec.eval.allocation, "allocation", &job, &allocation)) return RC_OK;
+    const char *id = spec_allocation(r->kind, &r->spec);
+    if (!read_spec(db, r, id, "allocation", &job, &allocation)) return RC_OK;
     if (!read_spec(db, r, allocation.allocation.profile, "profile", &job, &profile)) return RC_OK;
     if (!any_needs_gram(&profile.profile.candidates) || !job.dataset) return RC_OK;
     enum rc rc = dataset_get(db, job.dataset, dataset, e);
@@ -155,14 +172,13 @@ static enum rc inherit_calibration(struct db *db, struct request *r, struct data
 
 static enum rc check_calibration(struct db *db, struct request *r, struct dataset *dataset, struct err *e) {
     const char *name = spec_calibration_dataset(r->kind, &r->spec);
-    bool eval = !strcmp(r->kind->name, "eval");
     enum rc rc = name ? dataset_get(db, name, dataset, e) : RC_OK;
 
     if (rc == RC_NOT_FOUND) {
         fault(r, "/calibration/dataset", e->message);
         return RC_OK;
     }
-    if (rc != RC_OK || name || !eval || !r->spec.eval.allocation) return rc;
+    if (rc != RC_OK || name || !spec_allocation(r->kind, &r->spec)) return rc;
     return inherit_calibration(db, r, dataset, e);
 }
 
@@ -217,6 +233,7 @@ static enum rc submit_run(struct db *db, struct write_op *op, struct err *e) {
     TRY(check_dataset(db, r, &pinned.dataset, e));
     TRY(check_references(db, r, e));
     TRY(check_calibration(db, r, &pinned.calibration, e));
+    check_artifact(db, r);
     if (r->problems.count)
         return err_at(e, r->problems.items[0].pointer, RC_INVALID, "%s", r->problems.items[0].detail);
     TRY(insert(db, r, &pinned, e));
@@ -234,22 +251,40 @@ static void submit_done(struct write_op *op, const struct err *e) {
 
 /* ---- before it ---- */
 
-static enum rc check_model(const struct app *app, const struct request *r, struct err *e) {
-    const char *name = spec_model(r->kind, &r->spec);
-    struct err found;
+/* `name` NULL: the job has none. */
+static enum rc find_model(const struct app *app, const char *name, struct err *e) {
     char *path;
 
     if (!name) return RC_OK;
-    if (model_find(&app->models, name, &path, &found) != RC_OK)
-        return err_at(e, "/model", RC_INVALID, "%s", found.message);
+    TRY(model_find(&app->models, name, &path, e));
     free(path);
     return RC_OK;
+}
+
+/* Another job may be about to make it: then the worker refuses the later one. */
+static enum rc check_name_is_free(const struct app *app, const char *name, struct err *e) {
+    struct err absent;
+    char *path;
+
+    if (!name || model_find(&app->models, name, &path, &absent) != RC_OK) return RC_OK;
+    free(path);
+    return err_at(e, "/name", RC_CONFLICT, "there is a model \"%s\" already: choose another name, or remove its folder",
+                  name);
+}
+
+static enum rc check_models(const struct app *app, struct request *r, struct err *e) {
+    struct err missing;
+
+    if (find_model(app, spec_model(r->kind, &r->spec), &missing) != RC_OK)
+        return err_at(e, "/model", RC_INVALID, "%s", missing.message);
+    if (find_model(app, spec_read_artifact(r->kind, &r->spec), &missing) != RC_OK) r->no_artifact = missing;
+    return check_name_is_free(app, spec_made_artifact(r->kind, &r->spec), e);
 }
 
 static enum rc validate(struct app *app, const struct submission *s, struct request *r, struct err *e) {
     TRY(spec_decode(s->spec, &r->spec, &r->kind, &r->arena, s->problems, e));
     TRY(devices_check(&app->devices, r->kind->lane, r->spec.common.device, e));
-    TRY(check_model(app, r, e));
+    TRY(check_models(app, r, e));
     return id_new(r->id, e);
 }
 

@@ -95,7 +95,8 @@ class Worker:
         self.send("log", level="info", text="all rows done")
         self.send("result", job=id_, result={"rows": count, "inputs": sorted(job.get("inputs", {})),
                                              "dataset": job.get("dataset"),
-                                             "calibration": job.get("calibration"), "model": job.get("model")})
+                                             "calibration": job.get("calibration"),
+                                             "artifact": job.get("artifact"), "model": job.get("model")})
 
     def serve(self, device, vram_limit, precision):
         arithmetic = "cpu/fp32" if device == "cpu" else f"cuda/{precision}"

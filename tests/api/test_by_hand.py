@@ -9,11 +9,11 @@ from conftest import BUILD, ROOT
 SPEC = {"kind": "eval", "model": "tests/fixture/tiny", "dataset": "tests/fixture/heldout.txt", "length": 64, "windows": 4}
 
 
-def run(folder, *options):
+def run(folder, *options, spec=SPEC):
     worker, job = BUILD / "hsaq-worker", folder / "job.json"
     if not worker.exists():
         pytest.skip("hsaq-worker is not built")
-    job.write_text(json.dumps(SPEC))
+    job.write_text(json.dumps(spec))
     command = [worker, "run", job, "--device", "cpu", "--threads", "1", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
@@ -47,3 +47,23 @@ def test_a_run_does_not_go_on_from_rows_of_another_arithmetic(tmp_path, arithmet
     refused = run(tmp_path, "--resume", cut)
     assert refused.returncode == 1 and refused.stdout == ""
     assert "its rows were not made in cpu/fp32" in refused.stderr and str(cut) in refused.stderr
+
+
+def test_an_artifact_is_made_where_it_is_asked_for(tmp_path):
+    recipe = {"method": "gptq", "bits": 4, "group": 64}
+    calibration = {"dataset": "tests/fixture/calibration.txt", "samples": 2, "length": 64}
+    spec = {"kind": "quantize", "model": SPEC["model"], "name": "made", "uniform": recipe, "calibration": calibration}
+    folders = [tmp_path / name for name in ("whole", "resumed")]
+    for folder in folders:
+        folder.mkdir()
+    whole = messages(run(tmp_path, "--artifacts", folders[0], spec=spec))
+    assert (folders[0] / "made/config.json").exists() and len(of_type(whole, "row")) == 42
+    cut = tmp_path / "cut"
+    cut.write_text("".join(json.dumps(message) + "\n" for message in [whole[0], *of_type(whole, "row")[:20]]))
+    rest = messages(run(tmp_path, "--artifacts", folders[1], "--resume", cut, spec=spec))
+    assert of_type(rest, "row") == of_type(whole, "row")[20:]
+    for said in (whole, rest):
+        said[-1]["result"].pop("path")
+    assert rest[-1] == whole[-1]
+    evaluate = {**SPEC, "artifact": str(folders[1] / "made")}
+    assert "quantized" in messages(run(tmp_path, spec=evaluate))[-1]["result"]

@@ -72,6 +72,10 @@ def jobs(real_service):
     for method in ("gptq", "awq"):
         recipe = {"method": method, "bits": 4, "group": 64}
         made[method] = run(real_service, **an_eval(uniform=recipe, calibration=calibration))["id"]
+    artifact = {"kind": "quantize", "model": "tiny", "name": "tiny-4bit", "target": "compressed-tensors"}
+    recipe = {"method": "awq+gptq", "bits": 4, "group": 64, "symmetric": True}
+    made["quantize"] = run(real_service, **artifact, uniform=recipe, calibration=calibration)["id"]
+    made["artifact"] = run(real_service, **an_eval(artifact="tiny-4bit"))["id"]
     return made
 
 

@@ -5,7 +5,7 @@ What must hold, and how it shows:
   a client that submits while the kills go on and repeats what was not answered (once accepted, once there);
 - no row is computed twice: a row that came twice would fail its job (the table of rows refuses it), and a profile's
   own count says that it resumed from at least the rows that were seen before its last start;
-- no result differs by a bit from an undisturbed run, but for what the API document calls of this run.
+- no result and no artifact differs by a bit from an undisturbed run, but for what the API document calls of this run.
 
 HSAQ_KILLS sets how many kills (50), HSAQ_SEED the moments (1)."""
 
@@ -42,6 +42,13 @@ def evaluation(**recipe):
 CALIBRATION = {"dataset": "d", "samples": 8, "length": 128}
 
 
+def artifact(name, **recipe):
+    return {"kind": "quantize", "model": "tiny", "name": name, **recipe}
+
+
+AWQ_GPTQ = {"method": "awq+gptq", "bits": 4, "group": 64, "symmetric": True}
+
+
 def allocation(profile_id, bits):
     return {"kind": "allocation", "profile": profile_id, "budget": {"average_bits": bits}}
 
@@ -50,6 +57,7 @@ class Service(api.Daemon):
     def __init__(self, folder):
         folder.mkdir()
         super().__init__(folder, worker=api.BUILD / "hsaq-worker", options=("--models", FIXTURE))
+        self.artifacts = 0
         self.put_dataset(text=(FIXTURE / "heldout.txt").read_text())
 
     def post(self, body, key=None):
@@ -64,11 +72,14 @@ class Service(api.Daemon):
                                  {"method": "hqq", "bits": 3, "group": 0, "zero": "integer"}]))
         rtn = self.post(profile([{"method": "rtn", "bits": [2, 3, 4], "group": 64}]))
         mixed = self.post(allocation(hqq, 3.1))
+        self.artifacts += 1
         return [hqq, rtn, mixed, self.post(evaluation(allocation=mixed)),
                 self.post(evaluation(uniform={"method": "hqq", "bits": 3, "group": 64})),
                 self.post(evaluation(uniform={"method": "rtn", "bits": 2, "group": 64})),
                 self.post(evaluation(uniform={"method": "gptq", "bits": 3, "group": 64}, calibration=CALIBRATION)),
-                self.post(evaluation(uniform={"method": "awq", "bits": 3, "group": 64}, calibration=CALIBRATION))]
+                self.post(evaluation(uniform={"method": "awq", "bits": 3, "group": 64}, calibration=CALIBRATION)),
+                self.post(artifact(f"plain-{self.artifacts}", allocation=mixed)),
+                self.post(artifact(f"made-{self.artifacts}", uniform=AWQ_GPTQ, calibration=CALIBRATION))]
 
     def keep_busy(self, batches):
         """Another batch when the last one is done; what failed, as its workers were lost, goes on."""
@@ -100,9 +111,11 @@ class Service(api.Daemon):
     def outcome(self, id_):
         """Without what is of this run: names of jobs, speed, and how the rows were come by."""
         result = self.ask("GET", f"/v1/jobs/{id_}/result").json
-        for member in ("rows", "tokens_per_second", "profile"):
+        folder = pathlib.Path(result["path"]) if "path" in result else None
+        for member in ("rows", "tokens_per_second", "profile", "name", "path"):
             result.pop(member, None)
-        return result, [row.replace('"cached":true', '"cached":false') for row in self.all_rows(id_)]
+        files = {file.name: file.read_bytes() for file in folder.iterdir()} if folder else None
+        return result, files, [row.replace('"cached":true', '"cached":false') for row in self.all_rows(id_)]
 
 
 def kill(daemon, victim):
@@ -220,3 +233,29 @@ def test_killed_at_random_moments_nothing_is_lost_and_no_bit_differs(make_servic
     client.check()
     assert daemon.stop() == 0
     print(f"{KILLS} kills, {len(batches)} batches, {len(client.ids)} jobs of the client")
+
+
+def shards(daemon, name):
+    return sum(1 for _ in (daemon.data / f"artifacts/.{name}.partial").glob("model-*.safetensors"))
+
+
+@pytest.mark.parametrize("uniform", [AWQ_GPTQ, {"method": "gptq", "bits": 3, "group": 64, "sequential": False}],
+                         ids=["sequential", "static"])
+def test_an_artifact_killed_after_any_block_has_the_same_bytes(make_service, uniform):
+    recipe = {"uniform": uniform, "calibration": dict(CALIBRATION, samples=24)}
+    daemon, dice = make_service("service"), random.Random(int(os.environ.get("HSAQ_SEED", "1")))
+    whole = daemon.post(artifact("whole", **recipe))
+    daemon.finish(whole)
+    interrupted = 0
+    for block in range(6):
+        name = f"killed-{block}"
+        id_ = daemon.post(artifact(name, **recipe))
+        daemon.until(lambda: shards(daemon, name) > block or daemon.job(id_)["state"] == "succeeded")
+        time.sleep(dice.uniform(0, 0.05))
+        kill(daemon, ("worker", "daemon", "both")[block % 3])
+        daemon.finish(id_)
+        assert daemon.outcome(id_) == daemon.outcome(whole)
+        interrupted += daemon.version(id_) > daemon.version(whole)
+        assert not (daemon.data / f"artifacts/.{name}.partial").exists()
+    assert interrupted >= 3  # the last may have been done before the kill
+    assert daemon.stop() == 0

@@ -26,6 +26,9 @@ static void check_accepted(const struct job_kind *kind, const union spec *spec) 
         check_candidates(&spec->profile.candidates);
     } else if (strcmp(kind->name, "eval") == 0) {
         require(spec->eval.length >= 2 && spec->eval.dataset != NULL);
+    } else if (strcmp(kind->name, "quantize") == 0) {
+        require(spec->quantize.name != NULL && strchr(spec->quantize.name, '/') == NULL);
+        require((spec->quantize.allocation != NULL) != (spec->quantize.uniform != NULL));
     } else {
         require(spec->allocation.profile != NULL && spec->allocation.budget != NULL);
     }

@@ -67,14 +67,19 @@ def schemes_of(folder):
     return {name: scheme for scheme in config.config_groups.values() for name in scheme.targets}
 
 
+def run_job(folder, **spec):
+    """What the worker says of it."""
+    job = folder / "job.json"
+    job.write_text(json.dumps(spec))
+    command = [WORKER, "run", job, "--device", "cpu", "--threads", "2", "--artifacts", folder]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
 def our_rows(model, folder):
     """Per-window NLL of a model folder, as the worker computes it."""
-    job = folder / "job.json"
-    job.write_text(json.dumps(
-        {"kind": "eval", "model": str(model), "dataset": str(HELDOUT), "length": LENGTH, "windows": WINDOWS}))
-    run = subprocess.run([WORKER, "run", job, "--device", "cpu", "--threads", "2"], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    messages = [json.loads(line) for line in run.stdout.splitlines()]
+    messages = run_job(folder, kind="eval", model=str(model), dataset=str(HELDOUT), length=LENGTH, windows=WINDOWS)
     return [m["data"]["nll_reference"] for m in messages if m["type"] == "row" and m["phase"] == "window"]
 
 
@@ -169,6 +174,28 @@ def test_fp8_loads_alone_and_beside_integers(tmp_path, recipes):
     convert_checkpoint(made, tmp_path / "plain", CompressedTensorsDequantizer(made, dtype=torch.float32))
     floats = {name: put for name, put in linears.items() if schemes_of(made)[name].weights.type == "float"}
     check_weights(load(tmp_path / "plain"), floats, lambda value: value.bfloat16().float())
+
+
+JOBS = {
+    "gptq": {"method": "gptq", "bits": 4, "group": 64, "symmetric": True},
+    "gptq in one group a row": {"method": "gptq", "bits": 8, "group": 0, "symmetric": True},
+    "awq+gptq": {"method": "awq+gptq", "bits": 3, "group": 128, "symmetric": True},  # its norms are not the source's
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("target", ["compressed-tensors", "vllm"])
+def test_what_a_job_made_loads(tmp_path, name, target):
+    calibration = {"dataset": str(ROOT / "tests/fixture/calibration.txt"), "samples": 8, "length": 128}
+    result = run_job(tmp_path, kind="quantize", model=str(TINY), name="made", uniform=JOBS[name], target=target,
+                     calibration=calibration)[-1]["result"]
+    assert result["average_bits"] == JOBS[name]["bits"]
+    ours = our_rows(tmp_path / "made", tmp_path)
+    assert_same_losses(ours, their_rows(load(tmp_path / "made")))
+    assert any(a != pytest.approx(b, rel=1e-3) for a, b in zip(ours, our_rows(TINY, tmp_path)))  # it did something
+    if name == "awq+gptq":
+        norm = "model.layers.0.input_layernorm.weight"
+        assert not torch.equal(tensors_of(tmp_path / "made")[norm], tensors_of(TINY)[norm])
 
 
 GROUPS_16 = ["rtn4g16-sym", "rtn3g0-sym", "none", "rtn8g16-sym", "rtn2g16-sym", "fp8"]

@@ -24,6 +24,7 @@ struct run {
     int64_t ram_limit;             /* 0: none */
     const char *scratch;           /* NULL: /tmp */
     const char *devices;           /* NULL: cpu */
+    const char *artifact;          /* folder that the job makes or reads; NULL: none */
     atomic_bool cancelled;
     struct err err;
 };
@@ -91,6 +92,7 @@ static inline enum rc run_job(struct run *r, const char *model_path, const char 
         .model = json_pack("{ss ss}", "name", "M", "path", model_path),
         .dataset = json_pack("{ss ss}", "name", "D", "path", text_path),
         .calibration = json_pack("{ss ss ss}", "name", "C", "sha256", "5a", "path", FIXTURE "calibration.txt"),
+        .artifact = r->artifact ? json_pack("{ss ss}", "name", "made", "path", r->artifact) : NULL,
         .inputs = inputs,
         .rows = earlier};
     assert_non_null(start.spec);
@@ -101,6 +103,7 @@ static inline enum rc run_job(struct run *r, const char *model_path, const char 
     json_decref(start.model);
     json_decref(start.dataset);
     json_decref(start.calibration);
+    json_decref(start.artifact);
     worker_release(&worker);
     return rc;
 }

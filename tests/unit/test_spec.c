@@ -11,6 +11,8 @@
 #define ALLOCATION "\"kind\":\"allocation\",\"profile\":\"J\""
 #define BUDGET "\"budget\":{\"average_bits\":3.3}"
 #define EVAL "\"kind\":\"eval\",\"model\":\"M\",\"dataset\":\"D\""
+#define QUANTIZE "\"kind\":\"quantize\",\"model\":\"M\",\"name\":\"M-4bit.v1\""
+#define UNIFORM "\"uniform\":{\"method\":\"rtn\",\"bits\":4}"
 
 struct fixture {
     struct arena arena;
@@ -139,8 +141,8 @@ static void rules_are_decoded(void **state) {
 
 static void common_members_fit_every_kind(void **state) {
     (void)state;
-    static const char *const specs[] = {PROFILE "," CANDIDATES, ALLOCATION "," BUDGET, EVAL};
-    for (size_t i = 0; i < 3; i++) {
+    static const char *const specs[] = {PROFILE "," CANDIDATES, ALLOCATION "," BUDGET, EVAL, QUANTIZE "," UNIFORM};
+    for (size_t i = 0; i < 4; i++) {
         struct fixture f;
         char text[512];
         snprintf(text, sizeof text, "{%s,\"label\":\"l\",\"priority\":-100,\"after\":[\"a\",\"b\"],\"device\":\"cpu\"}",
@@ -165,6 +167,42 @@ static void references_name_jobs_of_a_kind(void **state) {
     assert_string_equal(references[1].kind, "eval");
     assert_string_equal(*(const char **)((char *)&f.spec + references[1].offset), "E");
     assert_null(references[2].member);
+    arena_release(&f.arena);
+}
+
+static void an_artifacts_name_is_one_folder(void **state) {
+    (void)state;
+    static const char *const bad[] = {"", ".", "..", ".hidden", "a/b", "/a", "a b", "a\\\\b", "\u00e4"};
+    char text[512];
+    struct fixture f;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        snprintf(text, sizeof text, "{\"kind\":\"quantize\",\"model\":\"M\",\"name\":\"%s\"," UNIFORM "}", bad[i]);
+        if (decode(&f, text) != RC_INVALID) fail_msg("accepted: %s", text);
+        assert_string_equal(f.e.pointer, "/name");
+        arena_release(&f.arena);
+    }
+    for (int len = 128; len <= 129; len++) {
+        snprintf(text, sizeof text, "{\"kind\":\"quantize\",\"model\":\"M\",\"name\":\"%0*d\"," UNIFORM "}", len, 0);
+        assert_int_equal(decode(&f, text), len == 128 ? RC_OK : RC_INVALID);
+        arena_release(&f.arena);
+    }
+}
+
+static void quantize_names_what_it_reads_and_makes(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" QUANTIZE ",\"allocation\":\"J\",\"calibration\":{\"dataset\":\"C\"}}");
+    assert_string_equal(spec_model(f.kind, &f.spec), "M");
+    assert_null(spec_dataset(f.kind, &f.spec));
+    assert_string_equal(spec_calibration_dataset(f.kind, &f.spec), "C");
+    assert_string_equal(spec_allocation(f.kind, &f.spec), "J");
+    assert_string_equal(spec_made_artifact(f.kind, &f.spec), "M-4bit.v1");
+    assert_null(spec_read_artifact(f.kind, &f.spec));
+    assert_false(f.spec.quantize.has_target);
+    arena_release(&f.arena);
+    expect_ok(&f, "{" EVAL ",\"artifact\":\"A\"}");
+    assert_string_equal(spec_read_artifact(f.kind, &f.spec), "A");
+    assert_null(spec_made_artifact(f.kind, &f.spec));
     arena_release(&f.arena);
 }
 
@@ -205,6 +243,16 @@ static void every_fault_has_its_pointer(void **state) {
          "/rules/0/pin/bits"},
         {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"tie\":[\"q_proj\"]}]}", "/rules/0/tie"},
         {"{" EVAL ",\"allocation\":\"A\",\"uniform\":{\"method\":\"rtn\",\"bits\":4}}", "/uniform"},
+        {"{" EVAL ",\"artifact\":\"A\",\"uniform\":{\"method\":\"rtn\",\"bits\":4}}", "/artifact"},
+        {"{" EVAL ",\"artifact\":\"A\",\"calibration\":{\"dataset\":\"C\"}}", "/calibration"},
+        {"{" ALLOCATION "," BUDGET ",\"target\":\"gguf\"}", "/target"},
+        {"{" QUANTIZE "}", ""},
+        {"{" QUANTIZE "," UNIFORM ",\"allocation\":\"A\"}", "/uniform"},
+        {"{" QUANTIZE "," UNIFORM ",\"target\":\"gguf\"}", "/target"},
+        {"{" QUANTIZE "," UNIFORM ",\"calibration\":{\"dataset\":\"C\"}}", "/calibration"},
+        {"{" QUANTIZE ",\"uniform\":{\"method\":\"gptq\",\"bits\":4}}", "/calibration"},
+        {"{" QUANTIZE "," UNIFORM ",\"devices\":\"all\"}", "/devices"},
+        {"{\"kind\":\"quantize\",\"model\":\"M\"," UNIFORM "}", "/name"},
         {"{" EVAL ",\"devices\":\"two\"}", "/devices"},
         {"{" EVAL ",\"devices\":\"all\",\"device\":\"cuda:0\"}", "/devices"},
         {"{" PROFILE "," CANDIDATES ",\"devices\":\"all\",\"device\":\"auto\"}", "/devices"},
@@ -279,6 +327,8 @@ int main(void) {
         cmocka_unit_test(rules_are_decoded),
         cmocka_unit_test(common_members_fit_every_kind),
         cmocka_unit_test(references_name_jobs_of_a_kind),
+        cmocka_unit_test(an_artifacts_name_is_one_folder),
+        cmocka_unit_test(quantize_names_what_it_reads_and_makes),
         cmocka_unit_test(every_fault_has_its_pointer),
         cmocka_unit_test(labels_are_bounded),
         cmocka_unit_test(every_kind_describes_itself),

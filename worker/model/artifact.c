@@ -40,14 +40,14 @@ enum { TEXTS_BYTES = 1 << 20 }; /* what the files that are written anew take at 
 
 /* In the folder while it grows: a hash of all that the artifact follows from. */
 static const char key_name[] = ".key";
-enum { FORMAT_VERSION = 1 };
+enum { FORMAT_VERSION = 1, LOCK_WAIT_MS = 2000, LOCK_STEP_MS = 20 };
 
 struct artifact {
     struct artifact_contents contents;
     struct artifact_spec spec;
     char *parent, *name, *temporary; /* the folder around it, its name, and the one that it has until then */
     char *allocation, *provenance;   /* as they are written */
-    int parent_fd, fd;               /* of the temporary folder; −1 when all is finished */
+    int parent_fd, fd;               /* fd: of the temporary folder, or of the finished one */
     int64_t bytes;
     bool finished;
 };
@@ -160,8 +160,11 @@ static enum rc look_at_final(struct artifact *a, struct err *e) {
     if (fd < 0 && errno == ENOENT) return RC_OK;
     a->finished =
         fd >= 0 && file_is(fd, "provenance.json", a->provenance) && file_is(fd, "allocation.json", a->allocation);
+    if (a->finished) {
+        a->fd = fd;
+        return RC_OK;
+    }
     if (fd >= 0) close(fd);
-    if (a->finished) return RC_OK;
     return err_set(e, RC_CONFLICT, "'%s' is there already, and is another artifact or none", a->spec.path);
 }
 
@@ -180,6 +183,15 @@ static enum rc sweep_folder(int fd, const char *name, bool all, struct err *e) {
     return rc;
 }
 
+/* A writer that was killed may still be on its way out, in a write to the disk. */
+static bool lock(int fd) {
+    for (int64_t left = LOCK_WAIT_MS; left >= 0; left -= LOCK_STEP_MS) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) return true;
+        usleep(LOCK_STEP_MS * 1000);
+    }
+    return false;
+}
+
 /* Keeps what an earlier writer of the same artifact left, and nothing else. */
 static enum rc take_temporary(struct artifact *a, struct err *e) {
     char key[HASH_TEXT_SIZE];
@@ -188,8 +200,7 @@ static enum rc take_temporary(struct artifact *a, struct err *e) {
         return err_errno(e, "cannot make a folder in '%s'", a->parent);
     a->fd = openat(a->parent_fd, a->temporary, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (a->fd < 0) return err_errno(e, "cannot open '%s/%s'", a->parent, a->temporary);
-    if (flock(a->fd, LOCK_EX | LOCK_NB) != 0)
-        return err_set(e, RC_CONFLICT, "'%s' is being written by another process", a->spec.path);
+    if (!lock(a->fd)) return err_set(e, RC_CONFLICT, "'%s' is being written by another process", a->spec.path);
     bool same = file_is(a->fd, key_name, key);
     TRY(sweep_folder(a->fd, a->temporary, !same, e));
     return same ? RC_OK : file_write(a->fd, key_name, key, strlen(key), e);
@@ -282,6 +293,17 @@ bool artifact_has(const struct artifact *a, int shard) {
     return a->finished || faccessat(a->fd, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
+int artifact_blocks(const struct artifact *a) {
+    int blocks = 0;
+    while (blocks < a->spec.model->arch.blocks && artifact_has(a, blocks))
+        blocks++;
+    return blocks;
+}
+
+enum rc artifact_model(const struct artifact *a, int blocks, struct model **model, struct err *e) {
+    return artifact_written_model(&a->spec, a->fd, blocks, model, e);
+}
+
 /* --- shards --- */
 
 enum rc artifact_put(struct artifact *a, int64_t linear, struct packed *packed, struct err *e) {
@@ -363,6 +385,21 @@ enum rc artifact_write(struct artifact *a, int shard, struct err *e) {
 }
 
 /* --- the end --- */
+
+enum rc artifact_size(const struct artifact *a, int64_t *files, int64_t *bytes, struct err *e) {
+    int copy = openat(a->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy >= 0 ? fdopendir(copy) : NULL;
+    struct stat st;
+    *files = *bytes = 0;
+    if (dir == NULL) return err_errno(e, "cannot list '%s'", a->spec.path);
+    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        if (fstatat(a->fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(st.st_mode)) continue;
+        *files += 1;
+        *bytes += st.st_size;
+    }
+    closedir(dir);
+    return RC_OK;
+}
 
 /* Of the tensors as they were written. */
 static enum rc total_bytes(const struct artifact *a, int64_t *total, struct err *e) {

@@ -47,6 +47,13 @@ int artifact_shards(const struct model *model);
 /* Complete and on the disk. */
 bool artifact_has(const struct artifact *a, int shard);
 
+/* The blocks whose shards are complete, from the first on. */
+int artifact_blocks(const struct artifact *a);
+/* The source, but so many of those blocks as they are in the artifact: what the rest of it is calibrated behind. To
+ * walk over, no more; artifact_model_close it before the artifact. */
+enum rc artifact_model(const struct artifact *a, int blocks, struct model **model, struct err *e);
+void artifact_model_close(struct model *model); /* NULL is fine */
+
 /* The codes of a Linear (an index into model.linears) that is quantized. Takes the buffers, whatever it returns. */
 enum rc artifact_put(struct artifact *a, int64_t linear, struct packed *packed, struct err *e);
 /* Other values in place of one of the model's tensors (copied): F32, F16 or BF16. */
@@ -54,6 +61,9 @@ enum rc artifact_replace(struct artifact *a, const struct st_tensor *tensor, enu
                          struct err *e);
 /* Once all of the shard's quantized Linears were put; gives their memory back. */
 enum rc artifact_write(struct artifact *a, int shard, struct err *e);
+
+/* Of what is in the folder. */
+enum rc artifact_size(const struct artifact *a, int64_t *files, int64_t *bytes, struct err *e);
 
 /* The other files, and the folder's name. The artifact has been opened as a model before it gets that. */
 enum rc artifact_finish(struct artifact *a, struct err *e);

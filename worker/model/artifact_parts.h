@@ -23,6 +23,10 @@ enum { SHARD_NAME_SIZE = 48 };
 void artifact_shard_name(const struct model *model, int shard, char name[SHARD_NAME_SIZE]);
 void artifact_shard_tensors(const struct artifact_contents *c, int shard, struct out_shard *out);
 
+/* artifact_model of the folder: the first so many blocks are there. */
+enum rc artifact_written_model(const struct artifact_spec *spec, int dir_fd, int blocks, struct model **model,
+                               struct err *e);
+
 /* Text of model.safetensors.index.json, config.json and README.md. `config`: the source's, changed in place. */
 char *artifact_index(const struct artifact_spec *spec, int64_t total_bytes);
 char *artifact_config(const struct artifact_spec *spec, json_t *config);

@@ -155,9 +155,8 @@ static enum rc open_any(int dir_fd, struct safetensors *st, struct err *e) {
     return rc;
 }
 
-enum rc safetensors_open(int dir_fd, struct safetensors **st, struct err *e) {
-    struct safetensors *opened = xcalloc(1, sizeof *opened);
-    enum rc rc = open_any(dir_fd, opened, e);
+/* Of files that were opened, or not. */
+static enum rc complete(struct safetensors *opened, enum rc rc, struct safetensors **st, struct err *e) {
     if (rc == RC_OK) rc = merge(opened, e);
     if (rc != RC_OK) {
         safetensors_close(opened);
@@ -165,6 +164,19 @@ enum rc safetensors_open(int dir_fd, struct safetensors **st, struct err *e) {
     }
     *st = opened;
     return rc;
+}
+
+enum rc safetensors_open(int dir_fd, struct safetensors **st, struct err *e) {
+    struct safetensors *opened = xcalloc(1, sizeof *opened);
+    return complete(opened, open_any(dir_fd, opened, e), st, e);
+}
+
+enum rc safetensors_open_files(int dir_fd, const char *const *files, int count, struct safetensors **st,
+                               struct err *e) {
+    struct safetensors *opened = xcalloc(1, sizeof *opened);
+    for (int i = 0; i < count; i++)
+        shard_add(opened, files[i]);
+    return complete(opened, open_shards(dir_fd, opened, e), st, e);
 }
 
 void safetensors_close(struct safetensors *st) {

@@ -37,6 +37,8 @@ struct safetensors;
 
 /* `dir_fd`: the model's folder. RC_NOT_FOUND when it holds no safetensors file or lacks a shard. */
 enum rc safetensors_open(int dir_fd, struct safetensors **st, struct err *e);
+/* These files of the folder alone. */
+enum rc safetensors_open_files(int dir_fd, const char *const *files, int count, struct safetensors **st, struct err *e);
 void safetensors_close(struct safetensors *st);
 const struct st_tensor *safetensors_find(const struct safetensors *st, const char *name); /* NULL when absent */
 /* All tensors, sorted by name. */

@@ -281,21 +281,22 @@ static json_t *frontier_json(const struct allocation *a) {
 
 static enum rc result_json(const struct allocation *a, json_t **result, struct err *e) {
     int64_t bytes = total_bytes(a);
-    *result = json_pack("{s:s, s:s?, s:s?, s:s, s:s, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, "
-                        "s:O*}",
-                        "profile", a->spec->profile, "model", a->table.model, "fingerprint", a->table.fingerprint,
-                        "method", method_name[a->spec->method], "score", score_names[a->spec->score], "budget",
-                        budget_json(a->spec->budget), "parameters", (json_int_t)a->table.params, "bytes",
-                        (json_int_t)bytes, "average_bits", average_bits(a), "bits_per_weight",
-                        8 * (double)bytes / (double)a->table.params, "objective", a->objective, "gap", a->gap, "counts",
-                        counts_json(a, NULL), "projections", projections_json(a), "vram", vram_json(a, bytes),
-                        "uniform", uniform_json(a), "frontier", frontier_json(a), "assignment", assignment_json(a),
-                        "calibration", json_object_get(a->table.result, "calibration"));
+    *result = json_pack(
+        "{s:s, s:s?, s:s?, s:s, s:s, s:s, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, "
+        "s:O*}",
+        "profile", a->spec->profile, "model", a->table.model, "fingerprint", a->table.fingerprint, "target",
+        target_names[a->spec->target], "method", method_name[a->spec->method], "score", score_names[a->spec->score],
+        "budget", budget_json(a->spec->budget), "parameters", (json_int_t)a->table.params, "bytes", (json_int_t)bytes,
+        "average_bits", average_bits(a), "bits_per_weight", 8 * (double)bytes / (double)a->table.params, "objective",
+        a->objective, "gap", a->gap, "counts", counts_json(a, NULL), "projections", projections_json(a), "vram",
+        vram_json(a, bytes), "uniform", uniform_json(a), "frontier", frontier_json(a), "assignment", assignment_json(a),
+        "calibration", json_object_get(a->table.result, "calibration"));
     return *result ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory for the result of an allocation");
 }
 
 /* Everything after the table is there. */
 static enum rc allocate(struct allocation *a, json_t **result, struct err *e) {
+    TRY(target_apply(&a->table, (enum target)a->spec->target, e));
     TRY(rules_apply(&a->table, &a->spec->rules, e));
     TRY(vram_terms(&a->table, a->spec->budget, &a->vram, e));
     a->limit = cost_limit(a);

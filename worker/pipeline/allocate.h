@@ -15,8 +15,9 @@ struct profiled_linear {
     const char *name, *projection;
     int block;      /* −1: lm_head */
     int64_t params; /* N·K */
+    int64_t cols;   /* K; 0: the rows do not say */
     int tie;        /* the first Linear of those that must share a candidate; itself when alone */
-    int tie_rule;   /* which rule tied it; −1: none */
+    int tie_rule;   /* which rule tied it; −1: none, or the target */
 };
 
 struct cell {
@@ -46,6 +47,13 @@ static inline struct cell *table_cell(const struct profile_table *table, int lin
  * squared relative weight error ‖D‖²/‖W‖². RC_INVALID naming the row when the profile is not what it should be. */
 enum rc profile_table_init(struct profile_table *table, const json_t *profile, int score, struct err *e);
 void profile_table_release(struct profile_table *table);
+
+/* Two Linears, and all that are tied to them, must share a candidate. */
+void table_join(struct profile_table *table, int a, int b);
+
+/* Leaves each Linear what the target can carry, and ties what it computes as one. Before the rules: RC_INFEASIBLE at
+ * /target names all Linears that are left without a candidate, and why. */
+enum rc target_apply(struct profile_table *table, enum target target, struct err *e);
 
 /* Applies struct spec_rule in order. RC_INVALID with the pointer of the rule at fault, naming a Linear. */
 enum rc rules_apply(struct profile_table *table, const struct list *rules, struct err *e);

@@ -94,8 +94,8 @@ static enum rc filter(struct profile_table *table, const struct rule *rule, int 
     return RC_OK;
 }
 
-/* Joins the ties of two Linears under the earlier one. */
-static void join(struct profile_table *table, int a, int b) {
+/* Under the earlier one. */
+void table_join(struct profile_table *table, int a, int b) {
     int from = table->linears[a].tie, to = table->linears[b].tie;
     if (from < to) {
         int swap = from;
@@ -113,7 +113,7 @@ static enum rc tie(struct profile_table *table, const struct rule *rule, const b
         if (!selected[i]) continue;
         for (int j = i + 1; j < table->linear_count; j++) {
             if (!selected[j] || table->linears[j].block != table->linears[i].block) continue;
-            join(table, i, j);
+            table_join(table, i, j);
             table->linears[i].tie_rule = table->linears[j].tie_rule = rule->index;
             tied = true;
             break; /* the next of the block continues from j */
@@ -175,6 +175,7 @@ static enum rc check_ties(const struct profile_table *table, struct err *e) {
         snprintf(message, sizeof message,
                  "ties %s to %s, but after all rules there is no candidate that every Linear of the tie may have",
                  table->linears[i].name, table->linears[first].name);
+        if (rule.index < 0) return err_at(e, "/target", RC_INFEASIBLE, "%s", message);
         return fault(&rule, "tie", message, e);
     }
     return RC_OK;

@@ -12,7 +12,7 @@
 /* One row, read. */
 struct drift_row {
     const char *name, *projection, *candidate;
-    int64_t block, params, bytes;
+    int64_t block, params, cols, bytes;
     double drift, relative_error;
 };
 
@@ -24,6 +24,15 @@ static enum rc read_params(const json_t *data, int64_t *params, struct err *e) {
     *params = 0;
     TRY(json_get_int(data, "params", 1, PARAMS_MAX, params, e));
     return *params ? RC_OK : missing("params", e);
+}
+
+/* "shape": [N, K], which a profile of long ago may lack. */
+static enum rc read_cols(const json_t *data, struct drift_row *row, struct err *e) {
+    const json_t *shape = json_object_get(data, "shape");
+    row->cols = json_integer_value(json_array_get(shape, 1));
+    if (shape && (row->cols < 1 || row->cols > row->params || row->params % row->cols != 0))
+        return missing("shape that fits its params", e);
+    return RC_OK;
 }
 
 static enum rc read_strings(const json_t *data, struct drift_row *row, struct err *e) {
@@ -40,6 +49,7 @@ static enum rc read_row(const json_t *data, struct drift_row *row, struct err *e
     if (!json_is_object(data)) return missing("data", e);
     TRY(read_strings(data, row, e));
     TRY(read_params(data, &row->params, e));
+    TRY(read_cols(data, row, e));
     TRY(json_get_int(data, "block", -1, 4095, &row->block, e));
     TRY(json_get_int(data, "bytes", 0, BYTES_MAX, &row->bytes, e));
     TRY(json_get_number(data, "drift", &row->drift, e));
@@ -79,6 +89,7 @@ static enum rc find_linear(struct profile_table *table, json_t *names, const str
         .projection = row->projection,
         .block = (int)row->block,
         .params = row->params,
+        .cols = row->cols,
         .tie = *index,
         .tie_rule = -1,
     };

@@ -209,7 +209,7 @@ static void release_made(struct calibrator *k) {
     k->made = (struct calibrated_block){0};
 }
 
-static json_t *note_json(const struct calibrated_linear *l) {
+json_t *calibrated_linear_json(const struct calibrated_linear *l) {
     char id[CANDIDATE_ID_SIZE];
     const struct calibration_note *n = &l->note;
     json_t *row = json_pack("{ss ss}", "name", l->linear->name, "candidate", candidate_id(&l->candidate, id));
@@ -226,7 +226,7 @@ static enum rc send_notes(const struct calibrator *k, struct err *e) {
         const struct calibrated_linear *l = &k->made.linears[i];
         bool plain = l->candidate.method == METHOD_NONE && !l->note.scaled;
         if (plain) continue;
-        json_t *row = note_json(l);
+        json_t *row = calibrated_linear_json(l);
         json_array_append_new(k->a->notes, row);
         if (!job_row(k->job, row_phase, l->index)) TRY(emit_row(k->job, row_phase, l->index, row, NULL, e));
     }
@@ -235,7 +235,7 @@ static enum rc send_notes(const struct calibrator *k, struct err *e) {
 
 static enum rc hand_over(struct calibrator *k, struct err *e) {
     enum rc rc = k->a->sink->block(k->a->sink->ctx, k->job, &k->made, e);
-    if (rc == RC_OK) rc = send_notes(k, e);
+    if (rc == RC_OK && k->a->notes) rc = send_notes(k, e);
     release_made(k);
     return rc;
 }
@@ -252,6 +252,7 @@ void calibration_earlier_notes(const struct job *job, const struct model *model,
 static enum rc begin_block(void *ctx, int stream, int block, struct block_weights *seen, struct err *e) {
     (void)stream, (void)seen;
     struct calibrator *k = ctx;
+    if (block < k->a->first) return RC_OK;
     begin_made(k, block);
     return k->plan.sequential ? begin_input(k, block, INPUT_ATTENTION, e) : begin_inputs(k, block, e);
 }
@@ -262,6 +263,12 @@ static enum rc add_input(void *ctx, const struct site *site, enum linear_input i
     return grams_add(&k->grams, input, x, e);
 }
 
+static bool looks_at(void *ctx, int block, enum linear_input input) {
+    bool wanted[INPUT_COUNT] = {0};
+    wanted_inputs(ctx, block, wanted);
+    return wanted[input];
+}
+
 static enum rc end_stage(void *ctx, int block, enum linear_input input, struct block_weights *seen, struct err *e) {
     struct calibrator *k = ctx;
     TRY(grams_finish(&k->grams, e));
@@ -270,15 +277,21 @@ static enum rc end_stage(void *ctx, int block, enum linear_input input, struct b
     return input < INPUT_DOWN ? begin_input(k, block, input + 1, e) : RC_OK;
 }
 
+/* Its Linears all at once, from what is known of their inputs by now. */
+static enum rc calibrate_block(struct calibrator *k, const struct block_weights *reference, struct err *e) {
+    for (int input = INPUT_ATTENTION; input <= INPUT_DOWN; input++)
+        TRY(calibrate_input(k, input, reference->linear, e));
+    return RC_OK;
+}
+
 static enum rc end_block(void *ctx, int block, const struct block_weights *reference, struct err *e) {
     static const bool only_head[INPUT_COUNT] = {[INPUT_HEAD] = true};
     struct calibrator *k = ctx;
-    if (!k->plan.sequential) {
+    if (block >= k->a->first && !k->plan.sequential) {
         TRY(grams_finish(&k->grams, e));
-        for (int input = INPUT_ATTENTION; input <= INPUT_DOWN; input++)
-            TRY(calibrate_input(k, input, reference->linear, e));
+        TRY(calibrate_block(k, reference, e));
     }
-    TRY(hand_over(k, e));
+    if (block >= k->a->first) TRY(hand_over(k, e));
     bool head_follows = block == k->model->arch.blocks - 1 && candidate_needs_gram(head_recipe(k));
     return head_follows ? grams_begin(&k->grams, only_head, e) : RC_OK;
 }
@@ -331,21 +344,46 @@ static enum rc walk_windows(struct calibrator *k, struct err *e) {
                                .weights = begin_block,
                                .input = add_input,
                                .stage = k->plan.sequential ? end_stage : NULL,
+                               .looks = looks_at,
                                .block_end = end_block,
                                .final = head ? add_final : NULL};
     struct walk walk = {.job = k->job,
-                        .model = k->model,
+                        .model = k->plan.sequential && k->a->first > 0 ? k->a->made : k->model,
                         .windows = windows,
                         .count = windows->count,
                         .streams = 1,
+                        .whole_blocks = k->a->first,
                         .last_block = head ? -1 : k->model->arch.blocks - 1,
                         .hooks = &hooks,
                         .reserved = k->grams.bytes + k->a->reserved,
                         .device_reserved = working_bytes(k),
                         .phase = "calibrate",
                         .tokens_total = windows->count * windows->length};
-    TRY(walk_run(&walk, e));
+    bool nothing_left = k->a->first == k->model->arch.blocks && !head;
+    if (!nothing_left) TRY(walk_run(&walk, e));
     return calibrate_head(k, e);
+}
+
+/* Without windows: what is quantized follows from the weights alone. */
+static enum rc quantize_blocks(struct calibrator *k, struct block *b, struct err *e) {
+    int blocks = k->model->arch.blocks;
+    for (int block = k->a->first; block < blocks; block++) {
+        TRY(emit_progress(k->job, "quantize", block, blocks, "blocks", e));
+        TRY(block_load(b, block, e));
+        TRY(k->job->backend->loaded(k->job->device, e));
+        begin_made(k, block);
+        TRY(calibrate_block(k, &b->weights, e));
+        TRY(hand_over(k, e));
+    }
+    return emit_progress(k->job, "quantize", blocks, blocks, "blocks", e);
+}
+
+static enum rc walk_weights(struct calibrator *k, struct err *e) {
+    struct block b;
+    enum rc rc = block_open(k->job, k->model, k->model->arch.blocks - 1, &b, e);
+    if (rc == RC_OK) rc = quantize_blocks(k, &b, e);
+    block_close(&b);
+    return rc == RC_OK ? calibrate_head(k, e) : rc;
 }
 
 enum rc calibrate(const struct calibrate_args *a, struct err *e) {
@@ -354,6 +392,11 @@ enum rc calibrate(const struct calibrate_args *a, struct err *e) {
                            .model = a->model,
                            .plan = calibration_plan(a->recipe, a->model->linear_count),
                            .grams.job = a->job};
+    if (!k.plan.needed) {
+        enum rc rc = walk_weights(&k, e);
+        release_made(&k);
+        return rc;
+    }
     struct grams_args grams = grams_needed(&k);
     enum rc rc = grams_open(&k.grams, &grams, e);
     if (rc == RC_OK && k.plan.sequential) rc = replaced_open(a->job, a->model, &k.replaced, e);

@@ -4,7 +4,7 @@
  * resumes there, and hidden states do not grow with the text. Each batch quantizes anew, by the code that the profile
  * scored; but a recipe that looks at calibration data is calibrated first, on the first device, and kept packed. Of a
  * job that is split, each device takes its share of a batch's windows, with weights of its own: windows know nothing of
- * each other. */
+ * each other. An artifact in the recipe's place is quantized already: its blocks are read beside the reference's. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,10 +15,12 @@
 #include "worker/model/finite.h"
 #include "worker/pipeline/calibrate.h"
 #include "worker/pipeline/calibration_text.h"
+#include "worker/pipeline/eval_artifact.h"
 #include "worker/pipeline/eval_noise.h"
 #include "worker/pipeline/eval_result.h"
 #include "worker/pipeline/packed_store.h"
 #include "worker/pipeline/quantize.h"
+#include "worker/pipeline/recipe.h"
 #include "worker/pipeline/source.h"
 #include "worker/pipeline/team.h"
 #include "worker/pipeline/upload.h"
@@ -32,6 +34,7 @@ struct eval;
 struct scorer {
     struct eval *v;
     const struct job *job;    /* on the device, while its thread runs */
+    struct block block;       /* of the artifact, where there is one */
     struct replaced replaced; /* what the quantized stream sees of the block at hand */
     float *final_norm_q;      /* [D]; NULL: the reference's */
     struct mat head, head_q;  /* [V, D]; head_q.data NULL: the reference's */
@@ -51,6 +54,7 @@ struct eval {
     struct spec_calibration calibration; /* in force, where the plan needs one */
     struct windows calibration_windows;
     json_t *notes;              /* an array: how each Linear's calibration went */
+    struct model *artifact;     /* NULL: the recipe is run */
     struct packed_store *store; /* the quantized model, where it was calibrated; else it is quantized on the way */
     int devices;
     struct scorer *scorers; /* [devices] */
@@ -76,29 +80,9 @@ static enum rc open_windows(struct eval *v, struct err *e) {
     return RC_OK;
 }
 
-static enum rc assign(struct eval *v, const json_t *row, struct err *e) {
-    const char *name = NULL, *id = NULL;
-    TRY(json_get_string(row, "name", &name, e));
-    TRY(json_get_string(row, "candidate", &id, e));
-    for (int64_t i = 0; name && id && i < v->source.model->linear_count; i++)
-        if (!strcmp(v->source.model->linears[i].name, name)) return candidate_from_id(id, &v->recipe[i], e);
-    return err_at(e, "/allocation", RC_INVALID, "the allocation assigns %s, which model %s does not have",
-                  name ? name : "a Linear without a name", v->source.model->name);
-}
-
 static enum rc open_recipe(struct eval *v, struct err *e) {
-    int64_t count = v->source.model->linear_count;
-    v->recipe = xcalloc((size_t)count, sizeof *v->recipe);
-    v->table.quantized = v->spec->uniform || v->spec->allocation;
-    for (int64_t i = 0; v->spec->uniform && i < count; i++)
-        if (v->source.model->linears[i].block >= 0) v->recipe[i] = *v->spec->uniform;
-    const json_t *allocation = json_object_get(json_object_get(v->job->inputs, "allocation"), "result");
-    const json_t *row, *assignment = json_object_get(allocation, "assignment");
-    if (v->spec->allocation && !json_array_size(assignment))
-        return err_at(e, "/allocation", RC_INVALID, "the allocation's result has no assignment");
-    size_t k;
-    json_array_foreach(assignment, k, row) TRY(assign(v, row, e));
-    return RC_OK;
+    v->table.quantized = v->spec->uniform || v->spec->allocation || v->spec->artifact;
+    return recipe_read(v->job, v->source.model, v->spec->uniform, v->spec->allocation, &v->recipe, e);
 }
 
 static enum rc open_calibration(struct eval *v, struct err *e) {
@@ -140,11 +124,18 @@ static bool head_not_needed(const struct eval *v) {
     return v->plan.needed && !v->store;
 }
 
+static enum rc upload_artifact_head(struct scorer *s, struct err *e) {
+    const struct model *artifact = s->v->artifact;
+    TRY(upload_new(s->job, artifact->final_norm, &s->final_norm_q, e));
+    return eval_artifact_head(s->job, s->v->source.model, artifact, &s->head_q, e);
+}
+
 static enum rc upload_head(struct scorer *s, struct err *e) {
     const struct model *model = s->v->source.model;
     const struct candidate *c = &s->v->recipe[model->linear_count - 1];
     TRY(upload_linear(s->job, &model->linears[model->linear_count - 1], &s->head, e));
     TRY(upload_new(s->job, model->head_bias, &s->head_bias, e));
+    if (s->v->artifact) return upload_artifact_head(s, e);
     if (c->method == METHOD_NONE || head_not_needed(s->v)) return RC_OK;
     TRY(replacement(s, s->head.rows * s->head.cols, &s->head_q, e));
     s->head_q = dense(s->head_q, s->head.rows, s->head.cols);
@@ -162,6 +153,7 @@ static enum rc open_scorer(void *ctx, int member, const struct job *job, struct 
     s->kl = s->nll_q + length;
     TRY(upload_head(s, e));
     if (!v->table.quantized) return RC_OK;
+    if (v->artifact) return block_open(job, v->artifact, v->artifact->arch.blocks - 1, &s->block, e);
     TRY(replaced_open(job, v->source.model, &s->replaced, e));
     return v->store ? replaced_stage(job, v->source.model, &s->replaced, e) : RC_OK;
 }
@@ -179,6 +171,8 @@ static void free_on(const struct job *job, void *memory) {
 static void close_scorer(struct eval *v, int member) {
     struct scorer *s = &v->scorers[member];
     struct job job = team_job(v->job, member);
+    s->block.job = s->block.job ? &job : NULL; /* the thread's own is gone */
+    block_close(&s->block);
     free_on(&job, s->head.data);
     free_on(&job, s->head_q.data);
     free_on(&job, s->head_bias);
@@ -209,9 +203,18 @@ static enum rc quantize_block(struct scorer *s, int block, struct block_weights 
     return RC_OK;
 }
 
+static enum rc load_artifact(struct scorer *s, int block, struct block_weights *w, struct err *e) {
+    s->block.job = s->job;
+    TRY(block_load(&s->block, block, e));
+    TRY(s->job->backend->loaded(s->job->device, e));
+    *w = s->block.weights;
+    return RC_OK;
+}
+
 static enum rc replace_weights(void *ctx, int stream, int block, struct block_weights *w, struct err *e) {
     struct scorer *s = ctx;
     if (stream != QUANTIZED) return RC_OK;
+    if (s->v->artifact) return load_artifact(s, block, w, e);
     if (!s->v->store) return quantize_block(s, block, w, e);
     return packed_store_show(s->v->store, s->job, block, &s->replaced, w, e);
 }
@@ -343,15 +346,6 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
     return RC_OK;
 }
 
-static int64_t recipe_bytes(const struct eval *v) {
-    int64_t bytes = 0;
-    for (int64_t i = 0; i < v->source.model->linear_count; i++) {
-        const struct linear *linear = &v->source.model->linears[i];
-        if (v->recipe[i].method != METHOD_NONE) bytes += candidate_bytes(&v->recipe[i], linear->rows, linear->cols);
-    }
-    return bytes;
-}
-
 /* Anew after an interruption: the same bits. Not when all windows are there. */
 static enum rc calibrate_model(struct eval *v, struct err *e) {
     v->notes = json_array();
@@ -368,7 +362,7 @@ static enum rc calibrate_model(struct eval *v, struct err *e) {
                                .recipe = v->recipe,
                                .sink = &sink,
                                .notes = v->notes,
-                               .reserved = recipe_bytes(v)};
+                               .reserved = recipe_bytes(v->source.model, v->recipe)};
     return calibrate(&a, e);
 }
 
@@ -376,6 +370,7 @@ static enum rc run(struct eval *v, struct err *e) {
     TRY(source_open(v->job, &v->source, e));
     TRY(open_windows(v, e));
     TRY(open_recipe(v, e));
+    if (v->spec->artifact) TRY(eval_artifact_open(v->job, v->source.model, &v->artifact, e));
     TRY(open_calibration(v, e));
     TRY(take_earlier_rows(v, e));
     TRY(calibrate_model(v, e));
@@ -429,6 +424,7 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
 
 static void release(struct eval *v) {
     close_scorers(v);
+    if (v->artifact) model_close(v->artifact);
     packed_store_free(v->store);
     json_decref(v->notes);
     windows_release(&v->calibration_windows);

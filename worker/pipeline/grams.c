@@ -1,6 +1,7 @@
 #include "worker/pipeline/grams.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "base/sizes.h"
@@ -12,11 +13,12 @@ static enum rc clear(const struct job *job, struct mat h, struct err *e) {
 static enum rc check_limit(const struct job *job, int64_t bytes, struct err *e) {
     if (job->backend->own_memory || job->ram_limit <= 0 || bytes <= job->ram_limit) return RC_OK;
     char needed[24], limit[24];
-    return err_set(e, RC_NO_MEMORY,
-                   "the Gram matrices of one block need %s and --ram-limit is %s%s: raise it, or profile fewer "
-                   "projections at a time with \"layers\"",
+    bool profile = job->kind && !strcmp(job->kind->name, "profile");
+    return err_set(e, RC_NO_MEMORY, "the Gram matrices of one block need %s and --ram-limit is %s%s: raise it%s",
                    size_format(bytes, needed, sizeof needed), size_format(job->ram_limit, limit, sizeof limit),
-                   job->team ? " for each device" : "");
+                   job->team ? " for each device" : "",
+                   profile ? ", or profile fewer projections at a time with \"layers\""
+                           : ", or quantize the widest Linears without looking at what flows through the model");
 }
 
 static enum rc open_stats(struct grams *g, int i, struct err *e) {

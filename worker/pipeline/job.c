@@ -15,6 +15,7 @@ static const struct {
     {"profile", pipeline_profile},
     {"allocation", pipeline_allocation},
     {"eval", pipeline_eval},
+    {"quantize", pipeline_quantize},
 };
 
 pipeline_fn pipeline_find(const char *kind) {

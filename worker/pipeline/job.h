@@ -44,7 +44,7 @@ struct job {
     const char *id;
     const struct job_kind *kind;
     const union spec *spec;
-    const json_t *model, *dataset, *calibration, *inputs, *rows; /* of msg_start; may be NULL */
+    const json_t *model, *dataset, *calibration, *artifact, *inputs, *rows; /* of msg_start; may be NULL */
     const struct source *source; /* borrowed, used in place of model and dataset; NULL: these are opened */
     const struct backend *backend;
     struct backend_state *device;
@@ -76,5 +76,6 @@ pipeline_fn pipeline_find(const char *kind);
 enum rc pipeline_profile(const struct job *job, json_t **result, struct err *e);
 enum rc pipeline_allocation(const struct job *job, json_t **result, struct err *e);
 enum rc pipeline_eval(const struct job *job, json_t **result, struct err *e);
+enum rc pipeline_quantize(const struct job *job, json_t **result, struct err *e);
 
 #endif

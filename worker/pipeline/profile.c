@@ -14,6 +14,7 @@
 #include "worker/pipeline/drift.h"
 #include "worker/pipeline/gramwalk.h"
 #include "worker/pipeline/match.h"
+#include "worker/pipeline/prints.h"
 #include "worker/pipeline/profile.h"
 #include "worker/pipeline/quantize.h"
 #include "worker/pipeline/recheck.h"
@@ -67,32 +68,6 @@ static enum rc open_table(struct profile *p, struct err *e) {
     p->table.candidate_count = p->spec->candidates.count;
     p->table.rows = calloc(p->table.linear_count * p->table.candidate_count, sizeof *p->table.rows);
     return p->table.rows ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory for the drift table");
-}
-
-/* Tensor hashes: from the daemon's fingerprint cache, or by reading the model. */
-static enum rc fingerprint_model(struct profile *p, struct err *e) {
-    const struct job *job = p->job;
-    char key[HASH_TEXT_SIZE];
-    p->prints = fingerprints_new(p->source.model);
-    fingerprints_key(p->prints, key);
-    json_t *keys = json_pack("[s]", key), *found = NULL;
-    enum rc rc = job->link->lookup(job->link->ctx, CACHE_FINGERPRINT, keys, &found, e);
-    json_decref(keys);
-    TRY(rc);
-    fingerprints_restore(p->prints, json_object_get(found, key));
-    json_decref(found);
-    int64_t hashed = 0;
-    for (; fingerprints_next(p->prints); hashed++)
-        if (job_cancelled(job)) return err_set(e, RC_CANCELLED, "cancelled");
-    if (hashed) {
-        json_t *data = fingerprints_store(p->prints);
-        struct message m = {.type = MSG_STORE,
-                            .store = {.cache = CACHE_FINGERPRINT, .key = key, .model = p->spec->model, .data = data}};
-        rc = job->link->send(job->link->ctx, &m, e);
-        json_decref(data);
-    }
-    fingerprints_chain(p->prints, &p->windows);
-    return rc;
 }
 
 /* AWQ's scale depends on all the Linears that read the input. */
@@ -332,7 +307,8 @@ static enum rc run(struct profile *p, struct err *e) {
     TRY(calibration_windows(&p->source.tokens, p->spec->calibration, &p->windows, e));
     TRY(open_table(p, e));
     TRY(take_earlier_rows(p, e));
-    TRY(fingerprint_model(p, e));
+    TRY(prints_open(p->job, p->source.model, &p->prints, e));
+    fingerprints_chain(p->prints, &p->windows);
     TRY(ask_cache(p, e));
     TRY(fill_exact_rows(p, e));
     double start = monotonic_seconds();

@@ -1,8 +1,6 @@
-#include <stdlib.h>
-#include <string.h>
-
 #include "base/json.h"
 #include "worker/model/describe.h"
+#include "worker/pipeline/prints.h"
 #include "worker/pipeline/profile.h"
 
 static json_t *architecture_json(const struct arch *a) {
@@ -30,16 +28,6 @@ static int64_t unquantized_bytes(const struct profiled_model *p) {
     return bytes;
 }
 
-static json_t *fingerprint_json(const struct fingerprints *prints) {
-    json_t *tensors = fingerprints_store(prints);
-    char *text = json_dumps(tensors, JSON_COMPACT | JSON_SORT_KEYS), hash[HASH_TEXT_SIZE];
-    json_decref(tensors);
-    if (!text) return json_null();
-    struct hash128 sum = hash_bytes(text, strlen(text));
-    free(text);
-    return json_string(hash_text(&sum, hash));
-}
-
 json_t *profiled_model_json(const struct profiled_model *p) {
     int64_t params = 0;
     bool head = false;
@@ -49,7 +37,7 @@ json_t *profiled_model_json(const struct profiled_model *p) {
         head = head || linear->block < 0;
     }
     return json_pack("{ss ss so so so sI sb sb sI sI}", "name", p->model->name, "family", p->model->arch.family,
-                     "fingerprint", fingerprint_json(p->prints), "architecture", architecture_json(&p->model->arch),
+                     "fingerprint", prints_json(p->prints), "architecture", architecture_json(&p->model->arch),
                      "windows", windows_json(&p->model->arch), "unquantized_bytes", (json_int_t)unquantized_bytes(p),
                      "tied", p->model->arch.tied, "head_counted", head, "linears", (json_int_t)p->count, "params",
                      (json_int_t)params);

@@ -8,19 +8,29 @@ static enum rc member(const json_t *object, const char *key, const char *what, c
     return *out ? RC_OK : err_set(e, RC_INVALID, "the start message names no %s", what);
 }
 
-enum rc source_open(const struct job *job, struct source *s, struct err *e) {
+enum rc source_open_model(const struct job *job, struct source *s, struct err *e) {
+    const char *name, *path;
     *s = (struct source){0};
     if (job->source) {
         *s = *job->source;
         s->borrowed = true;
         return RC_OK;
     }
-    const char *name, *path, *text;
     TRY(member(job->model, "name", "model", &name, e));
     TRY(member(job->model, "path", "model folder", &path, e));
+    return model_open(name, path, &s->model, e);
+}
+
+enum rc source_open_tokenizer(struct source *s, struct err *e) {
+    return s->tokenizer ? RC_OK : tokenizer_load(s->model->dir_fd, &s->tokenizer, e);
+}
+
+enum rc source_open(const struct job *job, struct source *s, struct err *e) {
+    const char *text;
+    TRY(source_open_model(job, s, e));
+    if (s->borrowed) return RC_OK;
     TRY(member(job->dataset, "path", "dataset file", &text, e));
-    TRY(model_open(name, path, &s->model, e));
-    TRY(tokenizer_load(s->model->dir_fd, &s->tokenizer, e));
+    TRY(source_open_tokenizer(s, e));
     return tokens_read(s->tokenizer, text, s->model->arch.vocab, &s->tokens, e);
 }
 

@@ -18,6 +18,9 @@ struct source {
 
 /* From job->model and job->dataset, or job->source's. Release also after a failure. */
 enum rc source_open(const struct job *job, struct source *s, struct err *e);
+/* Its model alone, for a job without a dataset; and its tokenizer, should it turn out to need one. */
+enum rc source_open_model(const struct job *job, struct source *s, struct err *e);
+enum rc source_open_tokenizer(struct source *s, struct err *e);
 void source_release(struct source *s);
 
 #endif

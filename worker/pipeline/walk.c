@@ -85,11 +85,23 @@ static enum rc open_hidden(struct walker *k, struct err *e) {
     return hidden_open(&a, &k->hidden, e);
 }
 
+static bool in_stages(const struct walk *w, int block) {
+    return w->hooks->stage && block >= w->whole_blocks;
+}
+
+/* Over all blocks, how often a chunk goes through one or a piece of it. */
+static int64_t passes(const struct walk *w) {
+    int64_t count = 0;
+    for (int block = 0; block <= last_block(w); block++)
+        count += in_stages(w, block) ? INPUT_COUNT : 1;
+    return count;
+}
+
 static enum rc walker_open(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
     k->windows = walk_chunk(w->job, w->windows);
     k->chunks = (w->count + k->windows - 1) / k->windows;
-    k->steps_total = (int64_t)(last_block(w) + 1) * w->streams * k->chunks * (w->hooks->stage ? INPUT_COUNT : 1);
+    k->steps_total = passes(w) * w->streams * k->chunks;
     k->ids = xcalloc((size_t)chunk_tokens(k), sizeof *k->ids);
     TRY(forward_open(&k->forward, w, k->windows, e));
     for (int i = 0; i < (w->job->backend->loads_ahead ? 2 : 1); i++)
@@ -241,13 +253,27 @@ static struct step step_at(struct walker *k, int stream, int block, int64_t chun
     return (struct step){site_at(k, stream, block, chunk), slot(k, stream, chunk), seen};
 }
 
+static bool leads_nowhere(const struct walk_hooks *hooks, int block, enum linear_input until) {
+    return !forward_stage_moves(until) && hooks->looks && !hooks->looks(hooks->ctx, block, until);
+}
+
+static enum rc walk_stage(struct walker *k, int block, enum linear_input until, struct block_weights *seen,
+                          struct err *e) {
+    if (leads_nowhere(k->walk->hooks, block, until)) {
+        k->steps += k->chunks;
+        return RC_OK;
+    }
+    for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
+        struct step s = step_at(k, 0, block, chunk, seen);
+        TRY(walk_chunk_to(k, &s, until, e));
+    }
+    return RC_OK;
+}
+
 static enum rc walk_stages(struct walker *k, int block, struct block_weights *seen, struct err *e) {
     const struct walk_hooks *hooks = k->walk->hooks;
     for (int until = INPUT_ATTENTION; until <= INPUT_HEAD; until++) {
-        for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
-            struct step s = step_at(k, 0, block, chunk, seen);
-            TRY(walk_chunk_to(k, &s, (enum linear_input)until, e));
-        }
+        TRY(walk_stage(k, block, (enum linear_input)until, seen, e));
         if (until < INPUT_HEAD) TRY(hooks->stage(hooks->ctx, block, (enum linear_input)until, seen, e));
     }
     return RC_OK;
@@ -257,7 +283,7 @@ static enum rc walk_stream(struct walker *k, int stream, int block, struct err *
     const struct walk_hooks *hooks = k->walk->hooks;
     struct block_weights seen = block_buffer(k, block)->weights;
     if (hooks->weights) TRY(hooks->weights(hooks->ctx, stream, block, &seen, e));
-    if (hooks->stage) return walk_stages(k, block, &seen, e);
+    if (in_stages(k->walk, block)) return walk_stages(k, block, &seen, e);
     for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
         struct step s = step_at(k, stream, block, chunk, &seen);
         TRY(walk_chunk_through(k, &s, e));

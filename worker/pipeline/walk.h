@@ -12,6 +12,8 @@
  *
  *   for each distinct input: for each chunk: forward to that input → hook; then stage → Linears replaced
  *
+ * (blocks that are as they will be may go first, as a whole).
+ *
  * Only hidden states are kept between stages; each computes anew from the block's input, or from its middle.
  *
  * A stream is a set of windows with its hidden states (fp32 residual, hidden.h) and the weights it sees. Walks of one
@@ -44,6 +46,9 @@ struct walk_hooks {
      * called: replace the Linears that read it and what their scale is folded into (the norm before it; the rows of v
      * or up, for the inputs of o and down). What follows in the block sees that. */
     enum rc (*stage)(void *ctx, int block, enum linear_input input, struct block_weights *seen, struct err *e);
+    /* With `stage`: whether anything is done with a block's `input`. Where it is not, a stage that only leads there is
+     * called without the windows having gone there. NULL: always. */
+    bool (*looks)(void *ctx, int block, enum linear_input input);
     /* All windows of all streams went through the block; reference weights still loaded. */
     enum rc (*block_end)(void *ctx, int block, const struct block_weights *w, struct err *e);
     /* One window after the final norm, for every stream at once: x[stream] [length, D]. */
@@ -56,7 +61,8 @@ struct walk {
     const struct windows *windows; /* shared by all streams */
     int64_t first, count;          /* which windows; first is walk_aligned; hooks see their numbers among all windows */
     int streams;
-    int last_block; /* stop after this block (then `final` is not called); −1: the whole model */
+    int whole_blocks; /* with a `stage` hook: so many of the first blocks go as they are, without it */
+    int last_block;   /* stop after this block (then `final` is not called); −1: the whole model */
     const struct walk_hooks *hooks;
     const float *const *final_norms; /* [streams] in device memory, in place of the model's; any, or all, may be NULL */
     const struct mat *head;          /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
