@@ -316,13 +316,18 @@ static enum rc calibrate_head(struct calibrator *k, struct err *e) {
 
 /* --- the walk --- */
 
+static bool uses_awq(const struct calibrator *k) {
+    for (int64_t i = 0; i < k->model->linear_count; i++)
+        if (candidate_uses_awq(&k->a->recipe[i])) return true;
+    return false;
+}
+
 static struct grams_args grams_needed(const struct calibrator *k) {
     const struct windows *windows = k->a->windows;
-    struct grams_args a = {.job = k->job, .tokens = windows->count * windows->length};
+    struct grams_args a = {.job = k->job, .tokens = windows->count * windows->length, .stats = uses_awq(k)};
     for (int64_t i = 0; i < k->model->linear_count; i++) {
         const struct linear *linear = &k->model->linears[i];
         if (!candidate_needs_gram(&k->a->recipe[i])) continue;
-        if (candidate_uses_awq(&k->a->recipe[i])) a.stats = true;
         if (linear->cols > a.width[linear->input]) a.width[linear->input] = linear->cols;
     }
     return a;
@@ -357,6 +362,7 @@ static enum rc walk_windows(struct calibrator *k, struct err *e) {
                         .hooks = &hooks,
                         .reserved = k->grams.bytes + k->a->reserved,
                         .device_reserved = working_bytes(k),
+                        .inputs_stay = !uses_awq(k),
                         .phase = "calibrate",
                         .tokens_total = windows->count * windows->length};
     bool nothing_left = k->a->first == k->model->arch.blocks && !head;

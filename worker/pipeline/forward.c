@@ -85,6 +85,7 @@ struct pass {
     const struct site *site;
     const struct job *job;
     const struct arch *arch;
+    struct mat mixed, act; /* [T, heads·d], [T, I]: the forward's, or where they are kept */
 };
 
 static enum rc norm(const struct pass *s, struct mat x, const float *weight, struct mat out, struct err *e) {
@@ -184,7 +185,7 @@ static enum rc attend(const struct pass *s, struct err *e) {
                                .head_dim = arch->head_dim,
                                .window = arch->window[s->site->block],
                                .scale = (float)arch->attention_scale,
-                               .out = s->f->mixed};
+                               .out = s->mixed};
     return s->job->backend->attention(s->job->device, &a, e);
 }
 
@@ -210,8 +211,13 @@ static enum rc norm_for_mlp(const struct pass *s, struct err *e) {
 static enum rc activate(const struct pass *s, struct err *e) {
     struct forward *f = s->f;
     TRY(project_group(s, INPUT_MLP, f->normed, f->gate_up, (struct mat[]){f->gate, f->up}, e));
-    struct silu_mul_args a = {.gate = f->gate, .up = f->up, .out = f->act};
+    struct silu_mul_args a = {.gate = f->gate, .up = f->up, .out = s->act};
     return s->job->backend->silu_mul(s->job->device, &a, e);
+}
+
+static struct mat placed(struct mat m, void *data) {
+    if (data) m.data = data;
+    return m;
 }
 
 static struct pass pass_of(struct forward *f, const struct forward_args *a) {
@@ -221,7 +227,14 @@ static struct pass pass_of(struct forward *f, const struct forward_args *a) {
                          .w = a->weights,
                          .site = a->site,
                          .job = f->walk->job,
-                         .arch = &f->walk->model->arch};
+                         .arch = &f->walk->model->arch,
+                         .mixed = placed(f->mixed, a->kept),
+                         .act = placed(f->act, a->kept)};
+}
+
+size_t forward_kept(const struct forward *f) {
+    int64_t cols = f->mixed.cols > f->act.cols ? f->mixed.cols : f->act.cols;
+    return (size_t)(f->act.rows * cols) * dtype_size(f->act.type);
 }
 
 enum rc forward_block(struct forward *f, const struct forward_args *a, struct err *e) {
@@ -229,31 +242,34 @@ enum rc forward_block(struct forward *f, const struct forward_args *a, struct er
     TRY(norm_for_attention(&s, e));
     TRY(hook_input(&s, INPUT_ATTENTION, f->normed, e));
     TRY(mix_tokens(&s, e));
-    TRY(hook_input(&s, INPUT_OUTPUT, f->mixed, e));
-    TRY(add_to_residual(&s, INPUT_OUTPUT, f->mixed, e));
+    TRY(hook_input(&s, INPUT_OUTPUT, s.mixed, e));
+    TRY(add_to_residual(&s, INPUT_OUTPUT, s.mixed, e));
     TRY(norm_for_mlp(&s, e));
     TRY(hook_input(&s, INPUT_MLP, f->normed, e));
     TRY(activate(&s, e));
-    TRY(hook_input(&s, INPUT_DOWN, f->act, e));
-    return add_to_residual(&s, INPUT_DOWN, f->act, e);
+    TRY(hook_input(&s, INPUT_DOWN, s.act, e));
+    return add_to_residual(&s, INPUT_DOWN, s.act, e);
 }
 
 static enum rc attention_to(const struct pass *s, enum linear_input until, struct err *e) {
-    struct forward *f = s->f;
-    TRY(norm_for_attention(s, e));
-    if (until == INPUT_ATTENTION) return hook_input(s, until, f->normed, e);
-    TRY(mix_tokens(s, e));
-    if (until == INPUT_OUTPUT) return hook_input(s, until, f->mixed, e);
-    return add_to_residual(s, INPUT_OUTPUT, f->mixed, e);
+    if (!s->a->is_kept) {
+        TRY(norm_for_attention(s, e));
+        if (until == INPUT_ATTENTION) return hook_input(s, until, s->f->normed, e);
+        TRY(mix_tokens(s, e));
+    }
+    if (until == INPUT_OUTPUT) return hook_input(s, until, s->mixed, e);
+    return add_to_residual(s, INPUT_OUTPUT, s->mixed, e);
 }
 
 static enum rc mlp_to(const struct pass *s, enum linear_input until, struct err *e) {
-    struct forward *f = s->f;
-    TRY(norm_for_mlp(s, e));
-    if (until == INPUT_MLP) return hook_input(s, until, f->normed, e);
-    TRY(activate(s, e));
-    if (until == INPUT_DOWN) return hook_input(s, until, f->act, e);
-    return add_to_residual(s, INPUT_DOWN, f->act, e);
+    bool is_kept = s->a->is_kept && until == INPUT_HEAD;
+    if (!is_kept) {
+        TRY(norm_for_mlp(s, e));
+        if (until == INPUT_MLP) return hook_input(s, until, s->f->normed, e);
+        TRY(activate(s, e));
+    }
+    if (until == INPUT_DOWN) return hook_input(s, until, s->act, e);
+    return add_to_residual(s, INPUT_DOWN, s->act, e);
 }
 
 enum rc forward_stage(struct forward *f, const struct forward_args *a, enum linear_input until, struct err *e) {

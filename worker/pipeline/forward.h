@@ -30,7 +30,11 @@ struct forward_args {
     const struct block_params *params;
     const struct block_weights *weights;
     const struct site *site;
+    void *kept;   /* of stages: device memory for the inputs of o and down, forward_kept bytes; or NULL */
+    bool is_kept; /* the input that this stage goes on from is there already */
 };
+/* How many bytes a chunk's widest kept input takes. */
+size_t forward_kept(const struct forward *f);
 enum rc forward_block(struct forward *f, const struct forward_args *a, struct err *e);
 
 /* The same in stages, each as far as the hook for one input, INPUT_HEAD as far as the block's end. x is the block's

@@ -16,6 +16,8 @@ struct walker {
     struct forward forward;
     struct hidden *hidden;  /* slot = stream · chunks + chunk */
     struct block blocks[2]; /* the second only where the device loads ahead */
+    char *kept;             /* [chunks] of forward_kept bytes: the input that a stage leaves to the next; or NULL */
+    bool is_kept;           /* it is there */
     struct mat *finals;     /* [streams] of [T, D] */
     float *final_norm;      /* [D] */
     int32_t *ids;           /* [T] of one chunk */
@@ -85,6 +87,22 @@ static enum rc open_hidden(struct walker *k, struct err *e) {
     return hidden_open(&a, &k->hidden, e);
 }
 
+/* What the host's memory may take for the inputs kept between stages; a device's own has its room. */
+static const int64_t host_kept_limit = (int64_t)256 << 20;
+
+/* Last of all: it spares work, and may be left out. */
+static enum rc open_kept(struct walker *k, struct err *e) {
+    const struct walk *w = k->walk;
+    const struct backend *b = w->job->backend;
+    int64_t bytes = k->chunks * (int64_t)forward_kept(&k->forward), room = host_kept_limit;
+    void *memory = NULL;
+    if (b->own_memory) room = b->room(w->job->device) - device_reserve - w->device_reserved;
+    if (!w->hooks->stage || !w->inputs_stay || bytes > room) return RC_OK;
+    TRY(b->alloc(w->job->device, (size_t)bytes, &memory, e));
+    k->kept = memory;
+    return RC_OK;
+}
+
 static bool in_stages(const struct walk *w, int block) {
     return w->hooks->stage && block >= w->whole_blocks;
 }
@@ -107,7 +125,8 @@ static enum rc walker_open(struct walker *k, struct err *e) {
     for (int i = 0; i < (w->job->backend->loads_ahead ? 2 : 1); i++)
         TRY(block_open(w->job, w->model, last_block(w), &k->blocks[i], e));
     TRY(allocate_finals(k, e));
-    return open_hidden(k, e);
+    TRY(open_hidden(k, e));
+    return open_kept(k, e);
 }
 
 static void device_free(const struct job *job, void *memory) {
@@ -123,6 +142,7 @@ static void walker_release(struct walker *k) {
         device_free(job, k->finals[stream].data);
     free(k->finals);
     free(k->ids);
+    device_free(job, k->kept);
     device_free(job, k->final_norm);
     forward_release(&k->forward);
 }
@@ -243,6 +263,8 @@ static enum rc walk_chunk_through(struct walker *k, const struct step *s, struct
 
 static enum rc walk_chunk_to(struct walker *k, const struct step *s, enum linear_input until, struct err *e) {
     struct forward_args a = forward_args(k, s);
+    if (k->kept) a.kept = k->kept + (size_t)s->at * forward_kept(&k->forward);
+    a.is_kept = k->is_kept;
     TRY(hidden_recall(k->hidden, s->at, slot_after(k, s->at), e));
     TRY(forward_stage(&k->forward, &a, until, e));
     if (forward_stage_moves(until)) TRY(hidden_keep(k->hidden, s->at, e));
@@ -267,6 +289,7 @@ static enum rc walk_stage(struct walker *k, int block, enum linear_input until, 
         struct step s = step_at(k, 0, block, chunk, seen);
         TRY(walk_chunk_to(k, &s, until, e));
     }
+    k->is_kept = k->kept && !forward_stage_moves(until) && until != INPUT_ATTENTION;
     return RC_OK;
 }
 

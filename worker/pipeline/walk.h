@@ -14,7 +14,9 @@
  *
  * (blocks that are as they will be may go first, as a whole).
  *
- * Only hidden states are kept between stages; each computes anew from the block's input, or from its middle.
+ * Between stages hidden states are kept, and the input that the next stage goes on from where the caller does not
+ * change what makes it (inputs_stay) and there is room for it; else a stage computes it anew from the block's input, or
+ * from its middle.
  *
  * A stream is a set of windows with its hidden states (fp32 residual, hidden.h) and the weights it sees. Walks of one
  * job on several devices go on side by side, a thread each; none knows of the others. */
@@ -68,6 +70,7 @@ struct walk {
     const struct mat *head;          /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
     int64_t reserved;                /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
     int64_t device_reserved;         /* bytes of the device's own memory that the hooks have yet to take */
+    bool inputs_stay; /* the `stage` hook replaces the Linears that read an input alone, and folds nothing */
     /* Progress is reported in tokens; a token counts in parts, block by block. Earlier walks of the job did
      * `tokens_before` of `tokens_total`. */
     const char *phase;
