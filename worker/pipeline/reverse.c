@@ -94,7 +94,8 @@ static enum rc reverser_open(struct reverser *k, struct err *e) {
     const struct reverse_walk *r = k->r;
     size_t tokens = (size_t)chunk_tokens(k);
     k->chunks = (r->windows->count + k->windows - 1) / k->windows;
-    k->steps_total = blocks_of(k) * (k->chunks * (FORWARD_STEPS + BACKWARD_STEPS) + chunks_again(k) * BACKWARD_STEPS);
+    int64_t back = (k->chunks + chunks_again(k)) * BACKWARD_STEPS;
+    k->steps_total = blocks_of(k) * k->chunks * FORWARD_STEPS + (blocks_of(k) - r->first_block) * back;
     k->ids = xcalloc(tokens, sizeof *k->ids);
     k->labels = xcalloc(tokens, sizeof *k->labels);
     k->u = xcalloc(tokens, sizeof *k->u);
@@ -321,7 +322,7 @@ static enum rc chunk_back(struct reverser *k, int block, int64_t chunk, linear_h
                               .linear = hook,
                               .ctx = k->r->hooks->ctx};
     TRY(backward_block(&k->backward, &a, e));
-    if (last && block > 0) TRY(keep(k, at, k->dx, e));
+    if (last && block > k->r->first_block) TRY(keep(k, at, k->dx, e));
     return end_step(k, BACKWARD_STEPS, e);
 }
 
@@ -329,21 +330,21 @@ static enum rc block_back(struct reverser *k, int block, struct err *e) {
     const struct reverse_hooks *hooks = k->r->hooks;
     const struct block_weights *w = &block_buffer(k, block)->weights;
     int64_t again = chunks_again(k);
-    TRY(ready_block(k, block, block - 1, e));
+    TRY(ready_block(k, block, block > k->r->first_block ? block - 1 : -1, e));
     if (hooks->begin) TRY(hooks->begin(hooks->ctx, block, w, e));
     for (int64_t chunk = 0; chunk < k->chunks; chunk++)
         TRY(chunk_back(k, block, chunk, hooks->linear, chunk >= again, e));
     if (hooks->end) TRY(hooks->end(hooks->ctx, block, w, e));
     for (int64_t chunk = 0; chunk < again; chunk++)
         TRY(chunk_back(k, block, chunk, hooks->linear_again, true, e));
-    return RC_OK;
+    return hooks->done ? hooks->done(hooks->ctx, block, w, e) : RC_OK;
 }
 
 static enum rc walk_all(struct reverser *k, struct err *e) {
     TRY(walk_forward(k, e));
     for (int64_t chunk = 0; chunk < k->chunks; chunk++)
         TRY(chunk_turn(k, chunk, e));
-    for (int block = blocks_of(k) - 1; block >= 0; block--)
+    for (int block = blocks_of(k) - 1; block >= k->r->first_block; block--)
         TRY(block_back(k, block, e));
     return RC_OK;
 }

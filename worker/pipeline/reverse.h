@@ -7,7 +7,7 @@
  * forward and once backward, and the memory on the device does not grow with the number of windows.
  *
  *   for each block, the last one first: load → begin → for each chunk: forward, backward → linear at each Linear →
- * end → for the first `again` windows, if asked for: forward, backward → linear_again
+ * end → for the chunks of the first `again` windows: forward, backward → linear_again; then done
  *
  * A label depends on the seed, the window's number and the position alone, and chunks are those of the walk: neither
  * labels nor gradients depend on how many windows are in the job. Sources: algorithms §11, §12. GPU thread only. */
@@ -30,6 +30,8 @@ struct reverse_hooks {
     enum rc (*end)(void *ctx, int block, const struct block_weights *w, struct err *e);
     /* With what `end` made of all windows. */
     enum rc (*linear_again)(void *ctx, const struct linear_gradient *at, struct err *e);
+    /* All is done in the block. */
+    enum rc (*done)(void *ctx, int block, const struct block_weights *w, struct err *e);
 };
 
 struct reverse_walk {
@@ -38,7 +40,8 @@ struct reverse_walk {
     const struct windows *windows;
     const int32_t *labels; /* [count, length] label of each position; NULL: drawn from the model */
     uint64_t seed;         /* of the draw */
-    int64_t again;         /* how many windows linear_again sees */
+    int64_t again;         /* how many windows linear_again sees, and those that share a chunk with them */
+    int first_block;       /* the way back ends with this one */
     const struct reverse_hooks *hooks;
     double *nll;             /* [count] of the window's labels, summed; or NULL */
     int64_t reserved;        /* as in struct walk */
