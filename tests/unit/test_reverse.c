@@ -215,6 +215,13 @@ static void bits_do_not_depend_on_the_number_of_windows(void **state) {
     golden_close(&g);
 }
 
+static int64_t room_given;
+
+static int64_t given_room(struct backend_state *state) {
+    (void)state;
+    return room_given;
+}
+
 static void bits_do_not_depend_on_where_hidden_states_are(void **state) {
     (void)state;
     static struct seen plain, elsewhere;
@@ -229,6 +236,15 @@ static void bits_do_not_depend_on_where_hidden_states_are(void **state) {
         look(&g, GOLDEN_WINDOWS, 0, &elsewhere);
         assert_same(&elsewhere, &plain, GOLDEN_WINDOWS);
     }
+    wide.own_memory = wide.loads_ahead = true;
+    wide.room = given_room;
+    g.job.ram_limit = 0;
+    for (int windows = 9; windows <= GOLDEN_WINDOWS; windows += 3) /* an odd number of chunks, and an even one */
+        for (int64_t slots = 0; slots < 12; slots++) {
+            room_given = ((int64_t)1536 << 20) + slots * slot;
+            look(&g, windows, 4, &elsewhere);
+            assert_same(&elsewhere, &plain, windows);
+        }
     golden_close(&g);
 }
 

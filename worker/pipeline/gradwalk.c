@@ -14,11 +14,12 @@ struct grad_walker {
     const struct grad_walk *g;
     const struct job *job;
     const struct model *model;
-    int first_block;         /* that has a wanted Linear */
-    int64_t chunk;           /* windows of one */
-    int64_t windows;         /* that are scored, and those that fill their last chunk */
-    struct grams h, h_w;     /* h_w without widths where it is not asked for */
-    void *memory;            /* on the device: the next four */
+    int first_block;     /* that has a wanted Linear */
+    int64_t chunk;       /* windows of one */
+    int64_t windows;     /* that are scored, and those that fill their last chunk */
+    struct grams h, h_w; /* h_w without widths where it is not asked for */
+    void *memory;        /* [bytes] on the device: the next six */
+    size_t bytes;
     char *effective;         /* of a block's wanted Linears, [candidates, N, K] fp32 each */
     double *norms;           /* [T] Σ‖g‖² of a chunk */
     float *roots;            /* [T] */
@@ -98,8 +99,8 @@ static enum rc walker_open(struct grad_walker *k, const int64_t width[INPUT_COUN
     k->scores = xcalloc((size_t)(slot_count(k) * k->windows) + 1, sizeof *k->scores);
     TRY(grams_open(&k->h, &a, e));
     TRY(grams_open(&k->h_w, &weighed, e));
-    size_t bytes = lay_out(k, most_weights, widest(width), NULL);
-    if (k->job->backend->alloc(k->job->device, bytes, &k->memory, e) != RC_OK)
+    k->bytes = lay_out(k, most_weights, widest(width), NULL);
+    if (k->job->backend->alloc(k->job->device, k->bytes, &k->memory, e) != RC_OK)
         return err_context(e, "what %zu candidates make of one block's Linears", k->g->candidates);
     lay_out(k, most_weights, widest(width), k->memory);
     return RC_OK;
@@ -254,7 +255,7 @@ static enum rc walk_back(struct grad_walker *k, struct err *e) {
                                 .seed = g->seed,
                                 .again = g->scored,
                                 .hooks = &hooks,
-                                .reserved = k->h.bytes + k->h_w.bytes,
+                                .reserved = k->h.bytes + k->h_w.bytes + (int64_t)k->bytes,
                                 .device_reserved = g->gram.device_reserved,
                                 .phase = g->gram.phase};
     return reverse_walk_run(&walk, e);

@@ -169,8 +169,8 @@ static enum rc copy(const struct reverser *k, struct mat from, struct mat to, st
     return k->r->job->backend->scale(k->r->job->device, &a, e);
 }
 
-static enum rc recall(struct reverser *k, int64_t at, struct mat to, struct err *e) {
-    TRY(hidden_recall(k->hidden, at, -1, e));
+static enum rc recall(struct reverser *k, int64_t at, int64_t next, struct mat to, struct err *e) {
+    TRY(hidden_recall(k->hidden, at, next, e));
     return copy(k, hidden_matrix(k, at), to, e);
 }
 
@@ -213,7 +213,7 @@ static enum rc chunk_forward(struct reverser *k, int block, int64_t chunk, struc
     struct site site = site_at(k, block, chunk);
     const struct block *b = block_buffer(k, block);
     struct forward_args a = {.x = k->middle, .params = &b->params, .weights = &b->weights, .site = &site};
-    TRY(recall(k, slot(k, block, chunk), k->middle, e));
+    TRY(recall(k, slot(k, block, chunk), -1, k->middle, e));
     TRY(forward_block(&k->forward, &a, e));
     TRY(keep(k, slot(k, block + 1, chunk), k->middle, e));
     return end_step(k, FORWARD_STEPS, e);
@@ -291,7 +291,7 @@ static enum rc chunk_turn(struct reverser *k, int64_t chunk, struct err *e) {
     float eps = (float)k->r->model->arch.norm_eps;
     struct rmsnorm_args norm = {.x = k->middle, .weight = k->final_norm, .eps = eps, .out = k->final};
     struct rmsnorm_back_args back = {.x = k->middle, .weight = k->final_norm, .eps = eps, .dy = k->dx, .dx = k->dx};
-    TRY(recall(k, slot(k, blocks_of(k), chunk), k->middle, e));
+    TRY(recall(k, slot(k, blocks_of(k), chunk), -1, k->middle, e));
     TRY(job->backend->rmsnorm(job->device, &norm, e));
     set_positions(k, &site);
     if (!k->r->labels) TRY(draw_labels(k, e));
@@ -310,9 +310,9 @@ typedef enum rc (*linear_hook)(void *ctx, const struct linear_gradient *at, stru
 static enum rc chunk_back(struct reverser *k, int block, int64_t chunk, linear_hook hook, bool last, struct err *e) {
     struct site site = site_at(k, block, chunk);
     const struct block *b = block_buffer(k, block);
-    int64_t at = slot(k, block, chunk);
-    TRY(recall(k, slot(k, block + 1, chunk), k->dx, e));
-    TRY(hidden_recall(k->hidden, at, -1, e));
+    int64_t at = slot(k, block, chunk), after = chunk + 1 < k->chunks ? slot(k, block + 1, chunk + 1) : -1;
+    TRY(recall(k, slot(k, block + 1, chunk), at, k->dx, e));
+    TRY(hidden_recall(k->hidden, at, after, e));
     struct backward_args a = {.x = hidden_matrix(k, at),
                               .middle = k->middle,
                               .dx = k->dx,
@@ -322,7 +322,10 @@ static enum rc chunk_back(struct reverser *k, int block, int64_t chunk, linear_h
                               .linear = hook,
                               .ctx = k->r->hooks->ctx};
     TRY(backward_block(&k->backward, &a, e));
-    if (last && block > k->r->first_block) TRY(keep(k, at, k->dx, e));
+    if (last && block > k->r->first_block) {
+        TRY(copy(k, k->dx, hidden_matrix(k, at), e));
+        TRY(hidden_keep(k->hidden, at, e));
+    }
     return end_step(k, BACKWARD_STEPS, e);
 }
 
