@@ -2,6 +2,7 @@
  * definitions say in float64, and what labels' gradients tell of a change is what the model loses by it, in nats. */
 #include "tests/unit/golden_model.h"
 
+#include "tests/unit/bare_job.h"
 #include "worker/pipeline/gradwalk.h"
 #include "worker/pipeline/reverse.h"
 #include "worker/pipeline/upload.h"
@@ -330,6 +331,63 @@ static void gradients_tell_what_the_model_loses(void **state) {
     golden_close(&g);
 }
 
+/* --- what weighing is for --- */
+
+static bool all_wanted[6 * 7 + 1];
+
+struct guided {
+    struct bare_job *b;
+    double sum[CANDIDATES]; /* GPTQ by H, by H_w */
+};
+
+static enum rc quantize_both(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
+    struct guided *g = ctx;
+    struct candidate c;
+    TRY(candidate_from_id("gptq3g64", &c, e));
+    for (int which = 0; which < CANDIDATES; which++) {
+        struct input_group group = gram_input_group(job, g->b->source.model, in);
+        if (which == 1) group.gram.h = in->h_w;
+        for (int n = 0; n < in->count; n++) {
+            TRY(group_effective_weights(&group, n, &c, in->slots[n][which].w_hat, e));
+            in->slots[n][which].filled = true;
+        }
+        input_group_release(&group);
+    }
+    return RC_OK;
+}
+
+static enum rc add_up(void *ctx, int64_t linear, size_t candidate, double fisher, struct err *e) {
+    (void)linear, (void)e;
+    ((struct guided *)ctx)->sum[candidate] += fisher;
+    return RC_OK;
+}
+
+/* Of the trained model: its tokens do not matter alike. */
+static void weighed_gram_makes_gptq_lose_less(void **state) {
+    (void)state;
+    struct bare_job b;
+    struct windows windows;
+    bare_open(&b);
+    struct guided g = {.b = &b};
+    for (int64_t i = 0; i < 6 * 7; i++)
+        all_wanted[i] = true;
+    bare_must(&b, windows_first(&b.source.tokens, 64, 24, &windows, &b.err));
+    struct gram_walk gram = {.job = &b.job,
+                             .model = b.source.model,
+                             .windows = &windows,
+                             .phase = "guided",
+                             .wanted = all_wanted,
+                             .input = quantize_both,
+                             .ctx = &g};
+    struct grad_walk walk = {
+        .gram = gram, .guided = true, .candidates = CANDIDATES, .scored = 24, .seed = SEED, .score = add_up};
+    bare_must(&b, grad_walk_run(&walk, &b.err));
+    print_message("GPTQ at 3 bits loses %.4f nats by H, %.4f by H_w\n", g.sum[0], g.sum[1]);
+    assert_true(g.sum[1] > 0 && g.sum[1] < 0.8 * g.sum[0]);
+    windows_release(&windows);
+    bare_close(&b);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scores_and_weighed_grams_are_those_of_their_definitions),
@@ -337,6 +395,7 @@ int main(void) {
         cmocka_unit_test(score_does_not_depend_on_chunks),
         cmocka_unit_test(only_what_is_wanted_is_walked),
         cmocka_unit_test(gradients_tell_what_the_model_loses),
+        cmocka_unit_test(weighed_gram_makes_gptq_lose_less),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
