@@ -18,8 +18,8 @@ enum { WINDOWS_MAX = 1 << 20, LENGTH_MAX = 1 << 20, BLOCKS_MAX = 4096, TIE_MAX =
 #define SEED_MAX 9007199254740991.0 /* what every JSON reader keeps exactly */
 #define BYTES_MAX 1e18
 
-const char *const score_names[] = {"drift", "error", NULL};
-static const char *const planned_scores[] = {"fisher", "kfac", "noise", "delta_kl", NULL};
+const char *const score_names[] = {"drift", "error", "fisher", NULL};
+static const char *const planned_scores[] = {"kfac", "noise", "delta_kl", NULL};
 const char *const sampling_names[] = {"sequential", "random", NULL};
 static const char *const allocation_method_names[] = {"greedy", "upgrade", "optimal", NULL};
 static const char *const protocol_names[] = {"windows", "llama.cpp", NULL};
@@ -105,11 +105,23 @@ static void profile_defaults(void *object) {
     static const char *scores[] = {"drift"};
     struct spec_profile *profile = object;
     profile->scores = (struct list){.items = scores, .count = 1};
+    profile->fisher_windows = 16;
+}
+
+bool spec_wants_fisher(const struct spec_profile *profile) {
+    const char *const *scores = profile->scores.items;
+    for (size_t i = 0; i < profile->scores.count; i++)
+        if (strcmp(scores[i], "fisher") == 0) return true;
+    return false;
 }
 
 static void profile_check(void *object, struct decode *d) {
     const struct spec_profile *profile = object;
     devices_check(&profile->common, d);
+    if (!spec_wants_fisher(profile)) return;
+    if (profile->head) problem_at(d, "head", "has no fisher score; leave it out, or fisher");
+    if (profile->common.devices != NULL)
+        problem_at(d, "devices", "a profile with fisher scores runs on one device; leave it out");
 }
 
 static const struct field profile_fields[] = {
@@ -134,6 +146,7 @@ static const struct field profile_fields[] = {
      .max = 8,
      .values = score_names,
      .planned = planned_scores},
+    INT_FIELD(struct spec_profile, fisher_windows, 1, WINDOWS_MAX),
     {.name = "layers", .type = FIELD_REGEX, .offset = offsetof(struct spec_profile, layers), .min = 1},
     {.name = "head", .type = FIELD_BOOL, .offset = offsetof(struct spec_profile, head)},
     {0},

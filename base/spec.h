@@ -42,7 +42,8 @@ struct spec_profile {
     const char *model;
     struct spec_calibration *calibration;
     struct list candidates; /* struct candidate */
-    struct list scores;     /* const char * */
+    struct list scores;     /* const char *: of score_names */
+    int64_t fisher_windows; /* of the calibration's, that Fisher scores are taken over */
     const char *layers;     /* regex over Linear names; NULL: all */
     bool head;              /* lm_head counts as a Linear too */
 };
@@ -78,6 +79,9 @@ struct spec_allocation {
     int target;        /* enum target: what is to load the model; the solver chooses what it can carry */
 };
 extern const char *const score_names[];
+
+/* Whether the profile takes gradients. */
+bool spec_wants_fisher(const struct spec_profile *profile);
 
 enum protocol_type { PROTOCOL_WINDOWS, PROTOCOL_LLAMA_CPP };
 

@@ -49,6 +49,8 @@ static void profile_has_the_documented_defaults(void **state) {
     assert_int_equal(profile->candidates.count, 2);
     assert_int_equal(profile->scores.count, 1);
     assert_string_equal(((const char **)profile->scores.items)[0], "drift");
+    assert_false(spec_wants_fisher(profile));
+    assert_int_equal(profile->fisher_windows, 16);
     assert_null(profile->layers);
     assert_false(profile->head);
     assert_int_equal(profile->common.priority, 0);
@@ -216,7 +218,10 @@ static void every_fault_has_its_pointer(void **state) {
         {"{\"kind\":7}", "/kind"},
         {"{\"kind\":\"sweep\"}", "/kind"},
         {"{" PROFILE "}", "/candidates"},
-        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"fisher\"]}", "/scores/1"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"kfac\"]}", "/scores/1"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"head\":true}", "/head"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"devices\":\"all\"}", "/devices"},
+        {"{" PROFILE "," CANDIDATES ",\"fisher_windows\":0}", "/fisher_windows"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[]}", "/scores"},
         {"{" PROFILE "," CANDIDATES ",\"layers\":\"[\"}", "/layers"},
         {"{" PROFILE "," CANDIDATES ",\"priority\":101}", "/priority"},

@@ -44,7 +44,8 @@ static inline struct cell *table_cell(const struct profile_table *table, int lin
 }
 
 /* `profile`: {"job", "result", "rows"}. The score is the one the allocation asks for: `drift` as measured, `error` the
- * squared relative weight error ‖D‖²/‖W‖². RC_INVALID naming the row when the profile is not what it should be. */
+ * squared relative weight error ‖D‖²/‖W‖², `fisher` the nats that the profile tells. RC_INVALID naming the row when the
+ * profile is not what it should be. */
 enum rc profile_table_init(struct profile_table *table, const json_t *profile, int score, struct err *e);
 void profile_table_release(struct profile_table *table);
 

@@ -13,7 +13,7 @@
 struct drift_row {
     const char *name, *projection, *candidate;
     int64_t block, params, cols, bytes;
-    double drift, relative_error;
+    double drift, relative_error, fisher; /* fisher < 0: there is none */
 };
 
 static enum rc missing(const char *member, struct err *e) {
@@ -45,7 +45,7 @@ static enum rc read_strings(const json_t *data, struct drift_row *row, struct er
 }
 
 static enum rc read_row(const json_t *data, struct drift_row *row, struct err *e) {
-    *row = (struct drift_row){.block = -1, .bytes = -1, .drift = -1, .relative_error = -1};
+    *row = (struct drift_row){.block = -1, .bytes = -1, .drift = -1, .relative_error = -1, .fisher = -1};
     if (!json_is_object(data)) return missing("data", e);
     TRY(read_strings(data, row, e));
     TRY(read_params(data, &row->params, e));
@@ -54,6 +54,7 @@ static enum rc read_row(const json_t *data, struct drift_row *row, struct err *e
     TRY(json_get_int(data, "bytes", 0, BYTES_MAX, &row->bytes, e));
     TRY(json_get_number(data, "drift", &row->drift, e));
     TRY(json_get_number(data, "relative_error", &row->relative_error, e));
+    TRY(json_get_number(data, "fisher", &row->fisher, e));
     if (row->bytes < 0) return missing("bytes", e);
     if (!isfinite(row->drift) || row->drift < 0) return missing("drift that is a number >= 0", e);
     if (!isfinite(row->relative_error) || row->relative_error < 0)
@@ -119,6 +120,16 @@ static enum rc find_axes(struct profile_table *table, const json_t *rows, json_t
     return RC_OK;
 }
 
+static enum rc score_of(const struct drift_row *row, const char *score, double *out, struct err *e) {
+    *out = row->drift;
+    if (strcmp(score, "error") == 0) *out = row->relative_error * row->relative_error;
+    if (strcmp(score, "fisher") != 0) return RC_OK;
+    *out = row->fisher;
+    if (isfinite(row->fisher) && row->fisher >= 0) return RC_OK;
+    return err_at(e, "/score", RC_INVALID, "fisher: the profile has none for %s; it must ask for it in its scores",
+                  row->name);
+}
+
 /* Second pass: every row into its cell. */
 static enum rc fill_cells(struct profile_table *table, const json_t *rows, const json_t *names, int score,
                           struct err *e) {
@@ -134,13 +145,14 @@ static enum rc fill_cells(struct profile_table *table, const json_t *rows, const
         if (cell->measured)
             return err_set(e, RC_INVALID, "row %zu of the profile measures %s at %s a second time", r, row.name,
                            row.candidate);
-        bool by_error = strcmp(score_names[score], "error") == 0;
+        double chosen;
+        TRY(score_of(&row, score_names[score], &chosen, e));
         *cell = (struct cell){
             .measured = true,
             .allowed = true,
             .bytes = row.bytes,
             .drift = row.drift,
-            .score = by_error ? row.relative_error * row.relative_error : row.drift,
+            .score = chosen,
         };
     }
     return RC_OK;

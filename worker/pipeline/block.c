@@ -10,6 +10,12 @@ const struct linear *block_linear(const struct model *model, int block, int posi
     return index < 0 ? NULL : &model->linears[index];
 }
 
+void block_prefetch(const struct model *model, int block) {
+    const struct linear *linear;
+    for (int position = 0; (linear = block_linear(model, block, position)); position++)
+        prefetch_linear(linear);
+}
+
 /* What goes where when a block is loaded. */
 struct plan {
     struct load_item items[ITEMS_MAX];

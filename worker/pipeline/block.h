@@ -38,6 +38,9 @@ void block_close(struct block *b); /* waits for what block_load has begun */
 /* Begins to load; the backend's `loaded` ends it. */
 enum rc block_load(struct block *b, int block, struct err *e);
 
+/* Asks the kernel to read the pages of a block's Linears soon. */
+void block_prefetch(const struct model *model, int block);
+
 /* The Linear at a position of a block; NULL: there is none. */
 const struct linear *block_linear(const struct model *model, int block, int position);
 

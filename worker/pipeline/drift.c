@@ -16,6 +16,7 @@ struct drift_row drift_row_measured(const struct error_report *report, int64_t b
                               .drift_den = report->drift_den,
                               .relative_error = error_ratio(report->frobenius, report->weight_frobenius),
                               .max_abs_error = report->max_abs,
+                              .fisher = -1,
                               .bytes = bytes,
                               .known = true};
 }
@@ -24,12 +25,17 @@ bool drift_is_guarded(const struct candidate *c) {
     return c->method != METHOD_NONE && c->method != METHOD_RTN && c->method != METHOD_FP8;
 }
 
-struct drift_row drift_row_none(const struct linear *linear) {
-    return (struct drift_row){.bytes = 2 * linear->rows * linear->cols, .known = true};
+struct drift_row drift_row_none(const struct linear *linear, bool fisher) {
+    return (struct drift_row){.fisher = fisher ? 0 : -1, .bytes = 2 * linear->rows * linear->cols, .known = true};
 }
 
 struct drift_row *drift_at(const struct drift_table *t, size_t linear, size_t candidate) {
     return &t->rows[linear * t->candidate_count + candidate];
+}
+
+/* A number that is not finite is NULL, which no object takes. */
+static json_t *fisher_json(double fisher) {
+    return fisher < 0 ? json_null() : json_real(fisher);
 }
 
 json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t candidate) {
@@ -38,15 +44,15 @@ json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t cand
     const struct drift_row *r = drift_at(t, linear, candidate);
     int64_t params = l->rows * l->cols;
     char id[CANDIDATE_ID_SIZE];
-    return json_pack("{ss si ss s[II] sI ss sb sf sf sf sf sf so so so sI sf sb}", "name", l->name, "block", l->block,
-                     "projection", l->projection, "shape", (json_int_t)l->rows, (json_int_t)l->cols, "params",
-                     (json_int_t)params, "candidate", candidate_id(c, id), "static", c->sequential, "drift", r->drift,
-                     "drift_num", r->drift_num, "drift_den", r->drift_den, "relative_error", r->relative_error,
-                     "max_abs_error", r->max_abs_error, "rtn_drift",
-                     drift_is_guarded(c) ? json_real(r->rtn_drift) : json_null(), "damp",
-                     candidate_uses_gptq(c) ? json_real(r->damp) : json_null(), "awq_gain",
-                     candidate_uses_awq(c) ? json_real(r->awq_gain) : json_null(), "bytes", (json_int_t)r->bytes,
-                     "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached", r->cached);
+    return json_pack(
+        "{ss si ss s[II] sI ss sb sf sf sf sf sf so so so so sI sf sb}", "name", l->name, "block", l->block,
+        "projection", l->projection, "shape", (json_int_t)l->rows, (json_int_t)l->cols, "params", (json_int_t)params,
+        "candidate", candidate_id(c, id), "static", c->sequential, "drift", r->drift, "drift_num", r->drift_num,
+        "drift_den", r->drift_den, "relative_error", r->relative_error, "max_abs_error", r->max_abs_error, "rtn_drift",
+        drift_is_guarded(c) ? json_real(r->rtn_drift) : json_null(), "damp",
+        candidate_uses_gptq(c) ? json_real(r->damp) : json_null(), "awq_gain",
+        candidate_uses_awq(c) ? json_real(r->awq_gain) : json_null(), "fisher", fisher_json(r->fisher), "bytes",
+        (json_int_t)r->bytes, "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached", r->cached);
 }
 
 static enum rc get_number(const json_t *data, const char *key, bool optional, double *out, struct err *e) {
@@ -56,7 +62,7 @@ static enum rc get_number(const json_t *data, const char *key, bool optional, do
 }
 
 enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *e) {
-    *row = (struct drift_row){.bytes = -1};
+    *row = (struct drift_row){.fisher = -1, .bytes = -1};
     TRY(get_number(data, "drift", false, &row->drift, e));
     TRY(get_number(data, "drift_num", false, &row->drift_num, e));
     TRY(get_number(data, "drift_den", false, &row->drift_den, e));
@@ -65,6 +71,7 @@ enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *
     TRY(get_number(data, "rtn_drift", true, &row->rtn_drift, e));
     TRY(get_number(data, "damp", true, &row->damp, e));
     TRY(get_number(data, "awq_gain", true, &row->awq_gain, e));
+    TRY(json_get_number(data, "fisher", &row->fisher, e));
     TRY(json_get_int(data, "bytes", 0, INT64_MAX, &row->bytes, e));
     if (row->bytes < 0) return err_set(e, RC_INVALID, "a stored drift row lacks \"bytes\"");
     TRY(json_get_bool(data, "cached", &row->cached, e));
@@ -92,20 +99,22 @@ bool drift_inverted(const struct drift_table *t, size_t linear, size_t candidate
 json_t *drift_totals(const struct drift_table *t) {
     json_t *totals = json_array();
     for (size_t c = 0; c < t->candidate_count; c++) {
-        double sum = 0, most = 0, params = 0;
+        double sum = 0, most = 0, params = 0, fisher = 0;
         int64_t bytes = 0;
         for (size_t l = 0; l < t->linear_count; l++) {
             const struct drift_row *r = drift_at(t, l, c);
             sum += r->drift;
             most = fmax(most, r->drift);
+            fisher = r->fisher < 0 || fisher < 0 ? -1 : fisher + r->fisher;
             bytes += r->bytes;
             params += (double)(t->linears[l]->rows * t->linears[l]->cols);
         }
         char id[CANDIDATE_ID_SIZE];
-        json_array_append_new(totals, json_pack("{ss sI sf sf sf sf}", "candidate", candidate_id(&t->candidates[c], id),
-                                                "bytes", (json_int_t)bytes, "bits_per_weight",
-                                                8 * (double)bytes / params, "drift_sum", sum, "drift_mean",
-                                                sum / (double)t->linear_count, "drift_max", most));
+        json_array_append_new(totals,
+                              json_pack("{ss sI sf sf sf sf so}", "candidate", candidate_id(&t->candidates[c], id),
+                                        "bytes", (json_int_t)bytes, "bits_per_weight", 8 * (double)bytes / params,
+                                        "drift_sum", sum, "drift_mean", sum / (double)t->linear_count, "drift_max",
+                                        most, "fisher_sum", fisher_json(fisher)));
     }
     return totals;
 }

@@ -31,7 +31,7 @@ static struct mat place_parts(const struct forward *f, struct carve *c, bool den
 }
 
 /* Returns the number of bytes. Called twice: to measure, then to place. */
-static size_t lay_out(struct forward *f, const struct arch *a, void *base) {
+static size_t lay_out(struct forward *f, const struct arch *a, bool keep, void *base) {
     struct carve c = {.base = base};
     int64_t wide = (int64_t)a->heads * a->head_dim, narrow = (int64_t)a->kv_heads * a->head_dim;
     size_t table = (size_t)(f->length * (a->rotary / 2)) * sizeof(float);
@@ -42,6 +42,8 @@ static size_t lay_out(struct forward *f, const struct arch *a, void *base) {
     f->sin = carve(&c, table);
     f->qkv = place_parts(f, &c, a->qk_norm, (struct mat *[]){&f->q, &f->k, &f->v},
                          (const int64_t[]){wide, narrow, narrow}, 3);
+    f->q_raw = keep && a->qk_norm ? place(f, &c, wide) : f->q;
+    f->k_raw = keep && a->qk_norm ? place(f, &c, narrow) : f->k;
     f->gate_up = place_parts(f, &c, false, (struct mat *[]){&f->gate, &f->up},
                              (const int64_t[]){a->intermediate, a->intermediate}, 2);
     return c.used;
@@ -59,14 +61,14 @@ static enum rc upload_rope(struct forward *f, const struct arch *a, struct err *
     return rc;
 }
 
-enum rc forward_open(struct forward *f, const struct walk *walk, int64_t windows, struct err *e) {
+enum rc forward_open(struct forward *f, const struct walk *walk, int64_t windows, bool keep, struct err *e) {
     const struct arch *a = &walk->model->arch;
     const struct job *job = walk->job;
     *f = (struct forward){.walk = walk, .length = walk->windows->length, .windows = windows};
     if (a->qk_norm && a->fused_qkv)
         return err_set(e, RC_UNSUPPORTED, "a q/k norm behind a fused qkv_proj is not implemented");
-    TRY(job->backend->alloc(job->device, lay_out(f, a, NULL), &f->memory, e));
-    lay_out(f, a, f->memory);
+    TRY(job->backend->alloc(job->device, lay_out(f, a, keep, NULL), &f->memory, e));
+    lay_out(f, a, keep, f->memory);
     return upload_rope(f, a, e);
 }
 
@@ -147,11 +149,11 @@ static enum rc add_to_residual(const struct pass *s, enum linear_input input, st
     return project(s, &a, e);
 }
 
-static enum rc norm_heads(const struct pass *s, struct mat x, const float *weight, struct err *e) {
+static enum rc norm_heads(const struct pass *s, struct mat x, const float *weight, struct mat out, struct err *e) {
     if (!weight) return RC_OK;
-    int64_t d = s->arch->head_dim;
-    struct mat heads = {x.data, x.rows * x.cols / d, d, d, x.type}; /* [T·heads, d] */
-    return norm(s, heads, weight, heads, e);
+    int64_t d = s->arch->head_dim, rows = x.rows * x.cols / d;
+    struct mat heads = {x.data, rows, d, d, x.type}, normed = {out.data, rows, d, d, out.type}; /* [T·heads, d] */
+    return norm(s, heads, weight, normed, e);
 }
 
 static enum rc rotate(const struct pass *s, struct mat x, int heads, struct err *e) {
@@ -174,18 +176,23 @@ static enum rc rotate_both(const struct pass *s, struct err *e) {
     return rotate(s, f->k, a->kv_heads, e);
 }
 
+struct attention_args forward_attention(const struct forward *f, int block) {
+    const struct arch *arch = &f->walk->model->arch;
+    return (struct attention_args){.q = f->q,
+                                   .k = f->k,
+                                   .v = f->v,
+                                   .length = f->length,
+                                   .heads = arch->heads,
+                                   .kv_heads = arch->kv_heads,
+                                   .head_dim = arch->head_dim,
+                                   .window = arch->window[block],
+                                   .scale = (float)arch->attention_scale,
+                                   .out = f->mixed};
+}
+
 static enum rc attend(const struct pass *s, struct err *e) {
-    const struct arch *arch = s->arch;
-    struct attention_args a = {.q = s->f->q,
-                               .k = s->f->k,
-                               .v = s->f->v,
-                               .length = s->f->length,
-                               .heads = arch->heads,
-                               .kv_heads = arch->kv_heads,
-                               .head_dim = arch->head_dim,
-                               .window = arch->window[s->site->block],
-                               .scale = (float)arch->attention_scale,
-                               .out = s->mixed};
+    struct attention_args a = forward_attention(s->f, s->site->block);
+    a.out = s->mixed;
     return s->job->backend->attention(s->job->device, &a, e);
 }
 
@@ -197,9 +204,9 @@ static enum rc norm_for_attention(const struct pass *s, struct err *e) {
 
 static enum rc mix_tokens(const struct pass *s, struct err *e) {
     struct forward *f = s->f;
-    TRY(project_group(s, INPUT_ATTENTION, f->normed, f->qkv, (struct mat[]){f->q, f->k, f->v}, e));
-    TRY(norm_heads(s, f->q, s->p->q_norm, e));
-    TRY(norm_heads(s, f->k, s->p->k_norm, e));
+    TRY(project_group(s, INPUT_ATTENTION, f->normed, f->qkv, (struct mat[]){f->q_raw, f->k_raw, f->v}, e));
+    TRY(norm_heads(s, f->q_raw, s->p->q_norm, f->q, e));
+    TRY(norm_heads(s, f->k_raw, s->p->k_norm, f->k, e));
     TRY(rotate_both(s, e));
     return attend(s, e);
 }

@@ -2,7 +2,7 @@
  * activation type.
  *
  * Families differ only in data: fused or separate projections (views of one buffer), biases, q/k norm, partial rotary,
- * sliding window, multipliers. Called by the walk alone, on the GPU thread. */
+ * sliding window, multipliers. Called by the walks alone, on the GPU thread. */
 #ifndef HSAQ_WORKER_PIPELINE_FORWARD_H
 #define HSAQ_WORKER_PIPELINE_FORWARD_H
 
@@ -15,14 +15,15 @@ struct forward {
     struct mat normed;        /* [T, D] */
     struct mat qkv;           /* [T, (heads + 2·kv_heads)·d]: whole, for one product; {0} with a q/k norm */
     struct mat q, k, v;       /* [T, heads·d], [T, kv_heads·d] twice: views of qkv's memory */
+    struct mat q_raw, k_raw;  /* before their norm: q and k themselves, or kept beside them for backward.h */
     struct mat mixed;         /* [T, heads·d] attention's output */
     struct mat gate_up;       /* [T, 2·I]: whole, for one product */
     struct mat gate, up, act; /* [T, I] */
     float *cos, *sin;         /* [length, rotary/2] */
 };
 
-/* windows: how many a chunk holds. */
-enum rc forward_open(struct forward *f, const struct walk *walk, int64_t windows, struct err *e);
+/* windows: how many a chunk holds. keep: q and k before their norm too. */
+enum rc forward_open(struct forward *f, const struct walk *walk, int64_t windows, bool keep, struct err *e);
 void forward_release(struct forward *f);
 
 struct forward_args {
@@ -43,5 +44,8 @@ enum rc forward_block(struct forward *f, const struct forward_args *a, struct er
 enum rc forward_stage(struct forward *f, const struct forward_args *a, enum linear_input until, struct err *e);
 /* Whether the stage leaves something else in x than it found. */
 bool forward_stage_moves(enum linear_input until);
+
+/* How a block's attention is called. */
+struct attention_args forward_attention(const struct forward *f, int block);
 
 #endif

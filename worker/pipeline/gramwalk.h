@@ -13,15 +13,23 @@
 #include "worker/pipeline/input_group.h"
 #include "worker/pipeline/job.h"
 
+/* Where a walk that scores (gradwalk.h) wants what a candidate makes of a Linear. */
+struct gram_slot {
+    struct mat w_hat; /* [N, K] fp32 device memory */
+    bool filled;      /* set by who wrote to it */
+};
+
 struct gram_input {
     int block; /* −1: of lm_head */
     enum linear_input input;
-    struct mat h;                     /* [K, K] */
-    const double *mean_abs;           /* [K] host memory, mean |x|; NULL unless asked for */
-    int count;                        /* all the Linears that read it, in model order */
-    int64_t index[BLOCK_LINEARS_MAX]; /* into model.linears */
-    struct mat w[BLOCK_LINEARS_MAX];  /* [N, K] */
-    bool mine[BLOCK_LINEARS_MAX];     /* wanted, and of a job that is split, for this device to measure */
+    struct mat h;           /* [K, K] */
+    struct mat h_w;         /* [K, K] tokens weighed by their gradients, of gradwalk.h; data NULL: not asked for */
+    const double *mean_abs; /* [K] host memory, mean |x|; NULL unless asked for */
+    int count;              /* all the Linears that read it, in model order */
+    int64_t index[BLOCK_LINEARS_MAX];           /* into model.linears */
+    struct mat w[BLOCK_LINEARS_MAX];            /* [N, K] */
+    struct gram_slot *slots[BLOCK_LINEARS_MAX]; /* [candidates] of gradwalk.h; else NULL */
+    bool mine[BLOCK_LINEARS_MAX];               /* wanted, and of a job that is split, for this device to measure */
 };
 
 struct gram_walk {

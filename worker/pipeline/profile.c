@@ -1,4 +1,5 @@
-/* profile: the drift of every Linear at every candidate, from one walk that accumulates H = XᵀX.
+/* profile: the drift of every Linear at every candidate, from one walk that accumulates H = XᵀX; and what it costs in
+ * nats where Fisher scores are asked for, from the same walk on its way back.
  *
  * A row comes from an earlier attempt, from the cache, or from the walk, in this order; the walk covers only what is
  * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end. */
@@ -12,7 +13,7 @@
 #include "worker/model/finite.h"
 #include "worker/pipeline/calibration_text.h"
 #include "worker/pipeline/drift.h"
-#include "worker/pipeline/gramwalk.h"
+#include "worker/pipeline/gradwalk.h"
 #include "worker/pipeline/match.h"
 #include "worker/pipeline/prints.h"
 #include "worker/pipeline/profile.h"
@@ -80,6 +81,15 @@ static void add_siblings(const struct profile *p, const struct linear *linear, s
     }
 }
 
+/* What the loss gains depends on the whole model: lm_head and all that is upstream of it. */
+static void add_fisher(const struct profile *p, struct strbuf *text) {
+    char input[HASH_TEXT_SIZE], head[HASH_TEXT_SIZE];
+    int64_t last = p->source.model->linear_count - 1;
+    strbuf_printf(text, " fisher %lld %lld %s %s", (long long)p->spec->fisher_windows,
+                  (long long)p->spec->calibration->seed, hash_text(fingerprints_input(p->prints, last), input),
+                  hash_text(fingerprints_weight(p->prints, last), head));
+}
+
 /* What a sequential candidate is scored on is not what it will be run on: its row is kept under another name. */
 static const char *cache_key(const struct profile *p, size_t l, size_t c, char key[HASH_TEXT_SIZE]) {
     const struct candidate *candidate = &p->table.candidates[c];
@@ -87,6 +97,7 @@ static const char *cache_key(const struct profile *p, size_t l, size_t c, char k
     struct strbuf text = STRBUF_INIT;
     strbuf_printf(&text, "%s%s", candidate_id(candidate, id), candidate->sequential ? " static" : "");
     if (candidate_uses_awq(candidate)) add_siblings(p, p->table.linears[l], &text);
+    if (spec_wants_fisher(p->spec)) add_fisher(p, &text);
     fingerprints_drift_key(p->prints, p->place[l], text.data, p->job->backend->arithmetic, key);
     strbuf_release(&text);
     return key;
@@ -136,7 +147,7 @@ static enum rc fill_exact_rows(struct profile *p, struct err *e) {
         for (size_t c = 0; c < p->table.candidate_count; c++) {
             struct drift_row *row = drift_at(&p->table, l, c);
             if (row->known || p->table.candidates[c].method != METHOD_NONE) continue;
-            *row = drift_row_none(p->table.linears[l]);
+            *row = drift_row_none(p->table.linears[l], spec_wants_fisher(p->spec));
             p->computed++;
             TRY(send_row(p, p->job, l, c, e));
         }
@@ -167,14 +178,23 @@ struct bench {
     float *w_hat;                        /* [N, K] of the widest */
 };
 
+/* What a Linear is quantized by. */
+struct recipe {
+    int index; /* of the input's Linears */
+    const struct candidate *candidate;
+    struct awq_scale *scale; /* or NULL */
+    const struct mat *w_hat; /* where its weights go; NULL: the bench's */
+};
+
 /* What one candidate does to a Linear, AWQ's scale taken out again. */
-static enum rc measure(struct bench *b, int n, const struct candidate *c, struct awq_scale *scale,
-                       struct error_report *report, struct err *e) {
+static enum rc measure(struct bench *b, const struct recipe *r, struct error_report *report, struct err *e) {
     const struct job *job = b->group->job;
-    struct mat w = b->in->w[n], w_hat = matf(b->w_hat, w.rows, w.cols);
+    int n = r->index;
+    struct mat w = b->in->w[n], w_hat = r->w_hat ? *r->w_hat : matf(b->w_hat, w.rows, w.cols);
     struct quantized q;
-    TRY(quantized_alloc(job->backend, job->device, w.rows, w.cols, c, &q, e));
-    struct group_quantize_args a = {.group = b->group, .index = n, .candidate = c, .scale = scale, .out = &q};
+    TRY(quantized_alloc(job->backend, job->device, w.rows, w.cols, r->candidate, &q, e));
+    struct group_quantize_args a = {
+        .group = b->group, .index = n, .candidate = r->candidate, .scale = r->scale, .out = &q};
     enum rc rc = group_quantize_effective(&a, w_hat, e);
     quantized_release(job->backend, job->device, &q);
     TRY(rc);
@@ -185,14 +205,22 @@ static enum rc measure(struct bench *b, int n, const struct candidate *c, struct
     return RC_OK;
 }
 
+/* Where the weights are wanted for the score that follows; NULL: none does. */
+static struct gram_slot *slot_of(const struct bench *b, int n, const struct candidate *c) {
+    return b->in->slots[n] ? &b->in->slots[n][c - b->p->table.candidates] : NULL;
+}
+
 static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struct awq_scale *scale, struct err *e) {
     struct profile *p = b->p;
     const struct linear *linear = p->table.linears[b->place[n]];
     struct drift_row *row = drift_at(&p->table, b->place[n], (size_t)(c - p->table.candidates));
     struct candidate own = candidate_for(c, linear), plain = candidate_rtn(c);
     struct error_report report, rtn = {0};
-    TRY(measure(b, n, &own, scale, &report, e));
-    if (drift_is_guarded(c)) TRY(measure(b, n, &plain, NULL, &rtn, e));
+    struct gram_slot *slot = slot_of(b, n, c);
+    struct recipe chosen = {n, &own, scale, slot ? &slot->w_hat : NULL}, simple = {n, &plain, NULL, NULL};
+    TRY(measure(b, &chosen, &report, e));
+    if (drift_is_guarded(c)) TRY(measure(b, &simple, &rtn, e));
+    if (slot) slot->filled = true;
     *row = drift_row_measured(&report, candidate_bytes(c, linear->rows, linear->cols));
     row->rtn_drift = error_ratio(rtn.drift_num, rtn.drift_den);
     if (candidate_uses_gptq(c)) row->damp = (scale->by_col ? &scale->gram : &b->group->gram)->factor.damp;
@@ -211,7 +239,7 @@ static enum rc fill_rows(struct bench *b, size_t c, struct awq_scale *scale, str
         if (!is_unknown(b, n, c)) continue;
         if (fill_row(b, n, &p->table.candidates[c], scale, e) != RC_OK)
             return err_context(e, "%s", p->table.linears[b->place[n]]->name);
-        TRY(send_row(p, b->group->job, b->place[n], c, e));
+        if (!b->in->slots[n]) TRY(send_row(p, b->group->job, b->place[n], c, e));
     }
     return RC_OK;
 }
@@ -262,6 +290,14 @@ static enum rc profile_input(void *ctx, const struct job *job, const struct gram
     return rc;
 }
 
+/* Completes a row. */
+static enum rc profile_score(void *ctx, int64_t linear, size_t candidate, double fisher, struct err *e) {
+    struct profile *p = ctx;
+    size_t l = table_place(p, linear);
+    drift_at(&p->table, l, candidate)->fisher = fisher;
+    return send_row(p, p->job, l, candidate, e);
+}
+
 static bool any_unknown(const struct profile *p, size_t l) {
     for (size_t c = 0; c < p->table.candidate_count; c++)
         if (!drift_at(&p->table, l, c)->known) return true;
@@ -280,6 +316,15 @@ static bool needs_gram(const struct profile *p) {
     return false;
 }
 
+static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct err *e) {
+    struct grad_walk g = {.gram = *walk,
+                          .candidates = p->table.candidate_count,
+                          .scored = p->spec->fisher_windows,
+                          .seed = (uint64_t)p->spec->calibration->seed,
+                          .score = profile_score};
+    return grad_walk_run(&g, e);
+}
+
 static enum rc walk_unknown(struct profile *p, struct err *e) {
     bool *wanted = xcalloc((size_t)p->source.model->linear_count, sizeof *wanted);
     for (size_t l = 0; l < p->table.linear_count; l++)
@@ -293,7 +338,7 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                           .device_reserved = needs_gram(p) ? input_group_bytes(p->source.model) : 0,
                           .input = profile_input,
                           .ctx = p};
-    enum rc rc = gram_walk_run(&g, e);
+    enum rc rc = spec_wants_fisher(p->spec) ? walk_back(p, &g, e) : gram_walk_run(&g, e);
     free(wanted);
     return rc;
 }

@@ -121,7 +121,7 @@ static enum rc walker_open(struct walker *k, struct err *e) {
     k->chunks = (w->count + k->windows - 1) / k->windows;
     k->steps_total = passes(w) * w->streams * k->chunks;
     k->ids = xcalloc((size_t)chunk_tokens(k), sizeof *k->ids);
-    TRY(forward_open(&k->forward, w, k->windows, e));
+    TRY(forward_open(&k->forward, w, k->windows, false, e));
     for (int i = 0; i < (w->job->backend->loads_ahead ? 2 : 1); i++)
         TRY(block_open(w->job, w->model, last_block(w), &k->blocks[i], e));
     TRY(allocate_finals(k, e));
@@ -165,13 +165,11 @@ static enum rc check_cancel(const struct walk *w, struct err *e) {
     return job_cancelled(w->job) ? err_set(e, RC_CANCELLED, "cancelled") : RC_OK;
 }
 
-/* The padding of a last chunk repeats its last window. */
-static void gather_ids(struct walker *k, const struct site *site) {
-    const struct windows *windows = k->walk->windows;
-    for (int64_t i = 0; i < k->windows; i++) {
+void walk_gather_ids(const struct windows *windows, const struct site *site, int64_t chunk, int32_t *ids) {
+    for (int64_t i = 0; i < chunk; i++) {
         int64_t window = site->window + (i < site->windows ? i : site->windows - 1);
         for (int64_t t = 0; t < windows->length; t++)
-            k->ids[i * windows->length + t] = windows->ids[window * windows->length + t];
+            ids[i * windows->length + t] = windows->ids[window * windows->length + t];
     }
 }
 
@@ -190,7 +188,7 @@ static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
                            .ids = k->ids,
                            .multiplier = (float)w->model->arch.embedding_multiplier};
     TRY(check_cancel(w, e));
-    gather_ids(k, &site);
+    walk_gather_ids(w->windows, &site, k->windows, k->ids);
     for (int stream = 0; stream < w->streams; stream++) {
         int64_t at = slot(k, stream, chunk);
         a.out = hidden_matrix(k, at);
@@ -201,12 +199,6 @@ static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
     return RC_OK;
 }
 
-static void prefetch(const struct walk *w, int block) {
-    const struct linear *linear;
-    for (int position = 0; block <= last_block(w) && (linear = block_linear(w->model, block, position)); position++)
-        prefetch_linear(linear);
-}
-
 /* The block becomes ready to compute with, and the next one starts on its way. */
 static enum rc ready_block(struct walker *k, int block, struct err *e) {
     const struct walk *w = k->walk;
@@ -214,7 +206,8 @@ static enum rc ready_block(struct walker *k, int block, struct err *e) {
     if (!b->loads_ahead || block == 0) TRY(block_load(block_buffer(k, block), block, e));
     TRY(b->loaded(w->job->device, e));
     if (b->loads_ahead && block < last_block(w)) TRY(block_load(block_buffer(k, block + 1), block + 1, e));
-    prefetch(w, block + (b->loads_ahead ? 2 : 1));
+    int soon = block + (b->loads_ahead ? 2 : 1);
+    if (soon <= last_block(w)) block_prefetch(w->model, soon);
     return RC_OK;
 }
 

@@ -91,6 +91,9 @@ int64_t walk_chunk(const struct job *job, const struct windows *windows);
 /* The last window not after this one with which a walk may begin. */
 int64_t walk_aligned(const struct job *job, const struct windows *windows, int64_t window);
 
+/* The tokens of a chunk of so many windows: the padding of a last one repeats its last window. */
+void walk_gather_ids(const struct windows *windows, const struct site *site, int64_t chunk, int32_t *ids);
+
 enum rc walk_run(const struct walk *walk, struct err *e);
 
 #endif

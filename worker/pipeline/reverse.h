@@ -1,0 +1,57 @@
+/* The reverse walk: what the loss of calibration windows gains where the output of a Linear moves, for every Linear
+ * inside the blocks, breadth first.
+ *
+ * Forward as walk.h, but the hidden states before every block are kept. After the last one a label is drawn for each
+ * position from the model's own distribution (the true Fisher information wants these), and the gradient of the sum of
+ * the positions' NLL goes back through the blocks, each computed anew from its stored input: weights are read once
+ * forward and once backward, and the memory on the device does not grow with the number of windows.
+ *
+ *   for each block, the last one first: load → begin → for each chunk: forward, backward → linear at each Linear →
+ * end → for the chunks of the first `again` windows: forward, backward → linear_again; then done
+ *
+ * A label depends on the seed, the window's number and the position alone, and chunks are those of the walk: neither
+ * labels nor gradients depend on how many windows are in the job. Sources: algorithms §11, §12. GPU thread only. */
+#ifndef HSAQ_WORKER_PIPELINE_REVERSE_H
+#define HSAQ_WORKER_PIPELINE_REVERSE_H
+
+#include <stdint.h>
+
+#include "worker/model/model.h"
+#include "worker/model/windows.h"
+#include "worker/pipeline/backward.h"
+#include "worker/pipeline/job.h"
+
+/* Any may be NULL. */
+struct reverse_hooks {
+    void *ctx;
+    enum rc (*begin)(void *ctx, int block, const struct block_weights *w, struct err *e);
+    enum rc (*linear)(void *ctx, const struct linear_gradient *at, struct err *e);
+    /* All windows went through the block; its weights are still there. */
+    enum rc (*end)(void *ctx, int block, const struct block_weights *w, struct err *e);
+    /* With what `end` made of all windows. */
+    enum rc (*linear_again)(void *ctx, const struct linear_gradient *at, struct err *e);
+    /* All is done in the block. */
+    enum rc (*done)(void *ctx, int block, const struct block_weights *w, struct err *e);
+};
+
+struct reverse_walk {
+    const struct job *job;
+    const struct model *model;
+    const struct windows *windows;
+    const int32_t *labels; /* [count, length] label of each position; NULL: drawn from the model */
+    uint64_t seed;         /* of the draw */
+    int64_t again;         /* how many windows linear_again sees, and those that share a chunk with them */
+    int first_block;       /* the way back ends with this one */
+    const struct reverse_hooks *hooks;
+    double *nll;             /* [count] of the window's labels, summed; or NULL */
+    int64_t reserved;        /* as in struct walk */
+    int64_t device_reserved; /* as in struct walk */
+    const char *phase;       /* of the progress, in tokens */
+};
+
+/* How many of the windows' positions have a label: those that predict one of the window's scored ones. */
+int64_t reverse_scored(const struct windows *windows);
+
+enum rc reverse_walk_run(const struct reverse_walk *walk, struct err *e);
+
+#endif
