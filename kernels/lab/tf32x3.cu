@@ -11,8 +11,8 @@
  * do not round their sums to nearest, so the error grows with K: the second table cuts K into parts that are added up
  * in fp32 outside of them. Times are medians; the split of both sides is in the time, and shown alone.
  *
- * measured (H100, 4096³): SGEMM 49.5 TFLOP/s at 3.8e-7 of |A|·|B|; three TF32 products 115 at 1.7e-6, in four parts of K
- * 80 at 3.8e-7, in eight 64 at 1.9e-7; one TF32 product 386 at 4.0e-5; cuBLAS's nine bf16 products are SGEMM. So fp32
+ * measured (H100, 4096³): SGEMM 49.5 TFLOP/s at 3.8e-7 of |A|·|B|; three TF32 products 115 at 1.7e-6, in four parts of
+ * K 80 at 3.8e-7, in eight 64 at 1.9e-7; one TF32 product 386 at 4.0e-5; cuBLAS's nine bf16 products are SGEMM. So fp32
  * could be 1.6 times as fast at the same error, and is not worth a second path: it is there to check bf16 with. */
 #include <cmath>
 #include <cstdio>
