@@ -100,6 +100,39 @@ static void what_was_not_measured_is_null(void **state) {
     scratch_close(&s);
 }
 
+/* Quantizing from calibration is timed over all the windows, and counted with what it asks of H. */
+static void calibrations_are_timed(void **state) {
+    (void)state;
+    struct scratch s = scratch_open();
+    char path[96];
+    json_t *report;
+    FILE *out = tmpfile();
+    assert_non_null(out);
+    snprintf(path, sizeof path, "%s/bench.json", s.path);
+    struct bench_options options = {.config = GOLDEN "llama/config.json",
+                                    .synthetic = true,
+                                    .windows = 2,
+                                    .length = 16,
+                                    .blocks = 1,
+                                    .candidates = "rtn4g64",
+                                    .phases = "eval,awq,gptq",
+                                    .json = path};
+    if (run(&options, out) != RC_OK) fail_msg("%s", err.message);
+    fclose(out);
+    if (json_parse_file(path, 1 << 20, &report, &err) != RC_OK) fail_msg("%s", err.message);
+    const json_t *phases = json_object_get(report, "phases");
+    static const char *const names[] = {"eval", "gptq4g64", "awq4g64"};
+    assert_int_equal(json_array_size(phases), 3);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *phase = json_array_get(phases, i);
+        assert_string_equal(json_string_value(json_object_get(phase, "phase")), names[i]);
+        assert_int_equal(json_integer_value(json_object_get(phase, "tokens")), 32);
+        assert_true(json_real_value(json_object_get(phase, "seconds")) > 0);
+    }
+    json_decref(report);
+    scratch_close(&s);
+}
+
 static void refused(struct bench_options options, const char *names) {
     err = (struct err){0};
     assert_int_equal(run(&options, stdout), RC_INVALID);
@@ -118,9 +151,8 @@ static void options_that_make_no_sense_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(floors_are_counted_from_the_shapes),
-        cmocka_unit_test(sliding_windows_see_less),
-        cmocka_unit_test(what_was_not_measured_is_null),
+        cmocka_unit_test(floors_are_counted_from_the_shapes),     cmocka_unit_test(sliding_windows_see_less),
+        cmocka_unit_test(what_was_not_measured_is_null),          cmocka_unit_test(calibrations_are_timed),
         cmocka_unit_test(options_that_make_no_sense_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
