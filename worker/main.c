@@ -35,7 +35,7 @@ static const char usage[] =
     "run: the spec names a model folder and a text file, as paths or beneath these folders\n"
     "  --models DIR       folder beneath which the spec's model lies\n"
     "  --datasets DIR     folder beneath which the spec's dataset lies\n"
-    "  --artifacts DIR    folder in which a quantize job makes its artifact (the one at hand)\n"
+    "  --artifacts DIR    folder in which a quantize job makes its artifact, and an eval finds one (the one at hand)\n"
     "  --input NAME=FILE  output of an earlier run, for the spec's member NAME (profile, allocation, compare)\n"
     "  --resume FILE      output of an earlier, unfinished run of this job, on a device and in a precision that\n"
     "                     compute alike: its rows are kept\n"

@@ -100,13 +100,22 @@ static const char *calibration_dataset(const json_t *document) {
     return json_string_value(json_object_get(calibration, "dataset"));
 }
 
-/* What the spec makes lies in the folder of artifacts, what it reads where models do. */
+static bool is_in(const char *folder, const char *name) {
+    if (!folder) return false;
+    char *path = xasprintf("%s/%s/config.json", folder, name);
+    bool there = access(path, R_OK) == 0;
+    free(path);
+    return there;
+}
+
+/* What the spec makes lies in the folder of artifacts; what it reads there too, or where models do. */
 static void add_artifact(const struct run_options *o, json_t *document) {
     const json_t *spec = json_object_get(document, "spec");
     const char *made = json_string_value(json_object_get(spec, "name"));
     const char *read = json_string_value(json_object_get(spec, "artifact"));
     if (made) json_object_set_new(document, "artifact", named_file(made, o->artifacts));
-    if (read) json_object_set_new(document, "artifact", named_file(read, o->models));
+    const char *folder = read && is_in(o->artifacts, read) ? o->artifacts : o->models;
+    if (read) json_object_set_new(document, "artifact", named_file(read, folder));
 }
 
 /* A profile's only dataset is what it calibrates on. */

@@ -66,4 +66,6 @@ def test_an_artifact_is_made_where_it_is_asked_for(tmp_path):
         said[-1]["result"].pop("path")
     assert rest[-1] == whole[-1]
     evaluate = {**SPEC, "artifact": str(folders[1] / "made")}
-    assert "quantized" in messages(run(tmp_path, spec=evaluate))[-1]["result"]
+    by_path = messages(run(tmp_path, spec=evaluate))[-1]["result"]
+    by_name = messages(run(tmp_path, "--artifacts", folders[0], spec={**SPEC, "artifact": "made"}))[-1]["result"]
+    assert by_path["quantized"] == by_name["quantized"]
