@@ -56,7 +56,7 @@ static struct scene scene_open(void) {
     struct scene s = {.job = {.backend = &backend_cpu}};
     MUST(backend_cpu.open(&options, &s.job.device, &err));
     json_error_t fault;
-    s.golden = json_load_file("tests/golden/quantizers/awq.json", 0, &fault);
+    s.golden = json_load_file("tests/golden/awq.json", 0, &fault);
     if (!s.golden) fail_msg("awq.json: %s", fault.text);
     measure_inputs(&s);
     for (size_t i = 0; i < 2; i++) {
