@@ -82,6 +82,7 @@ extern const char *const score_names[];
 
 /* Whether the profile takes gradients. */
 bool spec_wants_fisher(const struct spec_profile *profile);
+bool spec_wants_guided(const struct spec_profile *profile); /* for a candidate */
 
 enum protocol_type { PROTOCOL_WINDOWS, PROTOCOL_LLAMA_CPP };
 
