@@ -1,7 +1,8 @@
 /* quantize: the model that a recipe makes, as an artifact (worker/model/artifact.h).
  *
  * The calibration (calibrate.h) hands over block after block, and each becomes a shard before the next is begun: a
- * killed job goes on after its last complete shard, behind what is in it, and ends with the same bytes. A row, one for
+ * killed job goes on after its last complete shard, behind what is in it (a guided recipe's blocks come from the last
+ * one: with those that are missing), and ends with the same bytes. A row, one for
  * each Linear, goes out before its block's shard is written: a shard without its rows is calibrated again, not written
  * again. Nothing in the folder tells of this run: no job, no time. */
 #include <stdlib.h>
