@@ -14,7 +14,7 @@ const int bit_widths[BIT_WIDTHS] = {2, 3, 4, 5, 6, 8};
 #define INTEGER_OPTIONS (TAKES(OPTION_BITS) | TAKES(OPTION_GROUP) | TAKES(OPTION_ZERO) | TAKES(OPTION_RANGE))
 #define GPTQ_OPTIONS                                                                                                   \
     (INTEGER_OPTIONS | TAKES(OPTION_SYMMETRIC) | TAKES(OPTION_CLIP) | TAKES(OPTION_ORDER) | TAKES(OPTION_DAMP) |       \
-     TAKES(OPTION_SEQUENTIAL))
+     TAKES(OPTION_SEQUENTIAL) | TAKES(OPTION_GUIDED))
 
 static const struct method_row {
     unsigned takes; /* bits: the options that mean something to it */
@@ -30,7 +30,8 @@ static const struct method_row {
      * code was never worse (docs/results.md). */
     [METHOD_GPTQ] =
         {.takes = GPTQ_OPTIONS, .zero = ZERO_INTEGER, .range = RANGE_WEIGHTED, .damp = PARTS / 20, .sequential = true},
-    [METHOD_AWQ] = {.takes = INTEGER_OPTIONS | TAKES(OPTION_SYMMETRIC) | TAKES(OPTION_CLIP) | TAKES(OPTION_SEQUENTIAL),
+    [METHOD_AWQ] = {.takes = INTEGER_OPTIONS | TAKES(OPTION_SYMMETRIC) | TAKES(OPTION_CLIP) | TAKES(OPTION_SEQUENTIAL) |
+                             TAKES(OPTION_GUIDED),
                     .zero = ZERO_INTEGER,
                     .range = RANGE_WEIGHTED},
     [METHOD_AWQ_GPTQ] =
@@ -99,6 +100,7 @@ static enum rc check_untaken(const struct candidate *c, struct err *e) {
         {OPTION_ORDER, c->order != plain.order},
         {OPTION_DAMP, c->damp != plain.damp},
         {OPTION_SEQUENTIAL, c->sequential != plain.sequential},
+        {OPTION_GUIDED, c->guided},
         {OPTION_PER, c->fp8_scale != plain.fp8_scale},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -134,6 +136,9 @@ static enum rc check_calibration(const struct candidate *c, struct err *e) {
         return err_at(e, "/clip", RC_INVALID, "goes with \"range\": \"percentile\" or \"ratio\" alone");
     if (candidate_uses_gptq(c) && (c->damp < 1 || c->damp > PARTS))
         return err_at(e, "/damp", RC_INVALID, "must be a share of H's mean diagonal: 0.0001 to 1");
+    if (c->guided && c->sequential)
+        return err_at(e, "/sequential", RC_INVALID,
+                      "a guided candidate goes by the reference's gradients; leave \"sequential\" out");
     if (candidate_uses_gptq(c) && (c->range == RANGE_OUTPUT))
         return err_at(e, "/range", RC_INVALID, "\"output\" looks at rounding to nearest; gptq takes \"weighted\"");
     return RC_OK;
@@ -169,14 +174,15 @@ static const char *const sequential_suffixes[] = {"-static", "-sequential"};
 static void write_options(const struct candidate *c, char *id, size_t room) {
     const struct candidate plain = candidate_default(c->method, c->bits, c->group);
     bool clips = c->range == RANGE_PERCENTILE || c->range == RANGE_RATIO;
+    bool sequential = plain.sequential && !c->guided;
     char clip[16] = "", damp[24] = "";
     if (clips) snprintf(clip, sizeof clip, "%g", (double)c->clip / PARTS);
     if (c->damp != plain.damp) snprintf(damp, sizeof damp, "-damp%g", (double)c->damp / PARTS);
-    snprintf(id, room, "%s%s%s%s%s%s%s%s", c->symmetric ? "-sym" : "",
+    snprintf(id, room, "%s%s%s%s%s%s%s%s%s", c->symmetric ? "-sym" : "",
              !c->symmetric && c->zero != plain.zero ? zero_suffixes[c->zero] : "",
              c->layout == LAYOUT_HQQ ? "-hqqpack" : "", c->range != plain.range ? range_suffixes[c->range] : "", clip,
              c->order != plain.order ? order_suffixes[c->order] : "", damp,
-             c->sequential != plain.sequential ? sequential_suffixes[c->sequential] : "");
+             c->sequential != sequential ? sequential_suffixes[c->sequential] : "", c->guided ? "-guided" : "");
 }
 
 const char *candidate_id(const struct candidate *c, char id[CANDIDATE_ID_SIZE]) {
@@ -246,7 +252,9 @@ static void read_options(const char *id, struct candidate *c) {
     if (c->range == RANGE_PERCENTILE || c->range == RANGE_RATIO) c->clip = take_share(&id);
     c->order = (enum column_order)take_one(&id, order_suffixes, ORDERS, c->order);
     if (take(&id, "-damp")) c->damp = take_share(&id);
-    c->sequential = take_one(&id, sequential_suffixes, 2, c->sequential);
+    int sequential = take_one(&id, sequential_suffixes, 2, -1);
+    c->guided = take(&id, "-guided");
+    if (sequential >= 0 || c->guided) c->sequential = sequential > 0;
 }
 
 static void read_id(const char *id, struct candidate *c) {

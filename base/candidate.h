@@ -50,6 +50,7 @@ struct candidate {
     enum column_order order; /* of GPTQ */
     int damp;                /* of GPTQ: share of the mean of diag H that is added to it, in 1/PARTS; else 0 */
     bool sequential; /* calibrated on what the model quantized so far computes; else on what the reference does */
+    bool guided;     /* tokens weighed in H by what the loss gains at the outputs (algorithms §12); never sequential */
     enum fp8_scale fp8_scale;
 };
 

@@ -17,7 +17,8 @@ const struct option_row candidate_options[OPTIONS] = {
     [OPTION_ZERO] = {"zero", OPTION_NAME, zero_type_names},  [OPTION_LAYOUT] = {"layout", OPTION_NAME, layout_names},
     [OPTION_RANGE] = {"range", OPTION_NAME, range_names},    [OPTION_CLIP] = {"clip", OPTION_SHARE, NULL},
     [OPTION_ORDER] = {"order", OPTION_NAME, order_names},    [OPTION_DAMP] = {"damp", OPTION_SHARE, NULL},
-    [OPTION_SEQUENTIAL] = {"sequential", OPTION_FLAG, NULL}, [OPTION_PER] = {"per", OPTION_NAME, per_names},
+    [OPTION_SEQUENTIAL] = {"sequential", OPTION_FLAG, NULL}, [OPTION_GUIDED] = {"guided", OPTION_FLAG, NULL},
+    [OPTION_PER] = {"per", OPTION_NAME, per_names},
 };
 
 /* The values of one member: several when the candidate is a product. Not given: one value that no one reads. */
@@ -124,7 +125,7 @@ static void refuse_unknown(const json_t *object, struct decode *d) {
         if (!is_option(name))
             problem_at(d, name,
                        "unknown member; a candidate takes: method, bits, group, symmetric, zero, layout, range, clip, "
-                       "order, damp, sequential, per");
+                       "order, damp, sequential, guided, per");
     }
 }
 
@@ -166,6 +167,8 @@ static void set_options(struct candidate *c, const struct values values[OPTIONS]
     if (values[OPTION_CLIP].given) c->clip = picked[OPTION_CLIP];
     if (values[OPTION_ORDER].given) c->order = (enum column_order)picked[OPTION_ORDER];
     if (values[OPTION_DAMP].given) c->damp = picked[OPTION_DAMP];
+    if (values[OPTION_GUIDED].given) c->guided = picked[OPTION_GUIDED];
+    if (c->guided) c->sequential = false;
     if (values[OPTION_SEQUENTIAL].given) c->sequential = picked[OPTION_SEQUENTIAL];
     if (values[OPTION_PER].given) c->fp8_scale = (enum fp8_scale)picked[OPTION_PER];
     if (c->symmetric) c->zero = ZERO_FLOAT;

@@ -16,6 +16,7 @@ enum option {
     OPTION_ORDER,
     OPTION_DAMP,
     OPTION_SEQUENTIAL,
+    OPTION_GUIDED,
     OPTION_PER,
     OPTIONS
 };

@@ -115,13 +115,24 @@ bool spec_wants_fisher(const struct spec_profile *profile) {
     return false;
 }
 
+bool spec_wants_guided(const struct spec_profile *profile) {
+    const struct candidate *candidates = profile->candidates.items;
+    for (size_t i = 0; i < profile->candidates.count; i++)
+        if (candidates[i].guided) return true;
+    return false;
+}
+
 static void profile_check(void *object, struct decode *d) {
     const struct spec_profile *profile = object;
     devices_check(&profile->common, d);
-    if (!spec_wants_fisher(profile)) return;
-    if (profile->head) problem_at(d, "head", "has no fisher score; leave it out, or fisher");
+    bool fisher = spec_wants_fisher(profile);
+    if (!fisher && !spec_wants_guided(profile)) return;
+    if (profile->head)
+        problem_at(d, "head",
+                   fisher ? "has no fisher score; leave it out, or fisher"
+                          : "has no guided candidate; leave it out, or guided");
     if (profile->common.devices != NULL)
-        problem_at(d, "devices", "a profile with fisher scores runs on one device; leave it out");
+        problem_at(d, "devices", "a profile with fisher scores or guided candidates runs on one device; leave it out");
 }
 
 static const struct field profile_fields[] = {

@@ -80,8 +80,9 @@ struct spec_allocation {
 };
 extern const char *const score_names[];
 
-/* Whether the profile takes gradients. */
+/* Whether the profile takes gradients: for a score, for a candidate. */
 bool spec_wants_fisher(const struct spec_profile *profile);
+bool spec_wants_guided(const struct spec_profile *profile);
 
 enum protocol_type { PROTOCOL_WINDOWS, PROTOCOL_LLAMA_CPP };
 

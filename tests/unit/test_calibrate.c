@@ -477,6 +477,10 @@ static void plans_say_what_is_asked_for(void **state) {
     assert_false(none.needed || none.sequential || none.moved);
     assert_true(plain.needed && !plain.sequential && plain.moved == 0);
     assert_true(both.needed && both.sequential && both.moved == 2);
+    struct candidate guided = awq;
+    guided.guided = true;
+    struct calibration_plan back = calibration_plan((struct candidate[]){guided, gptq, awq, rtn}, 4);
+    assert_true(back.needed && back.guided && !back.sequential && back.moved == 1 && !both.guided);
 }
 
 /* lm_head may be scaled through the final norm, which the store then has. */

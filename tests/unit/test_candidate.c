@@ -65,18 +65,20 @@ static struct candidate recipe(int n) {
     c.clip = clips[c.clip];
     c.symmetric = n & 1;
     c.sequential = n >> 1 & 1;
+    c.guided = n >> 2 & 1;
     return c;
 }
 
 static bool equal(const struct candidate *a, const struct candidate *b) {
     return a->method == b->method && a->bits == b->bits && a->group == b->group && a->symmetric == b->symmetric &&
            a->zero == b->zero && a->layout == b->layout && a->range == b->range && a->clip == b->clip &&
-           a->order == b->order && a->damp == b->damp && a->sequential == b->sequential && a->fp8_scale == b->fp8_scale;
+           a->order == b->order && a->damp == b->damp && a->sequential == b->sequential && a->guided == b->guided &&
+           a->fp8_scale == b->fp8_scale;
 }
 
 static void every_recipe_has_an_id_that_reads_back(void **state) {
     (void)state;
-    enum { RECIPES = METHODS * 2 * 2 * 7 * 6 * 6 * 4 * 3 * 2 * 3 * 4 };
+    enum { RECIPES = METHODS * 2 * 2 * 7 * 6 * 6 * 4 * 3 * 2 * 3 * 8 };
     int valid[METHODS] = {0};
     for (int n = 0; n < RECIPES; n += 1) {
         struct candidate c = recipe(n), back;
@@ -93,8 +95,8 @@ static void every_recipe_has_an_id_that_reads_back(void **state) {
     /* bits × groups × ranges and clips × zero, symmetric, layout × what else it takes */
     assert_int_equal(valid[METHOD_RTN], 6 * 6 * (4 + 2 * 2) * (2 + 1 + 1));
     assert_int_equal(valid[METHOD_HQQ], 6 * 6 * 4 * (2 + 1));
-    assert_int_equal(valid[METHOD_AWQ], 6 * 6 * (4 + 2 * 2) * (2 + 1) * 2);
-    assert_int_equal(valid[METHOD_GPTQ], 6 * 6 * (3 + 2 * 2) * (2 + 1) * 4 * 2 * 2);
+    assert_int_equal(valid[METHOD_AWQ], 6 * 6 * (4 + 2 * 2) * (2 + 1) * 3);
+    assert_int_equal(valid[METHOD_GPTQ], 6 * 6 * (3 + 2 * 2) * (2 + 1) * 4 * 2 * 3);
     assert_int_equal(valid[METHOD_AWQ_GPTQ], valid[METHOD_GPTQ]);
 }
 
@@ -120,7 +122,9 @@ static void knows_the_canonical_spelling(void **state) {
                                       "rtn4g64-sym-ratio0.9",
                                       "rtn4g64-intzero-weighted",
                                       "hqq3g64-mse",
-                                      "gptq4g64-pct0.9999"};
+                                      "gptq4g64-pct0.9999",
+                                      "gptq3g64-guided",
+                                      "awq3g64-minmax-guided"};
     struct candidate c;
     struct err e;
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
@@ -151,6 +155,10 @@ static void refuses_other_spellings(void **state) {
                                       "gptq4g64-damp0.010",
                                       "gptq4g64-output",
                                       "gptq4g64-sequential",
+                                      "gptq4g64-static-guided",
+                                      "awq4g64-sequential-guided",
+                                      "gptq4g64-guided-static",
+                                      "hqq4g64-guided",
                                       "gptq4g64-hqqpack",
                                       "rtn4g64-pct",
                                       "rtn4g64-pct0",
@@ -203,6 +211,9 @@ static void faults_are_where_they_stand(void **state) {
     expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"damp\":0}]", "/0/damp");
     expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"damp\":[0.01,0.00001]}]", "/0/damp/1");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"damp\":0.01}]", "/0/damp");
+    expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"guided\":true}]", "/0/guided");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"guided\":1}]", "/0/guided");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true],\"sequential\":true}]", "/0/sequential");
     expect_problem("[{\"method\":[\"gptq\",\"rtn\"],\"bits\":4,\"order\":\"natural\"}]", "/0/order");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"range\":\"percentile\"}]", "/0/clip");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"clip\":0.9}]", "/0/clip");
@@ -237,6 +248,10 @@ static void methods_have_their_defaults(void **state) {
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"symmetric\":[true,false]}]", "gptq4g64-sym gptq4g64");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"damp\":[0.01,0.05,1],\"sequential\":false}]",
                "gptq4g64-damp0.01-static gptq4g64-static gptq4g64-damp1-static");
+    expect_ids("[{\"method\":[\"gptq\",\"awq\"],\"bits\":4,\"guided\":[false,true]}]",
+               "gptq4g64 gptq4g64-guided awq4g64 awq4g64-guided");
+    expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true],\"sequential\":false}]",
+               "gptq4g64-static gptq4g64-guided");
     expect_ids("[{\"method\":\"rtn\",\"bits\":4,\"range\":[\"percentile\",\"ratio\"],\"clip\":0.9999}]",
                "rtn4g64-pct0.9999 rtn4g64-ratio0.9999");
 }

@@ -14,6 +14,9 @@
 static const char plain[] = SPEC(MANY, ""), scored[] = SPEC(MANY, FISHER);
 static const char alone[] = SPEC("{'method':'awq','bits':4,'group':64}", FISHER);
 static const char fewer[] = SPEC(MANY, ",'scores':['drift','fisher'],'fisher_windows':1");
+static const char guided[] = SPEC("{'method':['gptq','awq'],'bits':4,'group':64,'guided':true}", "");
+static const char guided_scored[] =
+    SPEC("{'method':['gptq','awq'],'bits':[4],'group':64,'guided':[false,true]}", FISHER);
 enum { LINEARS = 2 * 7, CANDIDATES = 5 };
 
 static double number_of(const json_t *data, const char *member) {
@@ -168,12 +171,50 @@ static void any_changed_weight_invalidates_every_score(void **state) {
     run_release(&before);
 }
 
+/* Also without the score, and from the cache only while the whole model is as it was. */
+static void guided_candidates_take_gradients(void **state) {
+    (void)state;
+    static const char *const members[] = {"drift", "damp", "awq_gain", NULL};
+    struct run single, both, again, after;
+    struct scratch model = tiny_copy();
+    run_init(&single);
+    run_init(&both);
+    run_init(&again);
+    run_init(&after);
+    must_run(&single, CALIBRATION, guided, NULL);
+    must_run(&both, CALIBRATION, guided_scored, NULL);
+    same_members(&single, &both, members);
+    int less = 0;
+    json_t *row;
+    size_t i;
+    json_array_foreach(single.rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        if (strcmp(json_string_value(json_object_get(data, "candidate")), "gptq4g64-guided") != 0) continue;
+        const json_t *plain_row = row_of(&both, json_string_value(json_object_get(data, "name")), "gptq4g64");
+        less += number_of(data, "drift") > number_of(plain_row, "drift"); /* which is by H alone */
+    }
+    assert_true(less > LINEARS / 2);
+    json_object_update(again.cache, single.cache);
+    must_run(&again, CALIBRATION, guided, NULL);
+    assert_int_equal(row_count(&again, "cached"), LINEARS * 2);
+    tiny_edit(&model, "model.norm.weight", flip_a_bit);
+    json_object_update(after.cache, single.cache);
+    assert_int_equal(run_job(&after, model.path, CALIBRATION, guided, NULL, NULL), RC_OK);
+    assert_int_equal(row_count(&after, "cached"), 0);
+    run_release(&single);
+    run_release(&both);
+    run_release(&again);
+    run_release(&after);
+    scratch_close(&model);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scores_come_beside_the_same_drifts),
         cmocka_unit_test(scores_fall_with_bits),
         cmocka_unit_test(score_does_not_depend_on_other_candidates),
         cmocka_unit_test(interrupted_and_cached_scores_are_the_same),
+        cmocka_unit_test(guided_candidates_take_gradients),
         cmocka_unit_test(any_changed_weight_invalidates_every_score),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

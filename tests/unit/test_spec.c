@@ -8,6 +8,7 @@
 
 #define PROFILE "\"kind\":\"profile\",\"model\":\"M\",\"calibration\":{\"dataset\":\"D\"}"
 #define CANDIDATES "\"candidates\":[{\"method\":\"hqq\",\"bits\":[2,4]}]"
+#define GUIDED "\"candidates\":[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true]}]"
 #define ALLOCATION "\"kind\":\"allocation\",\"profile\":\"J\""
 #define BUDGET "\"budget\":{\"average_bits\":3.3}"
 #define EVAL "\"kind\":\"eval\",\"model\":\"M\",\"dataset\":\"D\""
@@ -221,6 +222,8 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"kfac\"]}", "/scores/1"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"head\":true}", "/head"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"devices\":\"all\"}", "/devices"},
+        {"{" PROFILE "," GUIDED ",\"head\":true}", "/head"},
+        {"{" PROFILE "," GUIDED ",\"devices\":\"all\"}", "/devices"},
         {"{" PROFILE "," CANDIDATES ",\"fisher_windows\":0}", "/fisher_windows"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[]}", "/scores"},
         {"{" PROFILE "," CANDIDATES ",\"layers\":\"[\"}", "/layers"},

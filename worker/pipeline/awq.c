@@ -14,6 +14,7 @@ static const double SCALE_MIN = 1e-4, SHARE_MIN = 1e-4;
 struct search {
     const struct input_group *g;
     const struct candidate *const *candidates; /* [g->count] */
+    struct mat h;                              /* by which errors are judged */
     int64_t cols;
     double *activity, *share, *scale;      /* [K] host: mean |x|, the weights' share, the scale under trial */
     float *upload;                         /* [2, K] host */
@@ -96,7 +97,7 @@ static enum rc output_error(struct search *s, int i, double *sum, struct err *e)
     TRY(b->quantize(job->device, &a, e));
     TRY(b->dequantize(job->device, &(struct dequantize_args){.q = &s->q[i], .by_col = s->inverse, .out = back}, e));
     const double *known = isnan(s->denominators[i]) ? NULL : &s->denominators[i];
-    struct error_args error = {.w = w, .w_hat = back, .h = s->g->gram.h, .drift_den = known};
+    struct error_args error = {.w = w, .w_hat = back, .h = s->h, .drift_den = known};
     TRY(b->error(job->device, &error, &report, e));
     s->denominators[i] = report.drift_den;
     *sum += report.drift_num;
@@ -131,13 +132,18 @@ static enum rc find_best(struct search *s, struct awq_scale *out, struct err *e)
     return upload_scale(s, e);
 }
 
-static enum rc scale_gram(const struct search *s, struct mat *out, struct err *e) {
+static enum rc scale_gram(const struct search *s, struct mat h, struct mat *out, struct err *e) {
     const struct job *job = s->g->job;
-    struct mat h = s->g->gram.h;
     *out = (struct mat){NULL, h.rows, h.cols, h.cols, h.type};
     TRY(job->backend->alloc(job->device, (size_t)(h.rows * h.cols) * dtype_size(h.type), &out->data, e));
     struct scale_args a = {.m = h, .by_row = s->inverse, .by_col = s->inverse, .out = *out};
     return job->backend->scale(job->device, &a, e);
+}
+
+static bool is_guided(const struct search *s) {
+    for (int i = 0; i < s->g->count; i++)
+        if (s->candidates[i]->guided) return true;
+    return false;
 }
 
 static enum rc search_open(struct search *s, struct err *e) {
@@ -179,12 +185,14 @@ static void search_close(struct search *s) {
 }
 
 static enum rc run(struct search *s, struct awq_scale *out, struct err *e) {
+    s->h = is_guided(s) ? s->g->guided.h : s->g->gram.h;
     TRY(search_open(s, e));
     TRY(measure_share(s, e));
     tie(&s->g->ties, s->cols, s->activity);
     tie(&s->g->ties, s->cols, s->share);
     TRY(find_best(s, out, e));
-    TRY(scale_gram(s, &out->gram.h, e));
+    TRY(scale_gram(s, s->g->gram.h, &out->gram.h, e));
+    if (is_guided(s)) TRY(scale_gram(s, s->g->guided.h, &out->guided.h, e));
     out->by_channel = xcalloc((size_t)s->cols, sizeof *out->by_channel);
     for (int64_t k = 0; k < s->cols; k++)
         out->by_channel[k] = s->upload[k];
@@ -210,6 +218,8 @@ void awq_scale_release(const struct job *job, struct awq_scale *s) {
     job->backend->free(job->device, s->by_col);
     job->backend->free(job->device, s->inverse);
     job->backend->free(job->device, s->gram.h.data);
+    job->backend->free(job->device, s->guided.h.data);
     factor_release(job->backend, job->device, &s->gram.factor);
+    factor_release(job->backend, job->device, &s->guided.factor);
     *s = (struct awq_scale){0};
 }

@@ -4,6 +4,7 @@
 
 #include "base/mem.h"
 #include "worker/pipeline/fold.h"
+#include "worker/pipeline/gradwalk.h"
 #include "worker/pipeline/grams.h"
 #include "worker/pipeline/replaced.h"
 #include "worker/pipeline/upload.h"
@@ -23,16 +24,15 @@ struct calibrator {
 
 struct calibration_plan calibration_plan(const struct candidate *recipe, int64_t count) {
     struct calibration_plan plan = {0};
-    int64_t plain = 0;
+    int64_t plain = 0, sequential = 0;
     for (int64_t i = 0; i < count; i++) {
         if (!candidate_needs_gram(&recipe[i])) continue;
         plan.needed = true;
-        if (recipe[i].sequential)
-            plan.sequential = true;
-        else
-            plain++;
+        plan.guided = plan.guided || recipe[i].guided;
+        *(recipe[i].sequential ? &sequential : &plain) += 1;
     }
-    if (plan.sequential) plan.moved = plain;
+    plan.sequential = sequential > 0 && !plan.guided;
+    if (sequential > 0) plan.moved = plan.guided ? sequential : plain;
     return plan;
 }
 
@@ -109,11 +109,10 @@ static enum rc keep_linear(struct hand *h, struct calibrated_linear *l, struct e
     return RC_OK;
 }
 
-static void take_note(const struct hand *h, bool awq, struct calibrated_linear *l) {
-    const struct factor *factor = is_scaled(h) ? &h->scale.gram.factor : &h->group.gram.factor;
+static void take_note(struct hand *h, bool awq, struct calibrated_linear *l) {
     l->note = (struct calibration_note){
         .awq = awq, .scaled = is_scaled(h), .ratio = h->scale.ratio, .duo = h->scale.duo, .gain = h->scale.gain};
-    if (candidate_uses_gptq(&l->candidate)) l->note.damp = factor->damp;
+    if (candidate_uses_gptq(&l->candidate)) l->note.damp = group_gram(&h->group, &h->scale, &l->candidate)->factor.damp;
 }
 
 static enum rc make_linear(struct hand *h, int i, struct err *e) {
@@ -136,25 +135,38 @@ static enum rc make_group(struct hand *h, struct err *e) {
     return RC_OK;
 }
 
-/* `w`: the reference's weights, by position. The block's Linears with this input become what they will be, and so does
- * what makes it. */
-static enum rc calibrate_input(struct calibrator *k, enum linear_input input, const struct mat *w, struct err *e) {
+/* The first position with this input. */
+static int first_position(const struct calibrator *k, enum linear_input input) {
     int at = 0;
-    struct hand h = {.k = k, .fold = {k->job, k->model, &k->made, input}, .group.job = k->job};
     while (at < k->made.count && k->made.linears[at].linear->input != input)
         at++;
-    while (at + h.group.count < k->made.count && k->made.linears[at + h.group.count].linear->input == input)
-        h.group.count++;
-    h.linears = &k->made.linears[at];
-    h.group.w = &w[at];
-    if (k->grams.active[input]) h.group.gram.h = k->grams.h[input];
-    h.group.mean_abs = k->grams.mean_abs[input];
-    input_group_fold(&h.group, k->model, input);
+    return at;
+}
+
+/* From its H and the reference's weights: the block's Linears with this input become what they will be, and so does
+ * what makes it. */
+static enum rc make_input(struct calibrator *k, enum linear_input input, const struct input_group *from,
+                          struct err *e) {
+    struct hand h = {.k = k,
+                     .linears = &k->made.linears[first_position(k, input)],
+                     .fold = {k->job, k->model, &k->made, input},
+                     .group = *from};
     h.group.foldable = h.group.foldable && fold_possible(&h.fold);
     enum rc rc = make_group(&h, e);
     awq_scale_release(k->job, &h.scale);
     input_group_release(&h.group);
     return rc;
+}
+
+/* `w`: by position. */
+static enum rc calibrate_input(struct calibrator *k, enum linear_input input, const struct mat *w, struct err *e) {
+    int at = first_position(k, input);
+    struct input_group from = {.job = k->job, .w = &w[at], .mean_abs = k->grams.mean_abs[input]};
+    while (at + from.count < k->made.count && k->made.linears[at + from.count].linear->input == input)
+        from.count++;
+    if (k->grams.active[input]) from.gram.h = k->grams.h[input];
+    input_group_fold(&from, k->model, input);
+    return make_input(k, input, &from, e);
 }
 
 /* --- what the stream sees --- */
@@ -221,13 +233,16 @@ json_t *calibrated_linear_json(const struct calibrated_linear *l) {
     return row;
 }
 
+/* In model order, also where blocks come from the last one. */
 static enum rc send_notes(const struct calibrator *k, struct err *e) {
+    bool before = k->plan.guided && k->made.block >= 0;
+    size_t at = before ? 0 : json_array_size(k->a->notes);
     for (int i = 0; i < k->made.count; i++) {
         const struct calibrated_linear *l = &k->made.linears[i];
         bool plain = l->candidate.method == METHOD_NONE && !l->note.scaled;
         if (plain) continue;
         json_t *row = calibrated_linear_json(l);
-        json_array_append_new(k->a->notes, row);
+        json_array_insert_new(k->a->notes, at++, row);
         if (!job_row(k->job, row_phase, l->index)) TRY(emit_row(k->job, row_phase, l->index, row, NULL, e));
     }
     return RC_OK;
@@ -370,6 +385,42 @@ static enum rc walk_windows(struct calibrator *k, struct err *e) {
     return calibrate_head(k, e);
 }
 
+/* Inputs come as they do in a block. */
+static enum rc calibrate_guided(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
+    struct calibrator *k = ctx;
+    struct input_group from = gram_input_group(job, k->model, in);
+    if (in->input == INPUT_ATTENTION) begin_made(k, in->block);
+    TRY(make_input(k, in->input, &from, e));
+    return in->input == INPUT_DOWN ? hand_over(k, e) : RC_OK;
+}
+
+static enum rc walk_back(struct calibrator *k, struct err *e) {
+    const struct calibrate_args *a = k->a;
+    bool *wanted = xcalloc((size_t)k->model->linear_count, sizeof *wanted);
+    for (int64_t i = 0; i < k->model->linear_count; i++) {
+        int block = k->model->linears[i].block;
+        wanted[i] = block >= 0 && !(a->done && a->done[block]);
+    }
+    struct grad_walk g = {.gram = {.job = k->job,
+                                   .model = k->model,
+                                   .windows = a->windows,
+                                   .phase = "calibrate",
+                                   .wanted = wanted,
+                                   .stats = uses_awq(k),
+                                   .reserved = a->reserved,
+                                   .device_reserved = working_bytes(k),
+                                   .input = calibrate_guided,
+                                   .ctx = k},
+                          .guided = true,
+                          .seed = (uint64_t)a->seed};
+    enum rc rc = RC_OK;
+    if (candidate_needs_gram(head_recipe(k)))
+        rc = err_set(e, RC_UNSUPPORTED, "lm_head has no candidate that is calibrated where others are guided");
+    if (rc == RC_OK) rc = grad_walk_run(&g, e);
+    free(wanted);
+    return rc == RC_OK ? calibrate_head(k, e) : rc;
+}
+
 /* Without windows: what is quantized follows from the weights alone. */
 static enum rc quantize_blocks(struct calibrator *k, struct block *b, struct err *e) {
     int blocks = k->model->arch.blocks;
@@ -398,8 +449,8 @@ enum rc calibrate(const struct calibrate_args *a, struct err *e) {
                            .model = a->model,
                            .plan = calibration_plan(a->recipe, a->model->linear_count),
                            .grams.job = a->job};
-    if (!k.plan.needed) {
-        enum rc rc = walk_weights(&k, e);
+    if (!k.plan.needed || k.plan.guided) {
+        enum rc rc = k.plan.guided ? walk_back(&k, e) : walk_weights(&k, e);
         release_made(&k);
         return rc;
     }

@@ -6,6 +6,9 @@
  * Linears that is not what they ask: H of two streams side by side would cost a second walk, for candidates that gain
  * from the one that they are used in.
  *
+ * Where one is guided, all are calibrated on what the reference computes, on the way back of a walk that has gradients
+ * (gradwalk.h): blocks come from the last one. lm_head has none; a candidate of it that looks at H is refused there.
+ *
  * What was calibrated before, an artifact half written, is not calibrated again: its blocks are walked as they are, and
  * the first one that is not there sees what it would have seen. A recipe that looks at no H is walked over without
  * windows: block after block of weights alone.
@@ -26,6 +29,8 @@ struct calibrate_args {
     json_t *notes;            /* an array that gets what the rows say; NULL: no rows, the sink has all */
     int first;                /* the sink has the blocks before it, */
     const struct model *made; /* and this is the model with them as they are there; NULL where `first` is 0 */
+    const bool *done;         /* [arch.blocks] of a guided plan, in their place: the sink has these; NULL: none */
+    int64_t seed;             /* of a guided plan's labels */
     int64_t reserved;         /* bytes of the job's ram_limit that the sink will hold in the end */
 };
 
@@ -33,7 +38,8 @@ struct calibrate_args {
 struct calibration_plan {
     bool needed; /* a candidate looks at H */
     bool sequential;
-    int64_t moved; /* Linears that ask for the reference's H and get the quantized model's */
+    bool guided;   /* and then not sequential */
+    int64_t moved; /* Linears that ask for the reference's H and get the quantized model's, or the other way round */
 };
 struct calibration_plan calibration_plan(const struct candidate *recipe, int64_t count);
 

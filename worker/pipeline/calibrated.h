@@ -36,8 +36,9 @@ struct calibrated_block {
     struct stored norm[INPUT_COUNT]; /* [D] the one that makes this input; where no scale was taken out of it, none */
 };
 
-/* Blocks come in order, lm_head last and only if it is in the recipe. `block` is valid during the call; what the sink
- * keeps of its host memory it sets to {0} there. On the calibration's thread and device. */
+/* Blocks come in order, or from the last one; lm_head last of all and only if it is in the recipe. `block` is valid
+ * during the call; what the sink keeps of its host memory it sets to {0} there. On the calibration's thread and device.
+ */
 struct calibration_sink {
     void *ctx;
     enum rc (*block)(void *ctx, const struct job *job, struct calibrated_block *block, struct err *e);

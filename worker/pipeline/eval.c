@@ -362,6 +362,7 @@ static enum rc calibrate_model(struct eval *v, struct err *e) {
                                .recipe = v->recipe,
                                .sink = &sink,
                                .notes = v->notes,
+                               .seed = v->calibration.seed,
                                .reserved = recipe_bytes(v->source.model, v->recipe)};
     return calibrate(&a, e);
 }
@@ -401,6 +402,7 @@ static enum rc add_compare(const struct eval *v, const char *windows_hash_text, 
 static json_t *calibration_result(const struct eval *v) {
     json_t *out = calibration_json(&v->calibration, &v->calibration_windows, v->job->calibration);
     json_object_set_new(out, "sequential", json_boolean(v->plan.sequential));
+    json_object_set_new(out, "guided", json_boolean(v->plan.guided));
     json_object_set_new(out, "moved", json_integer(v->plan.moved));
     json_object_set(out, "linears", v->notes);
     return out;

@@ -117,7 +117,7 @@ static enum rc fold_into_rows(const struct fold *f, const struct producer *p, co
     return rc;
 }
 
-/* by_col, inverse and the scaled H, of the by_channel at hand. */
+/* by_col, inverse and the scaled Hs, of the by_channel at hand. */
 static enum rc follow_channels(const struct fold *f, const struct input_group *group, struct awq_scale *s,
                                struct err *e) {
     const struct backend *b = f->job->backend;
@@ -132,6 +132,10 @@ static enum rc follow_channels(const struct fold *f, const struct input_group *g
     free(values);
     TRY(rc);
     struct scale_args a = {.m = group->gram.h, .by_row = s->inverse, .by_col = s->inverse, .out = s->gram.h};
+    TRY(b->scale(f->job->device, &a, e));
+    if (!s->guided.h.data) return RC_OK;
+    a.m = group->guided.h;
+    a.out = s->guided.h;
     return b->scale(f->job->device, &a, e);
 }
 

@@ -171,7 +171,7 @@ static bool gather_input(const struct grad_walker *k, const struct block_weights
         if (linear->input != out->input) continue;
         out->index[out->count] = index;
         out->w[out->count] = w->linear[position];
-        out->slots[out->count] = &k->slots[(size_t)position * k->g->candidates];
+        if (k->g->candidates > 0) out->slots[out->count] = &k->slots[(size_t)position * k->g->candidates];
         out->mine[out->count++] = is_wanted(k, index);
         any = any || is_wanted(k, index);
     }
@@ -255,7 +255,7 @@ static enum rc walk_back(struct grad_walker *k, struct err *e) {
                                 .seed = g->seed,
                                 .again = g->scored,
                                 .hooks = &hooks,
-                                .reserved = k->h.bytes + k->h_w.bytes + (int64_t)k->bytes,
+                                .reserved = k->h.bytes + k->h_w.bytes + (int64_t)k->bytes + g->gram.reserved,
                                 .device_reserved = g->gram.device_reserved,
                                 .phase = g->gram.phase};
     return reverse_walk_run(&walk, e);

@@ -196,7 +196,7 @@ static enum rc walk_windows(struct gram_walker *k, struct err *e) {
                         .streams = 1,
                         .last_block = head ? -1 : k->run->last_block,
                         .hooks = &hooks,
-                        .reserved = k->grams->bytes,
+                        .reserved = k->grams->bytes + g->reserved,
                         .device_reserved = g->device_reserved,
                         .phase = g->phase,
                         .tokens_total = g->windows->count * g->windows->length,
@@ -238,7 +238,12 @@ enum rc gram_walk_run(const struct gram_walk *g, struct err *e) {
 }
 
 struct input_group gram_input_group(const struct job *job, const struct model *model, const struct gram_input *in) {
-    struct input_group g = {.job = job, .gram = {.h = in->h}, .mean_abs = in->mean_abs, .w = in->w, .count = in->count};
+    struct input_group g = {.job = job,
+                            .gram = {.h = in->h},
+                            .guided = {.h = in->h_w},
+                            .mean_abs = in->mean_abs,
+                            .w = in->w,
+                            .count = in->count};
     input_group_fold(&g, model, in->input);
     return g;
 }

@@ -39,6 +39,7 @@ struct gram_walk {
     const char *phase;       /* of the progress */
     const bool *wanted;      /* [model.linear_count] */
     bool stats;              /* mean |x| too */
+    int64_t reserved;        /* bytes of the job's ram_limit that the caller holds */
     int64_t device_reserved; /* bytes of the device's own memory that the callback takes, where that is much */
     /* Its matrices are valid during the call. Inputs come in model order; of a job that is split, each device calls for
      * those with Linears of its own, at the same time as others: `job` is the device's. */

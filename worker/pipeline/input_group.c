@@ -13,6 +13,7 @@ void input_group_fold(struct input_group *g, const struct model *model, enum lin
 
 void input_group_release(struct input_group *g) {
     factor_release(g->job->backend, g->job->device, &g->gram.factor);
+    factor_release(g->job->backend, g->job->device, &g->guided.factor);
 }
 
 /* A Linear's codes and their parameters, its weights as they are scaled, rounded and worked on; the scaled H in fp32,
@@ -58,6 +59,11 @@ static enum rc ready_factor(const struct job *job, struct factored_gram *g, cons
     return RC_OK;
 }
 
+struct factored_gram *group_gram(struct input_group *g, struct awq_scale *scale, const struct candidate *c) {
+    if (scale && scale->by_col) return c->guided ? &scale->guided : &scale->gram;
+    return c->guided ? &g->guided : &g->gram;
+}
+
 static bool is_scaled(const struct group_quantize_args *a) {
     return a->scale && a->scale->by_col;
 }
@@ -65,7 +71,7 @@ static bool is_scaled(const struct group_quantize_args *a) {
 static enum rc quantize(const struct group_quantize_args *a, struct mat w, struct err *e) {
     const struct job *job = a->group->job;
     const struct candidate *c = a->candidate;
-    struct factored_gram *gram = is_scaled(a) ? &a->scale->gram : &a->group->gram;
+    struct factored_gram *gram = group_gram(a->group, a->scale, c);
     struct quantize_report unread;
     struct quantize_args q = {.w = w, .candidate = *c, .out = a->out, .report = a->report ? a->report : &unread};
     if (candidate_needs_gram(c)) q.h = gram->h;

@@ -31,9 +31,9 @@ struct factored_gram {
 
 struct input_group {
     const struct job *job;
-    struct factored_gram gram; /* h is the caller's */
-    const double *mean_abs;    /* [K] host memory, mean |x| of each channel; NULL: no AWQ */
-    const struct mat *w;       /* [count] of [N, K] */
+    struct factored_gram gram, guided; /* h is the caller's; that of `guided` weighs tokens by their gradients */
+    const double *mean_abs;            /* [K] host memory, mean |x| of each channel; NULL: no AWQ */
+    const struct mat *w;               /* [count] of [N, K] */
     int count;
     bool foldable; /* a scale of the input's channels can be taken out of what computes them */
     struct channel_ties ties;
@@ -47,16 +47,21 @@ int64_t input_group_bytes(const struct model *model);
 
 /* By what AWQ multiplies each column of the group's weights, and divides the input's channels. */
 struct awq_scale {
-    double *by_channel;        /* [K] host memory */
-    float *by_col, *inverse;   /* [K] device memory: the same, and its reciprocal */
-    struct factored_gram gram; /* of the scaled input; h is its own */
-    double ratio;              /* of the search */
+    double *by_channel;          /* [K] host memory */
+    float *by_col, *inverse;     /* [K] device memory: the same, and its reciprocal */
+    struct factored_gram gram;   /* of the scaled input; h is its own */
+    struct factored_gram guided; /* the same; data NULL where no candidate is */
+    double ratio;                /* of the search */
     bool duo;
     double gain; /* output error of rounding to nearest with it, over that without */
 };
 
+/* What the candidate goes by: H or the guided one, of the scaled input where there is a scale. */
+struct factored_gram *group_gram(struct input_group *g, struct awq_scale *scale, const struct candidate *c);
+
 /* The best scale for all Linears of the group, each rounded to nearest on its candidate's grid; candidates[i] that are
- * METHOD_NONE count no error. All {NULL}: the group is not foldable. */
+ * METHOD_NONE count no error, and a guided one has all judged by the guided H. All {NULL}: the group is not foldable.
+ */
 enum rc awq_search(const struct input_group *g, const struct candidate *const *candidates, struct awq_scale *out,
                    struct err *e);
 void awq_scale_release(const struct job *job, struct awq_scale *s);

@@ -81,15 +81,6 @@ static void add_siblings(const struct profile *p, const struct linear *linear, s
     }
 }
 
-/* What the loss gains depends on the whole model: lm_head and all that is upstream of it. */
-static void add_fisher(const struct profile *p, struct strbuf *text) {
-    char input[HASH_TEXT_SIZE], head[HASH_TEXT_SIZE];
-    int64_t last = p->source.model->linear_count - 1;
-    strbuf_printf(text, " fisher %lld %lld %s %s", (long long)p->spec->fisher_windows,
-                  (long long)p->spec->calibration->seed, hash_text(fingerprints_input(p->prints, last), input),
-                  hash_text(fingerprints_weight(p->prints, last), head));
-}
-
 /* What a sequential candidate is scored on is not what it will be run on: its row is kept under another name. */
 static const char *cache_key(const struct profile *p, size_t l, size_t c, char key[HASH_TEXT_SIZE]) {
     const struct candidate *candidate = &p->table.candidates[c];
@@ -97,7 +88,9 @@ static const char *cache_key(const struct profile *p, size_t l, size_t c, char k
     struct strbuf text = STRBUF_INIT;
     strbuf_printf(&text, "%s%s", candidate_id(candidate, id), candidate->sequential ? " static" : "");
     if (candidate_uses_awq(candidate)) add_siblings(p, p->table.linears[l], &text);
-    if (spec_wants_fisher(p->spec)) add_fisher(p, &text);
+    if (spec_wants_fisher(p->spec)) strbuf_printf(&text, " fisher %lld", (long long)p->spec->fisher_windows);
+    if (spec_wants_fisher(p->spec) || candidate->guided)
+        gradients_key(p->source.model, p->prints, p->spec->calibration->seed, &text);
     fingerprints_drift_key(p->prints, p->place[l], text.data, p->job->backend->arithmetic, key);
     strbuf_release(&text);
     return key;
@@ -223,7 +216,7 @@ static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struc
     if (slot) slot->filled = true;
     *row = drift_row_measured(&report, candidate_bytes(c, linear->rows, linear->cols));
     row->rtn_drift = error_ratio(rtn.drift_num, rtn.drift_den);
-    if (candidate_uses_gptq(c)) row->damp = (scale->by_col ? &scale->gram : &b->group->gram)->factor.damp;
+    if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, scale, c)->factor.damp;
     if (candidate_uses_awq(c)) row->awq_gain = scale->gain;
     p->computed++;
     return RC_OK;
@@ -317,9 +310,11 @@ static bool needs_gram(const struct profile *p) {
 }
 
 static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct err *e) {
+    bool fisher = spec_wants_fisher(p->spec);
     struct grad_walk g = {.gram = *walk,
-                          .candidates = p->table.candidate_count,
-                          .scored = p->spec->fisher_windows,
+                          .guided = spec_wants_guided(p->spec),
+                          .candidates = fisher ? p->table.candidate_count : 0,
+                          .scored = fisher ? p->spec->fisher_windows : 0,
                           .seed = (uint64_t)p->spec->calibration->seed,
                           .score = profile_score};
     return grad_walk_run(&g, e);
@@ -338,7 +333,8 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                           .device_reserved = needs_gram(p) ? input_group_bytes(p->source.model) : 0,
                           .input = profile_input,
                           .ctx = p};
-    enum rc rc = spec_wants_fisher(p->spec) ? walk_back(p, &g, e) : gram_walk_run(&g, e);
+    bool back = spec_wants_fisher(p->spec) || spec_wants_guided(p->spec);
+    enum rc rc = back ? walk_back(p, &g, e) : gram_walk_run(&g, e);
     free(wanted);
     return rc;
 }
@@ -360,7 +356,11 @@ static enum rc run(struct profile *p, struct err *e) {
     TRY(walk_unknown(p, e));
     p->seconds = monotonic_seconds() - start;
     struct profiled_model profiled = profiled_model(p);
-    struct recheck_args recheck = {.job = p->job, .profiled = &profiled, .windows = &p->windows, .table = &p->table};
+    struct recheck_args recheck = {.job = p->job,
+                                   .profiled = &profiled,
+                                   .windows = &p->windows,
+                                   .table = &p->table,
+                                   .seed = p->spec->calibration->seed};
     return recheck_inversions(&recheck, &p->inversions, e);
 }
 

@@ -6,6 +6,7 @@
 
 #include <jansson.h>
 
+#include "base/strbuf.h"
 #include "worker/model/fingerprint.h"
 #include "worker/model/model.h"
 
@@ -15,6 +16,10 @@ struct profiled_model {
     const int64_t *place; /* [count] profiled Linears, indices into model.linears */
     size_t count;
 };
+
+/* What gradients at a Linear depend on beside what its input does: the labels' seed and the whole model, by lm_head and
+ * all that is upstream of it. Appended for a cache key; `prints` is chained. */
+void gradients_key(const struct model *model, const struct fingerprints *prints, int64_t seed, struct strbuf *key);
 
 json_t *profiled_model_json(const struct profiled_model *p);
 

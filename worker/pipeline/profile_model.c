@@ -42,3 +42,10 @@ json_t *profiled_model_json(const struct profiled_model *p) {
                      "tied", p->model->arch.tied, "head_counted", head, "linears", (json_int_t)p->count, "params",
                      (json_int_t)params);
 }
+
+void gradients_key(const struct model *model, const struct fingerprints *prints, int64_t seed, struct strbuf *key) {
+    char input[HASH_TEXT_SIZE], head[HASH_TEXT_SIZE];
+    int64_t last = model->linear_count - 1;
+    strbuf_printf(key, " %lld %s %s", (long long)seed, hash_text(fingerprints_input(prints, last), input),
+                  hash_text(fingerprints_weight(prints, last), head));
+}

@@ -1,7 +1,8 @@
 /* quantize: the model that a recipe makes, as an artifact (worker/model/artifact.h).
  *
  * The calibration (calibrate.h) hands over block after block, and each becomes a shard before the next is begun: a
- * killed job goes on after its last complete shard, behind what is in it, and ends with the same bytes. A row, one for
+ * killed job goes on after its last complete shard, behind what is in it (a guided recipe's blocks come from the last
+ * one: with those that are missing), and ends with the same bytes. A row, one for
  * each Linear, goes out before its block's shard is written: a shard without its rows is calibrated again, not written
  * again. Nothing in the folder tells of this run: no job, no time. */
 #include <stdlib.h>
@@ -67,6 +68,7 @@ static enum rc open_calibration(struct quantize *q, struct err *e) {
     TRY(calibration_read(q->job, &q->source, &q->calibration, &q->windows, e));
     q->calibrated = calibration_json(&q->calibration, &q->windows, q->job->calibration);
     json_object_set_new(q->calibrated, "sequential", json_boolean(q->plan.sequential));
+    if (q->plan.guided) json_object_set_new(q->calibrated, "guided", json_true());
     json_object_set_new(q->calibrated, "moved", json_integer(q->plan.moved));
     return RC_OK;
 }
@@ -196,9 +198,29 @@ static int blocks_done(const struct quantize *q) {
     return done;
 }
 
+/* Whichever blocks are not there: they come from the last one. */
+static enum rc calibrate_guided(struct quantize *q, struct err *e) {
+    int blocks = q->source.model->arch.blocks;
+    bool *done = xcalloc((size_t)blocks, sizeof *done);
+    for (int block = 0; block < blocks; block++)
+        done[block] = artifact_has(q->artifact, block) && block_is_done(q, block);
+    struct calibration_sink sink = {q, write_block};
+    struct calibrate_args a = {.job = q->job,
+                               .model = q->source.model,
+                               .windows = &q->windows,
+                               .recipe = q->recipe,
+                               .sink = &sink,
+                               .done = done,
+                               .seed = q->calibration.seed};
+    enum rc rc = calibrate(&a, e);
+    free(done);
+    return rc;
+}
+
 static enum rc calibrate_rest(struct quantize *q, struct err *e) {
     int blocks = q->source.model->arch.blocks, done = blocks_done(q);
     if (done == blocks && artifact_has(q->artifact, blocks) && block_is_done(q, -1)) return RC_OK;
+    if (q->plan.guided) return calibrate_guided(q, e);
     if (done > 0) TRY(artifact_model(q->artifact, done, &q->made, e));
     struct calibration_sink sink = {q, write_block};
     struct calibrate_args a = {.job = q->job,

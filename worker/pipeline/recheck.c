@@ -1,10 +1,10 @@
 #include "worker/pipeline/recheck.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/mem.h"
-#include "worker/pipeline/gramwalk.h"
+#include "base/strbuf.h"
+#include "worker/pipeline/gradwalk.h"
 #include "worker/pipeline/inversion.h"
 
 static const char row_phase[] = "_inversion";
@@ -36,14 +36,22 @@ static int64_t row_index(const struct recheck *r, const struct pair *p) {
     return (int64_t)(p->linear * r->args->table->candidate_count + p->low);
 }
 
+static bool is_guided(const struct recheck *r, const struct pair *p) {
+    return r->args->table->candidates[p->low].guided;
+}
+
 /* What was recomputed depends on what the two drifts depend on, and on nothing else. */
 static const char *cache_key(const struct recheck *r, const struct pair *p, char key[HASH_TEXT_SIZE]) {
     const struct profiled_model *m = r->args->profiled;
-    char low[CANDIDATE_ID_SIZE], high[CANDIDATE_ID_SIZE], text[2 * CANDIDATE_ID_SIZE + 16];
+    char low[CANDIDATE_ID_SIZE], high[CANDIDATE_ID_SIZE];
+    struct strbuf text = STRBUF_INIT;
     candidate_id(&r->args->table->candidates[p->low], low);
     candidate_id(&r->args->table->candidates[p->high], high);
-    snprintf(text, sizeof text, "inversion %s %s", low, high);
-    return fingerprints_drift_key(m->prints, m->place[p->linear], text, r->args->job->backend->arithmetic, key);
+    strbuf_printf(&text, "inversion %s %s", low, high);
+    if (is_guided(r, p)) gradients_key(m->model, m->prints, r->args->seed, &text);
+    fingerprints_drift_key(m->prints, m->place[p->linear], text.data, r->args->job->backend->arithmetic, key);
+    strbuf_release(&text);
+    return key;
 }
 
 static enum rc take_earlier(struct recheck *r, struct err *e) {
@@ -129,6 +137,12 @@ static bool needs_gram(const struct recheck *r) {
     return false;
 }
 
+static bool needs_gradients(const struct recheck *r) {
+    for (size_t i = 0; i < r->count; i++)
+        if (!r->pairs[i].known && is_guided(r, &r->pairs[i])) return true;
+    return false;
+}
+
 static enum rc walk_rest(struct recheck *r, struct err *e) {
     const struct recheck_args *a = r->args;
     bool *wanted = xcalloc((size_t)a->profiled->model->linear_count, sizeof *wanted);
@@ -143,7 +157,8 @@ static enum rc walk_rest(struct recheck *r, struct err *e) {
                           .device_reserved = needs_gram(r) ? input_group_bytes(a->profiled->model) : 0,
                           .input = recompute,
                           .ctx = r};
-    enum rc rc = gram_walk_run(&g, e);
+    struct grad_walk back = {.gram = g, .guided = true, .seed = (uint64_t)a->seed};
+    enum rc rc = needs_gradients(r) ? grad_walk_run(&back, e) : gram_walk_run(&g, e);
     free(wanted);
     return rc;
 }

@@ -14,6 +14,7 @@ struct recheck_args {
     const struct profiled_model *profiled; /* in the order of the table's Linears */
     const struct windows *windows;
     const struct drift_table *table; /* complete */
+    int64_t seed;                    /* of the calibration */
 };
 
 /* [{name, candidates, drift, drift_float64, rtn_drift_float64, verdict}], pairs by [fewer bits, more bits]. Rows: phase
