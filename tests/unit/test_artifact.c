@@ -247,7 +247,9 @@ static void a_packed_byte_changes_its_linears_fingerprint_alone(void **state) {
         spoil(&f, name, 0x2345);
         hash_model(f.path, after, 43);
         for (int l = 0; l < 43; l++)
-            assert_true((memcmp(&before[l], &after[l], sizeof *before) != 0) == (l == linear[i]));
+            if ((memcmp(&before[l], &after[l], sizeof *before) != 0) != (l == linear[i]))
+                fail_msg("after %s the weights of Linear %d have %s fingerprint", changed[i], l,
+                         l == linear[i] ? "the same" : "another");
         memcpy(before, after, sizeof before);
     }
     fixture_close(&f);

@@ -149,7 +149,8 @@ static void mix_tensor(const struct fingerprints *f, struct hash128 *chain, cons
 /* What the packed bytes mean is in config.json alone. */
 static void mix_packed(const struct fingerprints *f, struct hash128 *chain, const struct packed_linear *p) {
     char id[CANDIDATE_ID_SIZE];
-    mix(chain, candidate_id(&p->candidate, id), strlen(id));
+    candidate_id(&p->candidate, id); /* before its length is asked for: arguments have no order */
+    mix(chain, id, strlen(id));
     mix_tensor(f, chain, p->codes);
     mix_tensor(f, chain, p->scales);
     mix_tensor(f, chain, p->zeros);
