@@ -73,6 +73,12 @@ bool candidate_same_but_bits(const struct candidate *a, const struct candidate *
     return strcmp(candidate_id(a, left), candidate_id(&other, right)) == 0;
 }
 
+bool candidates_any(const struct candidate *c, size_t count, bool (*is)(const struct candidate *)) {
+    for (size_t i = 0; i < count; i++)
+        if (is(&c[i])) return true;
+    return false;
+}
+
 /* --- Which exist --- */
 
 static bool is_bit_width(int bits) {

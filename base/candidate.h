@@ -83,6 +83,8 @@ static inline bool candidate_needs_gram(const struct candidate *c) {
     return candidate_uses_gptq(c) || candidate_uses_awq(c) || c->range == RANGE_WEIGHTED || c->range == RANGE_OUTPUT;
 }
 
+bool candidates_any(const struct candidate *c, size_t count, bool (*is)(const struct candidate *));
+
 /* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product. Members
  * that are not given have the method's default.
  * Stores the expansion, without duplicates, in the order written, as the struct list of struct candidate at `member`;

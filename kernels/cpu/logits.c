@@ -3,6 +3,7 @@
 #include <cblas.h>
 #include <math.h>
 
+#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/vec.h"
 
@@ -41,4 +42,17 @@ void logits_sums(const struct logits *l, int64_t row, int64_t rows, float *scrat
         for (int64_t t = 0; t < rows; t++)
             take(&out[t], scratch + t * LOGITS_CHUNK, c.cols);
     }
+}
+
+enum rc logits_each_tile(struct backend_state *state, const struct logits *l,
+                         void (*tile)(const void *args, const struct logits *l, int64_t row, float *scratch),
+                         const void *args, struct err *e) {
+    const size_t floats = (size_t)LOGITS_TILE * LOGITS_CHUNK;
+    void *memory;
+    TRY(cpu_scratch(state, (size_t)state->threads * floats * sizeof(float), &memory, e));
+    float *scratch = memory; /* [threads, LOGITS_TILE, LOGITS_CHUNK] */
+#pragma omp parallel for num_threads(state->threads) schedule(dynamic)
+    for (int64_t row = 0; row < l->x.rows; row += LOGITS_TILE)
+        tile(args, l, row, scratch + (size_t)omp_get_thread_num() * floats);
+    return RC_OK;
 }

@@ -2,6 +2,7 @@
 #ifndef HSAQ_KERNELS_CPU_LOGITS_H
 #define HSAQ_KERNELS_CPU_LOGITS_H
 
+#include "base/err.h"
 #include "kernels/tensor.h"
 
 /* Logits exist for so many tokens × entries of the vocabulary at a time. */
@@ -20,6 +21,13 @@ struct logits_chunk {
 
 /* out [rows, LOGITS_CHUNK] */
 void logits_compute(const struct logits *l, const struct logits_chunk *c, float *out);
+
+/* Calls `tile` once for every LOGITS_TILE tokens, in parallel; `scratch` [LOGITS_TILE, LOGITS_CHUNK] is the thread's.
+ */
+struct backend_state;
+enum rc logits_each_tile(struct backend_state *state, const struct logits *l,
+                         void (*tile)(const void *args, const struct logits *l, int64_t row, float *scratch),
+                         const void *args, struct err *e);
 
 /* Σ e^l = e^max · sum, over the whole vocabulary. */
 struct logits_sum {

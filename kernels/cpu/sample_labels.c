@@ -19,7 +19,8 @@ static void search_on(struct search *s, const float *p, int64_t col, int64_t n) 
     }
 }
 
-static void sample_tile(const struct sample_labels_args *a, const struct logits *l, int64_t row, float *scratch) {
+static void sample_tile(const void *args, const struct logits *l, int64_t row, float *scratch) {
+    const struct sample_labels_args *a = args;
     struct logits_sum sums[LOGITS_TILE];
     struct search searches[LOGITS_TILE];
     struct logits_chunk c = {.row = row, .rows = a->x.rows - row < LOGITS_TILE ? a->x.rows - row : LOGITS_TILE};
@@ -42,13 +43,6 @@ static void sample_tile(const struct sample_labels_args *a, const struct logits 
 enum rc cpu_sample_labels(struct backend_state *state, const struct sample_labels_args *a, struct err *e) {
     TRY(check_sample_labels(a, e));
     TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->head));
-    const size_t tile = (size_t)LOGITS_TILE * LOGITS_CHUNK;
-    void *memory;
-    TRY(cpu_scratch(state, (size_t)state->threads * tile * sizeof(float), &memory, e));
-    float *scratch = memory; /* [threads, LOGITS_TILE, LOGITS_CHUNK] */
     struct logits l = {a->x, a->head, a->bias, a->logit_scale};
-#pragma omp parallel for num_threads(state->threads) schedule(dynamic)
-    for (int64_t row = 0; row < a->x.rows; row += LOGITS_TILE)
-        sample_tile(a, &l, row, scratch + (size_t)omp_get_thread_num() * tile);
-    return RC_OK;
+    return logits_each_tile(state, &l, sample_tile, a, e);
 }

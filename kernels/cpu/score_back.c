@@ -17,7 +17,8 @@ static void gradient_row(const struct score_back_args *a, int64_t t, const struc
     if (label >= 0 && label < c->cols) l[label] -= weight;
 }
 
-static void score_tile(const struct score_back_args *a, const struct logits *l, int64_t row, float *scratch) {
+static void score_tile(const void *args, const struct logits *l, int64_t row, float *scratch) {
+    const struct score_back_args *a = args;
     struct logits_sum sums[LOGITS_TILE];
     struct logits_chunk c = {.row = row, .rows = a->x.rows - row < LOGITS_TILE ? a->x.rows - row : LOGITS_TILE};
     logits_sums(l, row, c.rows, scratch, sums);
@@ -35,13 +36,6 @@ static void score_tile(const struct score_back_args *a, const struct logits *l, 
 enum rc cpu_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e) {
     TRY(check_score_back(a, e));
     TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->head));
-    const size_t tile = (size_t)LOGITS_TILE * LOGITS_CHUNK;
-    void *memory;
-    TRY(cpu_scratch(state, (size_t)state->threads * tile * sizeof(float), &memory, e));
-    float *scratch = memory; /* [threads, LOGITS_TILE, LOGITS_CHUNK] */
     struct logits l = {a->x, a->head, a->bias, a->logit_scale};
-#pragma omp parallel for num_threads(state->threads) schedule(dynamic)
-    for (int64_t row = 0; row < a->x.rows; row += LOGITS_TILE)
-        score_tile(a, &l, row, scratch + (size_t)omp_get_thread_num() * tile);
-    return RC_OK;
+    return logits_each_tile(state, &l, score_tile, a, e);
 }

@@ -68,69 +68,59 @@ static enum rc run(const struct bench_options *options, FILE *out) {
     return rc;
 }
 
-static void what_was_not_measured_is_null(void **state) {
-    (void)state;
+/* Two windows of one block; what it wrote as JSON. */
+static json_t *measured(const char *config, const char *phases) {
     struct scratch s = scratch_open();
     char path[96];
     json_t *report;
     FILE *out = tmpfile();
     assert_non_null(out);
     snprintf(path, sizeof path, "%s/bench.json", s.path);
-    struct bench_options options = {.config = GOLDEN "granite/config.json",
+    struct bench_options options = {.config = config,
                                     .synthetic = true,
                                     .windows = 2,
                                     .length = 16,
                                     .blocks = 1,
                                     .candidates = "rtn4g64",
-                                    .phases = "profile,eval", /* in their own order whatever is asked */
+                                    .phases = phases,
                                     .json = path};
     if (run(&options, out) != RC_OK) fail_msg("%s", err.message);
     fclose(out);
     if (json_parse_file(path, 1 << 20, &report, &err) != RC_OK) fail_msg("%s", err.message);
+    scratch_close(&s);
+    return report;
+}
+
+static void check_phase(const json_t *phase, const char *name) {
+    assert_string_equal(json_string_value(json_object_get(phase, "phase")), name);
+    assert_int_equal(json_integer_value(json_object_get(phase, "tokens")), 32);
+    assert_true(json_real_value(json_object_get(phase, "seconds")) > 0);
+}
+
+/* Phases come in their own order whatever is asked. */
+static void what_was_not_measured_is_null(void **state) {
+    (void)state;
+    json_t *report = measured(GOLDEN "granite/config.json", "profile,eval");
     const json_t *phases = json_object_get(report, "phases"), *eval = json_array_get(phases, 0);
     assert_int_equal(json_array_size(phases), 3);
-    assert_string_equal(json_string_value(json_object_get(eval, "phase")), "eval");
-    assert_int_equal(json_integer_value(json_object_get(eval, "tokens")), 32);
-    assert_true(json_real_value(json_object_get(eval, "seconds")) > 0);
+    check_phase(eval, "eval");
     assert_true(json_is_null(json_object_get(eval, "ratio")));
     assert_true(json_is_null(json_object_get(report, "paired_ratio")));
     assert_true(json_is_real(json_object_get(report, "candidate_seconds")));
     assert_int_equal(json_integer_value(json_object_get(json_object_get(report, "model"), "blocks")), 1);
     json_decref(report);
-    scratch_close(&s);
 }
 
-/* Quantizing from calibration is timed over all the windows, and counted with what it asks of H. */
+/* Quantizing from calibration is timed over all the windows. */
 static void calibrations_are_timed(void **state) {
     (void)state;
-    struct scratch s = scratch_open();
-    char path[96];
-    json_t *report;
-    FILE *out = tmpfile();
-    assert_non_null(out);
-    snprintf(path, sizeof path, "%s/bench.json", s.path);
-    struct bench_options options = {.config = GOLDEN "llama/config.json",
-                                    .synthetic = true,
-                                    .windows = 2,
-                                    .length = 16,
-                                    .blocks = 1,
-                                    .candidates = "rtn4g64",
-                                    .phases = "eval,awq,gptq",
-                                    .json = path};
-    if (run(&options, out) != RC_OK) fail_msg("%s", err.message);
-    fclose(out);
-    if (json_parse_file(path, 1 << 20, &report, &err) != RC_OK) fail_msg("%s", err.message);
+    json_t *report = measured(GOLDEN "llama/config.json", "eval,awq,gptq");
     const json_t *phases = json_object_get(report, "phases");
     static const char *const names[] = {"eval", "gptq4g64", "awq4g64"};
     assert_int_equal(json_array_size(phases), 3);
-    for (size_t i = 0; i < 3; i++) {
-        const json_t *phase = json_array_get(phases, i);
-        assert_string_equal(json_string_value(json_object_get(phase, "phase")), names[i]);
-        assert_int_equal(json_integer_value(json_object_get(phase, "tokens")), 32);
-        assert_true(json_real_value(json_object_get(phase, "seconds")) > 0);
-    }
+    for (size_t i = 0; i < 3; i++)
+        check_phase(json_array_get(phases, i), names[i]);
     json_decref(report);
-    scratch_close(&s);
 }
 
 static void refused(struct bench_options options, const char *names) {

@@ -50,6 +50,36 @@ static void row_does_not_depend_on_other_candidates(void **state) {
     run_release(&single);
 }
 
+/* Nor on which factor of H or which scale was made for one before it. */
+static void calibrated_rows_do_not_depend_on_other_candidates(void **state) {
+    (void)state;
+    static const char *const singles[] = {
+        "{'method':'gptq','bits':3,'group':32}",
+        "{'method':'gptq','bits':3,'group':32,'order':'activation','damp':0.2}",
+        "{'method':'awq+gptq','bits':3,'group':32}",
+        "{'method':'gptq','bits':3,'group':16}",
+        "{'method':'awq','bits':4,'group':64}",
+    };
+    enum { SINGLES = sizeof singles / sizeof *singles };
+    char text[1024], list[512] = "";
+    for (size_t i = 0; i < SINGLES; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? "," : "", singles[i]);
+    struct run many, single;
+    run_init(&many);
+    snprintf(text, sizeof text, SPEC("%s", ",'layers':'layers\\\\.1\\\\.'"), list);
+    must_run(&many, CALIBRATION, text, NULL);
+    assert_int_equal(json_array_size(many.rows), 7 * SINGLES);
+    for (size_t i = 0; i < SINGLES; i++) {
+        run_init(&single);
+        snprintf(text, sizeof text, SPEC("%s", ",'layers':'layers\\\\.1\\\\.'"), singles[i]);
+        must_run(&single, CALIBRATION, text, NULL);
+        assert_int_equal(json_array_size(single.rows), 7);
+        same_rows(&single, &many);
+        run_release(&single);
+    }
+    run_release(&many);
+}
+
 static json_int_t row_count(const struct run *r, const char *source) {
     return json_integer_value(json_object_get(json_object_get(r->result, "rows"), source));
 }
@@ -161,6 +191,31 @@ static void one_changed_weight_invalidates_it_and_what_is_downstream(void **stat
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check_flip(&before, cases[i].tensor, cases[i].own, cases[i].first);
     run_release(&before);
+}
+
+/* AWQ's scale is made for all the Linears that read an input: a change of one is a change of all, RTN's rows apart. */
+static void awq_rows_depend_on_their_siblings(void **state) {
+    (void)state;
+    static const char spec[] = SPEC("{'method':'awq','bits':4,'group':64},{'method':'rtn','bits':4,'group':64}",
+                                    ",'layers':'layers\\\\.2\\\\.self_attn\\\\.[qkv]'");
+    struct scratch model = tiny_copy();
+    struct run before, after;
+    run_init(&before);
+    run_init(&after);
+    must_run(&before, CALIBRATION, spec, NULL);
+    tiny_edit(&model, "model.layers.2.self_attn.k_proj.weight", flip_a_bit);
+    json_object_update(after.cache, before.cache);
+    assert_int_equal(run_job(&after, model.path, CALIBRATION, spec, NULL, NULL), RC_OK);
+    static const char *const names[] = {"q_proj", "k_proj", "v_proj"};
+    for (int i = 0; i < 3; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "model.layers.2.self_attn.%s", names[i]);
+        assert_false(is_cached(row_of(&after, name, "awq4g64")));
+        assert_true(is_cached(row_of(&after, name, "rtn4g64")) == (i != 1));
+    }
+    run_release(&before);
+    run_release(&after);
+    scratch_close(&model);
 }
 
 static void interrupted_profile_continues_where_it_stopped(void **state) {
@@ -386,6 +441,8 @@ int main(void) {
         cmocka_unit_test(row_does_not_depend_on_other_candidates),
         cmocka_unit_test(cached_profile_repeats_every_number_without_a_walk),
         cmocka_unit_test(one_more_candidate_computes_that_one_alone),
+        cmocka_unit_test(calibrated_rows_do_not_depend_on_other_candidates),
+        cmocka_unit_test(awq_rows_depend_on_their_siblings),
         cmocka_unit_test(one_changed_weight_invalidates_it_and_what_is_downstream),
         cmocka_unit_test(interrupted_profile_continues_where_it_stopped),
         cmocka_unit_test(cancelled_profile_stops),

@@ -26,29 +26,29 @@ double work_head(const struct model *model, int64_t count, int64_t length) {
     return product(count * (length - 1), model->arch.vocab, model->arch.hidden);
 }
 
-double work_gram(const struct model *model, int64_t tokens) {
+/* Σ f(K) of the blocks' distinct inputs. */
+static double over_inputs(const struct model *model, double (*f)(double channels)) {
     double sum = 0;
     const struct linear *before = NULL; /* Linears with the same input stand together */
     for (int64_t i = 0; i < model->linear_count; i++) {
         const struct linear *l = &model->linears[i];
         bool shared = before && before->block == l->block && before->input == l->input;
-        if (l->block >= 0 && !shared) sum += product(tokens, l->cols, l->cols);
+        if (l->block >= 0 && !shared) sum += f((double)l->cols);
         before = l;
     }
     return sum;
 }
 
-/* Σ K³ of the distinct inputs. */
-static double cubes(const struct model *model) {
-    double sum = 0;
-    const struct linear *before = NULL;
-    for (int64_t i = 0; i < model->linear_count; i++) {
-        const struct linear *l = &model->linears[i];
-        bool shared = before && before->block == l->block && before->input == l->input;
-        if (l->block >= 0 && !shared) sum += (double)l->cols * (double)l->cols * (double)l->cols;
-        before = l;
-    }
-    return sum;
+static double square(double k) {
+    return k * k;
+}
+
+static double cube(double k) {
+    return k * k * k;
+}
+
+double work_gram(const struct model *model, int64_t tokens) {
+    return 2 * (double)tokens * over_inputs(model, square);
 }
 
 /* Σ 2·N·K·K of the block Linears. */
@@ -62,7 +62,7 @@ static double products_by_channels(const struct model *model) {
 }
 
 double work_gptq(const struct model *model) {
-    return cubes(model) * 2 / 3 + products_by_channels(model) / 2;
+    return over_inputs(model, cube) * 2 / 3 + products_by_channels(model) / 2;
 }
 
 double work_awq(const struct model *model) {

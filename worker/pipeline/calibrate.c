@@ -332,9 +332,7 @@ static enum rc calibrate_head(struct calibrator *k, struct err *e) {
 /* --- the walk --- */
 
 static bool uses_awq(const struct calibrator *k) {
-    for (int64_t i = 0; i < k->model->linear_count; i++)
-        if (candidate_uses_awq(&k->a->recipe[i])) return true;
-    return false;
+    return candidates_any(k->a->recipe, (size_t)k->model->linear_count, candidate_uses_awq);
 }
 
 static struct grams_args grams_needed(const struct calibrator *k) {

@@ -73,7 +73,7 @@ static enum rc quantize(const struct group_quantize_args *a, struct mat w, struc
     const struct candidate *c = a->candidate;
     struct factored_gram *gram = group_gram(a->group, a->scale, c);
     struct quantize_report unread;
-    struct quantize_args q = {.w = w, .candidate = *c, .out = a->out, .report = a->report ? a->report : &unread};
+    struct quantize_args q = {.w = w, .candidate = *c, .out = a->out, .report = &unread};
     if (candidate_needs_gram(c)) q.h = gram->h;
     if (candidate_uses_gptq(c)) {
         TRY(ready_factor(job, gram, c, e));
@@ -98,19 +98,14 @@ enum rc group_quantize(const struct group_quantize_args *a, struct err *e) {
 
 enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat out, struct err *e) {
     const struct job *job = a->group->job;
-    TRY(group_quantize(a, e));
-    struct dequantize_args back = {.q = a->out, .by_col = is_scaled(a) ? a->scale->inverse : NULL, .out = out};
-    return job->backend->dequantize(job->device, &back, e);
-}
-
-static enum rc effective_weights(struct input_group *g, int index, const struct candidate *c, struct awq_scale *scale,
-                                 struct mat out, struct err *e) {
-    const struct backend *b = g->job->backend;
+    struct group_quantize_args own = *a;
     struct quantized q;
-    TRY(quantized_alloc(b, g->job->device, out.rows, out.cols, c, &q, e));
-    struct group_quantize_args a = {.group = g, .index = index, .candidate = c, .scale = scale, .out = &q};
-    enum rc rc = group_quantize_effective(&a, out, e);
-    quantized_release(b, g->job->device, &q);
+    TRY(quantized_alloc(job->backend, job->device, out.rows, out.cols, a->candidate, &q, e));
+    own.out = &q;
+    struct dequantize_args back = {.q = &q, .by_col = is_scaled(a) ? a->scale->inverse : NULL, .out = out};
+    enum rc rc = group_quantize(&own, e);
+    if (rc == RC_OK) rc = job->backend->dequantize(job->device, &back, e);
+    quantized_release(job->backend, job->device, &q);
     return rc;
 }
 
@@ -121,7 +116,8 @@ enum rc group_effective_weights(struct input_group *g, int index, const struct c
     for (int i = 0; i < g->count; i++)
         all[i] = c;
     if (candidate_uses_awq(c)) TRY(awq_search(g, all, &scale, e));
-    enum rc rc = effective_weights(g, index, c, &scale, out, e);
+    struct group_quantize_args a = {.group = g, .index = index, .candidate = c, .scale = &scale};
+    enum rc rc = group_quantize_effective(&a, out, e);
     awq_scale_release(g->job, &scale);
     return rc;
 }

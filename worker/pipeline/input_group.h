@@ -70,13 +70,13 @@ struct group_quantize_args {
     struct input_group *group;
     int index; /* which of its Linears */
     const struct candidate *candidate;
-    struct awq_scale *scale;        /* of columns and of H; or NULL */
-    struct quantized *out;          /* by quantized_alloc; of the scaled weights */
-    struct quantize_report *report; /* or NULL */
+    struct awq_scale *scale; /* of columns and of H; or NULL */
+    struct quantized *out;   /* by quantized_alloc; of the scaled weights */
 };
 enum rc group_quantize(const struct group_quantize_args *a, struct err *e);
 
-/* The same, and what the reference's input then meets: out [N, K] fp32 = ŵ with the scale taken out again. */
+/* What the reference's input then meets: out [N, K] fp32 = ŵ with the scale taken out again; a->out is not looked at.
+ */
 enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat out, struct err *e);
 
 /* The whole way for one Linear: every Linear of the group under this candidate, as far as AWQ looks at them.

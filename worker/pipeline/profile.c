@@ -171,27 +171,13 @@ struct bench {
     float *w_hat;                        /* [N, K] of the widest */
 };
 
-/* What a Linear is quantized by. */
-struct recipe {
-    int index; /* of the input's Linears */
-    const struct candidate *candidate;
-    struct awq_scale *scale; /* or NULL */
-    const struct mat *w_hat; /* where its weights go; NULL: the bench's */
-};
-
 /* What one candidate does to a Linear, AWQ's scale taken out again. */
-static enum rc measure(struct bench *b, const struct recipe *r, struct error_report *report, struct err *e) {
+static enum rc measure(struct bench *b, const struct group_quantize_args *a, struct mat w_hat,
+                       struct error_report *report, struct err *e) {
     const struct job *job = b->group->job;
-    int n = r->index;
-    struct mat w = b->in->w[n], w_hat = r->w_hat ? *r->w_hat : matf(b->w_hat, w.rows, w.cols);
-    struct quantized q;
-    TRY(quantized_alloc(job->backend, job->device, w.rows, w.cols, r->candidate, &q, e));
-    struct group_quantize_args a = {
-        .group = b->group, .index = n, .candidate = r->candidate, .scale = r->scale, .out = &q};
-    enum rc rc = group_quantize_effective(&a, w_hat, e);
-    quantized_release(job->backend, job->device, &q);
-    TRY(rc);
-    struct error_args error = {.w = w, .w_hat = w_hat, .h = b->in->h};
+    int n = a->index;
+    TRY(group_quantize_effective(a, w_hat, e));
+    struct error_args error = {.w = b->in->w[n], .w_hat = w_hat, .h = b->in->h};
     if (b->drift_den[n] > 0) error.drift_den = &b->drift_den[n];
     TRY(job->backend->error(job->device, &error, report, e));
     b->drift_den[n] = report->drift_den;
@@ -210,9 +196,11 @@ static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struc
     struct candidate own = candidate_for(c, linear), plain = candidate_rtn(c);
     struct error_report report, rtn = {0};
     struct gram_slot *slot = slot_of(b, n, c);
-    struct recipe chosen = {n, &own, scale, slot ? &slot->w_hat : NULL}, simple = {n, &plain, NULL, NULL};
-    TRY(measure(b, &chosen, &report, e));
-    if (drift_is_guarded(c)) TRY(measure(b, &simple, &rtn, e));
+    struct mat w_hat = matf(b->w_hat, linear->rows, linear->cols);
+    struct group_quantize_args chosen = {.group = b->group, .index = n, .candidate = &own, .scale = scale};
+    struct group_quantize_args simple = {.group = b->group, .index = n, .candidate = &plain};
+    TRY(measure(b, &chosen, slot ? slot->w_hat : w_hat, &report, e));
+    if (drift_is_guarded(c)) TRY(measure(b, &simple, w_hat, &rtn, e));
     if (slot) slot->filled = true;
     *row = drift_row_measured(&report, candidate_bytes(c, linear->rows, linear->cols));
     row->rtn_drift = error_ratio(rtn.drift_num, rtn.drift_den);
@@ -297,16 +285,8 @@ static bool any_unknown(const struct profile *p, size_t l) {
     return false;
 }
 
-static bool needs_stats(const struct profile *p) {
-    for (size_t c = 0; c < p->table.candidate_count; c++)
-        if (candidate_uses_awq(&p->table.candidates[c])) return true;
-    return false;
-}
-
-static bool needs_gram(const struct profile *p) {
-    for (size_t c = 0; c < p->table.candidate_count; c++)
-        if (candidate_needs_gram(&p->table.candidates[c])) return true;
-    return false;
+static bool any_candidate(const struct profile *p, bool (*is)(const struct candidate *)) {
+    return candidates_any(p->table.candidates, p->table.candidate_count, is);
 }
 
 static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct err *e) {
@@ -329,8 +309,9 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                           .windows = &p->windows,
                           .phase = "calibrate",
                           .wanted = wanted,
-                          .stats = needs_stats(p),
-                          .device_reserved = needs_gram(p) ? input_group_bytes(p->source.model) : 0,
+                          .stats = any_candidate(p, candidate_uses_awq),
+                          .device_reserved =
+                              any_candidate(p, candidate_needs_gram) ? input_group_bytes(p->source.model) : 0,
                           .input = profile_input,
                           .ctx = p};
     bool back = spec_wants_fisher(p->spec) || spec_wants_guided(p->spec);
