@@ -175,23 +175,28 @@ static void effective_weights_have_the_error_that_the_search_saw(void **state) {
     scene_close(&s);
 }
 
-/* Where v's rows carry the scale, the query heads that share a kv head get one. */
+/* Where v's rows carry the scale, the query heads that share a kv head get one; with and without the weights' share. */
 static void tied_channels_share_a_scale(void **state) {
     (void)state;
     struct scene s = scene_open();
-    struct candidate c = candidate_of(3, 16);
-    struct awq_scale scale;
-    struct input_group *g = group_of(&s);
-    g->ties = (struct channel_ties){.width = 8, .repeats = 3}; /* 48 channels: 6 heads over 2 */
-    MUST(awq_search(g, (const struct candidate *[]){&c, &c}, &scale, &err));
-    bool differ = false;
-    for (int k = 0; k < 48; k++) {
-        int first = k / 24 * 24 + k % 8;
-        assert_true(scale.by_channel[k] == scale.by_channel[first]);
-        differ = differ || scale.by_channel[k] != scale.by_channel[0];
+    bool with[2] = {false, false};
+    for (int bits = 2; bits <= 4; bits++) {
+        struct candidate c = candidate_of(bits, 16);
+        struct awq_scale scale;
+        struct input_group *g = group_of(&s);
+        g->ties = (struct channel_ties){.width = 8, .repeats = 3}; /* 48 channels: 6 heads over 2 */
+        MUST(awq_search(g, (const struct candidate *[]){&c, &c}, &scale, &err));
+        bool differ = false;
+        for (int k = 0; k < 48; k++) {
+            int first = k / 24 * 24 + k % 8;
+            assert_true(scale.by_channel[k] == scale.by_channel[first]);
+            differ = differ || scale.by_channel[k] != scale.by_channel[0];
+        }
+        assert_true(differ && scale.gain < 1);
+        with[scale.duo] = true;
+        awq_scale_release(&s.job, &scale);
     }
-    assert_true(differ && scale.gain < 1);
-    awq_scale_release(&s.job, &scale);
+    assert_true(with[0] && with[1]);
     scene_close(&s);
 }
 

@@ -12,10 +12,12 @@
 
 #define CALIBRATION FIXTURE "calibration.txt"
 #define HELDOUT FIXTURE "heldout.txt"
-#define PROFILE(samples, more)                                                                                         \
+#define PROFILE_OF(candidates, samples, more)                                                                          \
     "{'kind':'profile','model':'M','calibration':{'dataset':'D','samples':" samples ",'length':64,"                    \
-    "'sampling':'sequential'},'candidates':[{'method':'hqq','bits':[3,4],'group':64},{'method':'rtn','bits':3,"        \
-    "'group':64}]" more "}"
+    "'sampling':'sequential'},'candidates':[" candidates "]" more "}"
+#define PROFILE(samples, more)                                                                                         \
+    PROFILE_OF("{'method':'hqq','bits':[3,4],'group':64},{'method':'rtn','bits':3,'group':64}", samples, more)
+#define SCALED "{'method':'awq','bits':4,'group':64,'range':'minmax'}"
 #define LAYERS ",'layers':'layers\\\\.[01]\\\\.'"
 #define SPLIT ",'devices':'all'"
 #define EVAL(more)                                                                                                     \
@@ -97,6 +99,12 @@ static void split_profile_equals_the_whole(void **state) {
     (void)state;
     check_profile("cpu,cpu", PROFILE("5", LAYERS), PROFILE("5", LAYERS SPLIT));
     check_profile("cpu,cpu,cpu", PROFILE("5", LAYERS), PROFILE("5", LAYERS SPLIT));
+}
+
+/* AWQ asks for the mean of all devices' inputs, and for every Linear that reads them, whoever measures it. */
+static void split_awq_equals_the_whole(void **state) {
+    (void)state;
+    check_profile("cpu,cpu,cpu", PROFILE_OF(SCALED, "5", LAYERS), PROFILE_OF(SCALED, "5", LAYERS SPLIT));
 }
 
 /* Devices without a window still measure Linears. */
@@ -341,6 +349,7 @@ static void several_devices_have_their_names(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(split_profile_equals_the_whole),
+        cmocka_unit_test(split_awq_equals_the_whole),
         cmocka_unit_test(devices_may_outnumber_windows),
         cmocka_unit_test(split_head_equals_the_whole),
         cmocka_unit_test(split_eval_equals_the_whole),
