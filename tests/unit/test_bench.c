@@ -1,10 +1,12 @@
 /* The bench: its floors are counted as they would be by hand, and its report says what was measured and no more. */
+#include "tests/unit/bare_job.h"
 #include "tests/unit/scratch.h"
 
 #include <jansson.h>
 
 #include "base/json.h"
 #include "worker/bench/bench.h"
+#include "worker/bench/calibration.h"
 #include "worker/bench/work.h"
 
 #define GOLDEN "tests/golden/models/"
@@ -123,6 +125,24 @@ static void calibrations_are_timed(void **state) {
     json_decref(report);
 }
 
+/* What is timed is the whole of it: every Linear of every block. */
+static void every_linear_is_quantized(void **state) {
+    (void)state;
+    struct bare_job b;
+    bare_open(&b);
+    struct candidate uniform = candidate_default(METHOD_GPTQ, 4, 64);
+    struct spec_calibration calibration = {.samples = 2, .length = 32, .sampling = SAMPLING_SEQUENTIAL};
+    union spec spec = {.eval = {.common.kind = "eval", .uniform = &uniform, .calibration = &calibration}};
+    struct job job = b.job;
+    json_t *result;
+    job.spec = &spec;
+    job.source = &b.source;
+    bare_must(&b, bench_calibrate(&job, &result, &b.err));
+    assert_int_equal(json_integer_value(json_object_get(result, "quantized")), b.source.model->linear_count - 1);
+    json_decref(result);
+    bare_close(&b);
+}
+
 static void refused(struct bench_options options, const char *names) {
     err = (struct err){0};
     assert_int_equal(run(&options, stdout), RC_INVALID);
@@ -141,9 +161,9 @@ static void options_that_make_no_sense_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(floors_are_counted_from_the_shapes),     cmocka_unit_test(sliding_windows_see_less),
-        cmocka_unit_test(what_was_not_measured_is_null),          cmocka_unit_test(calibrations_are_timed),
-        cmocka_unit_test(options_that_make_no_sense_are_refused),
+        cmocka_unit_test(floors_are_counted_from_the_shapes), cmocka_unit_test(sliding_windows_see_less),
+        cmocka_unit_test(what_was_not_measured_is_null),      cmocka_unit_test(calibrations_are_timed),
+        cmocka_unit_test(every_linear_is_quantized),          cmocka_unit_test(options_that_make_no_sense_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,8 +7,10 @@
 #include "worker/pipeline/calibration_text.h"
 #include "worker/pipeline/source.h"
 
-static enum rc drop_block(void *ctx, const struct job *job, struct calibrated_block *block, struct err *e) {
-    (void)ctx, (void)job, (void)block, (void)e;
+static enum rc count_quantized(void *ctx, const struct job *job, struct calibrated_block *block, struct err *e) {
+    (void)job, (void)e;
+    for (int i = 0; i < block->count; i++)
+        *(int *)ctx += block->linears[i].q.codes != NULL;
     return RC_OK;
 }
 
@@ -19,14 +21,14 @@ static struct candidate *uniform_recipe(const struct model *model, const struct 
     return recipe;
 }
 
-static enum rc calibrate_source(const struct job *job, const struct source *source, json_t *notes, struct err *e) {
+static enum rc calibrate_source(const struct job *job, const struct source *source, int *quantized, struct err *e) {
     const struct spec_eval *spec = &job->spec->eval;
-    struct calibration_sink sink = {.block = drop_block};
+    struct calibration_sink sink = {.ctx = quantized, .block = count_quantized};
     struct windows windows;
     TRY(calibration_read(job, source, spec->calibration, &windows, e));
     struct candidate *recipe = uniform_recipe(source->model, spec->uniform);
     struct calibrate_args a = {
-        .job = job, .model = source->model, .windows = &windows, .recipe = recipe, .sink = &sink, .notes = notes};
+        .job = job, .model = source->model, .windows = &windows, .recipe = recipe, .sink = &sink};
     enum rc rc = calibrate(&a, e);
     free(recipe);
     windows_release(&windows);
@@ -35,11 +37,10 @@ static enum rc calibrate_source(const struct job *job, const struct source *sour
 
 enum rc bench_calibrate(const struct job *job, json_t **result, struct err *e) {
     struct source source;
-    json_t *notes = json_array();
+    int quantized = 0;
     enum rc rc = source_open(job, &source, e);
-    if (rc == RC_OK) rc = calibrate_source(job, &source, notes, e);
+    if (rc == RC_OK) rc = calibrate_source(job, &source, &quantized, e);
     source_release(&source);
-    json_decref(notes);
-    *result = rc == RC_OK ? json_object() : NULL;
+    *result = rc == RC_OK ? json_pack("{si}", "quantized", quantized) : NULL;
     return rc;
 }

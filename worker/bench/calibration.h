@@ -5,7 +5,8 @@
 
 #include "worker/pipeline/job.h"
 
-/* Of an eval's spec: its uniform candidate for every Linear of a block, from its calibration. A pipeline_fn. */
+/* Of an eval's spec: its uniform candidate for every Linear of a block, from its calibration. {quantized}: how many
+ * Linears that were. A pipeline_fn. */
 enum rc bench_calibrate(const struct job *job, json_t **result, struct err *e);
 
 #endif
