@@ -162,6 +162,40 @@ struct score_back_args {
     double *nll;           /* [T] host memory */
 };
 
+/* kl[t] = KL(P_ref ‖ P) in nats at each position, and dx = weight[t] · logit_scale · (P − P_ref) · head: the gradient
+ * of Σ weight·kl. P is the softmax of score's logits of x, P_ref that of x_ref. Over vocabulary chunks, twice: for the
+ * softmaxes' sums, then for the gradient. */
+struct kl_back_args {
+    struct mat x, x_ref;       /* [T, D] after the final norm */
+    struct mat head, head_ref; /* [V, D]; head_ref.data NULL: both use head */
+    const float *bias;         /* [V] or NULL */
+    float logit_scale;
+    const float *weight; /* [T] host memory; 0 for positions that do not count; NULL: 1 everywhere */
+    struct mat dx;       /* [T, D] fp32 */
+    double *kl;          /* [T] host memory */
+};
+
+/* What the loss gains, to first order, where all of a group's scales grow by a factor 1 + θ: with ŵ = (q − zero)·scale,
+ * slope[n][j] += Σ over the columns k of group j of (gᵀ·x)[n][k] · ŵ[n][k]. */
+struct scale_back_args {
+    struct mat x;            /* [T, K] the Linear's input */
+    struct mat g;            /* [T, N] the gradient at its output; rows may lie apart */
+    struct mat w_hat;        /* [N, K] activation type, as the Linear was multiplied with */
+    int group;               /* K for whole rows */
+    const int32_t *group_of; /* [K] as in struct quantized; or NULL */
+    float *slope;            /* [N, G] device memory */
+};
+
+/* A step of Adam (Kingma & Ba, ICLR 2015) on the logarithms θ of scales: scale = base · e^θ. `step` counts from 1;
+ * slope is set to 0 for the next one. */
+struct adam_args {
+    int64_t count;
+    float rate, beta1, beta2, epsilon;
+    int64_t step;
+    const float *base; /* [count] device memory, as all of the next */
+    float *slope, *mean, *square, *theta, *scale;
+};
+
 /* Twice what the loss gains, to second order, where ŵ stands for w (algorithms §11): f[t] = (g_t · (x_t·Dᵀ))² with
  * D = w − ŵ rounded to the activation type; per window of `length` tokens Σ f and Σ f², in fp64. */
 struct fisher_args {
@@ -370,6 +404,9 @@ struct backend {
     enum rc (*score_back)(struct backend_state *state, const struct score_back_args *a, struct err *e);
     enum rc (*fisher)(struct backend_state *state, const struct fisher_args *a, struct err *e);
     enum rc (*row_norms)(struct backend_state *state, const struct row_norms_args *a, struct err *e);
+    enum rc (*kl_back)(struct backend_state *state, const struct kl_back_args *a, struct err *e);
+    enum rc (*scale_back)(struct backend_state *state, const struct scale_back_args *a, struct err *e);
+    enum rc (*adam)(struct backend_state *state, const struct adam_args *a, struct err *e);
 };
 
 extern const struct backend backend_cpu;
