@@ -57,8 +57,8 @@ static json_t *assignment_json(const struct allocation *a) {
     for (int i = 0; i < a->table.linear_count; i++) {
         const struct cell *cell = table_cell(&a->table, i, a->best.chosen[i]);
         json_array_append_new(list, json_pack("{s:s, s:s, s:I, s:f}", "name", a->table.linears[i].name, "candidate",
-                                              a->table.ids[a->best.chosen[i]], "bytes", (json_int_t)cell->bytes, "drift",
-                                              cell->scores[SCORE_DRIFT]));
+                                              a->table.ids[a->best.chosen[i]], "bytes", (json_int_t)cell->bytes,
+                                              "drift", cell->scores[SCORE_DRIFT]));
     }
     return list;
 }
@@ -153,14 +153,13 @@ static json_t *result_json(const struct allocation *a, const struct outlook *out
         "s:o, s:o, s:O*}",
         "profile", a->spec->profile, "model", a->table.model, "fingerprint", a->table.fingerprint, "target",
         target_names[a->spec->target], "method", method_name[a->spec->method], "score",
-        allocation_score_names[a->score.score], "score_reason", a->score.reason, "budget",
-        budget_json(a->spec->budget), "parameters", (json_int_t)a->table.params, "bytes", (json_int_t)bytes,
-        "average_bits", solution_bits(a, a->best.chosen), "bits_per_weight",
-        8 * (double)bytes / (double)a->table.params, "objective", a->best.objective, "gap", a->best.gap, "prediction",
-        prediction_json(a->score.score, a->best.objective), "counts", counts_json(a, NULL), "projections",
-        projections_json(a), "vram", vram_json(a, bytes), "uniform", uniform_json(a), "frontier", outlook->frontier,
-        "sensitivity", outlook->sensitivity, "edge", allocation_edge(a), "assignment", assignment_json(a),
-        "calibration", json_object_get(a->table.result, "calibration"));
+        allocation_score_names[a->score.score], "score_reason", a->score.reason, "budget", budget_json(a->spec->budget),
+        "parameters", (json_int_t)a->table.params, "bytes", (json_int_t)bytes, "average_bits",
+        solution_bits(a, a->best.chosen), "bits_per_weight", 8 * (double)bytes / (double)a->table.params, "objective",
+        a->best.objective, "gap", a->best.gap, "prediction", prediction_json(a->score.score, a->best.objective),
+        "counts", counts_json(a, NULL), "projections", projections_json(a), "vram", vram_json(a, bytes), "uniform",
+        uniform_json(a), "frontier", outlook->frontier, "sensitivity", outlook->sensitivity, "edge", allocation_edge(a),
+        "assignment", assignment_json(a), "calibration", json_object_get(a->table.result, "calibration"));
     return result && a->swept ? sweep_json(a, result) : result;
 }
 

@@ -1,6 +1,6 @@
-/* What the files of the allocation pipeline share: the profile as a table of Linears × candidates, its scores, the rules
- * that cross cells out of it, the VRAM budget, and what is solved. Internal to worker/pipeline/allocate*.c, but for the
- * table, which correlation.c reads too; same threads as pipeline_allocation. */
+/* What the files of the allocation pipeline share: the profile as a table of Linears × candidates, its scores, the
+ * rules that cross cells out of it, the VRAM budget, and what is solved. Internal to worker/pipeline/allocate*.c, but
+ * for the table, which correlation.c reads too; same threads as pipeline_allocation. */
 #ifndef HSAQ_WORKER_PIPELINE_ALLOCATE_H
 #define HSAQ_WORKER_PIPELINE_ALLOCATE_H
 
@@ -59,8 +59,8 @@ struct chosen_score {
 };
 /* Fills every cell's score with what the spec asks for: `drift` as measured, `error` the squared relative weight error,
  * `fisher`, `kfac` and `diag` the nats that the profile tells; `noise` and `delta_kl` a sweep's nats, scaled. Without a
- * score in the spec: fisher where all rows have it, else drift. `swept` may be NULL. RC_INVALID at /score or /sweep when
- * an input is missing, with what to do. */
+ * score in the spec: fisher where all rows have it, else drift. `swept` may be NULL. RC_INVALID at /score or /sweep
+ * when an input is missing, with what to do. */
 enum rc score_apply(struct profile_table *table, const struct spec_allocation *spec, const struct swept *swept,
                     struct chosen_score *chosen, struct err *e);
 

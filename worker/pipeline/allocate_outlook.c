@@ -105,10 +105,10 @@ static json_t *edges_json(const struct allocation *a, const struct alloc_edge *e
             bytes += table_cell(&a->table, i, to)->bytes - table_cell(&a->table, i, from)->bytes;
             score += table_cell(&a->table, i, to)->score - table_cell(&a->table, i, from)->score;
         }
-        json_array_append_new(list, json_pack("{s:s, s:i, s:s, s:s, s:I, s:f, s:f}", "name",
-                                              a->table.linears[lead].name, "linears", linears, "from",
-                                              a->table.ids[from], "to", a->table.ids[to], "bytes", (json_int_t)bytes,
-                                              "objective", score, "rate", edges[k].rate));
+        json_array_append_new(list,
+                              json_pack("{s:s, s:i, s:s, s:s, s:I, s:f, s:f}", "name", a->table.linears[lead].name,
+                                        "linears", linears, "from", a->table.ids[from], "to", a->table.ids[to], "bytes",
+                                        (json_int_t)bytes, "objective", score, "rate", edges[k].rate));
     }
     return list;
 }

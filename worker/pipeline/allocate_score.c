@@ -1,6 +1,7 @@
 /* What the solver minimises: which score, and its value in every cell. Scores of the profile's rows are taken as they
  * stand. A sweep measured one candidate, or noise of one size; what it found is scaled to the others, by their drift
- * against that candidate's or, of noise, by their squared relative error (to first order KL is proportional to both). */
+ * against that candidate's or, of noise, by their squared relative error (to first order KL is proportional to both).
+ */
 #include <math.h>
 
 #include "worker/pipeline/allocate.h"
@@ -24,7 +25,8 @@ static enum score default_score(const struct profile_table *table, const char **
 }
 
 static enum rc no_score(const struct profile_table *table, int linear, int candidate, enum score score, struct err *e) {
-    return err_at(e, "/score", RC_INVALID, "%s: the profile has none for %s at %s; a profile must ask for it in its scores",
+    return err_at(e, "/score", RC_INVALID,
+                  "%s: the profile has none for %s at %s; a profile must ask for it in its scores",
                   allocation_score_names[score], table->linears[linear].name, table->ids[candidate]);
 }
 
@@ -40,11 +42,12 @@ static enum rc open_scale(const struct profile_table *table, struct scale *scale
     if (!s) /* the spec's check has said so */
         return err_at(e, "/sweep", RC_INVALID, "is required for score %s", allocation_score_names[scale->score]);
     if (scale->score == SCORE_NOISE)
-        return s->noise > 0 ? RC_OK
-                            : err_at(e, "/score", RC_INVALID,
-                                     "noise needs a sweep with noise; this one ran %s: ask for score delta_kl, or sweep "
-                                     "with noise",
-                                     s->candidate);
+        return s->noise > 0
+                   ? RC_OK
+                   : err_at(e, "/score", RC_INVALID,
+                            "noise needs a sweep with noise; this one ran %s: ask for score delta_kl, or sweep "
+                            "with noise",
+                            s->candidate);
     if (!s->candidate)
         return err_at(e, "/score", RC_INVALID,
                       "delta_kl needs a sweep of a candidate; this one added noise: ask for score noise, or sweep a "
@@ -88,10 +91,11 @@ static enum rc linear_factor(const struct profile_table *table, const struct sca
     if (base > 0 && isfinite(*factor)) return RC_OK;
     *factor = 0;
     if (nothing_changes(table, linear, scale->of)) return RC_OK;
-    return err_at(e, "/sweep", RC_INVALID,
-                  "ran %s, which by the profile leaves %s as it is: others cannot be scaled from that; sweep a candidate "
-                  "of fewer bits",
-                  table->ids[scale->base], table->linears[linear].name);
+    return err_at(
+        e, "/sweep", RC_INVALID,
+        "ran %s, which by the profile leaves %s as it is: others cannot be scaled from that; sweep a candidate "
+        "of fewer bits",
+        table->ids[scale->base], table->linears[linear].name);
 }
 
 static enum rc score_from_sweep(struct profile_table *table, struct scale *scale, struct err *e) {
@@ -120,8 +124,7 @@ enum rc score_apply(struct profile_table *table, const struct spec_allocation *s
     *chosen = (struct chosen_score){.score = (enum score)spec->score, .reason = "The allocation asks for it."};
     if (!spec->has_score) chosen->score = default_score(table, &chosen->reason);
     if (chosen->score < SCORES_OF_ROWS) return score_from_rows(table, chosen->score, e);
-    struct scale scale = {.swept = swept,
-                          .score = chosen->score,
-                          .of = chosen->score == SCORE_NOISE ? SCORE_ERROR : SCORE_DRIFT};
+    struct scale scale = {
+        .swept = swept, .score = chosen->score, .of = chosen->score == SCORE_NOISE ? SCORE_ERROR : SCORE_DRIFT};
     return score_from_sweep(table, &scale, e);
 }

@@ -46,8 +46,8 @@ static enum rc read_strings(const json_t *data, struct table_row *row, struct er
 
 /* Every row has the first two. */
 static const char *const score_members[SCORES_OF_ROWS] = {
-    [SCORE_DRIFT] = "drift", [SCORE_ERROR] = "relative_error", [SCORE_FISHER] = "fisher",
-    [SCORE_KFAC] = "kfac",   [SCORE_DIAG] = "diag",
+    [SCORE_DRIFT] = "drift", [SCORE_ERROR] = "relative_error", [SCORE_FISHER] = "fisher", [SCORE_KFAC] = "kfac",
+    [SCORE_DIAG] = "diag",
 };
 
 static enum rc read_scores(const json_t *data, struct table_row *row, struct err *e) {

@@ -1,4 +1,5 @@
-/* How well a profile's scores order its Linears, against what a sweep measured of each. Pure but for JSON, any thread. */
+/* How well a profile's scores order its Linears, against what a sweep measured of each. Pure but for JSON, any thread.
+ */
 #ifndef HSAQ_WORKER_PIPELINE_CORRELATION_H
 #define HSAQ_WORKER_PIPELINE_CORRELATION_H
 

@@ -2,8 +2,8 @@
 
 #include <math.h>
 
-/* The correction goes from one value to the other between the two sums, linearly in the sum's logarithm, and stays as it
- * is beyond them. */
+/* The correction goes from one value to the other between the two sums, linearly in the sum's logarithm, and stays as
+ * it is beyond them. */
 static const struct correction {
     double small, at_small; /* nats, factor */
     double large, at_large;

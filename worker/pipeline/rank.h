@@ -4,8 +4,8 @@
 
 #include <stddef.h>
 
-/* Spearman's ρ: Pearson's correlation of ranks, equal values sharing the mean of theirs. Everything is finite. NaN where
- * it is not defined: n < 2, or x or y all equal. */
+/* Spearman's ρ: Pearson's correlation of ranks, equal values sharing the mean of theirs. Everything is finite. NaN
+ * where it is not defined: n < 2, or x or y all equal. */
 double rank_spearman(const double *x, const double *y, size_t n);
 
 /* The mean over groups of Spearman's ρ inside each; groups where it is not defined do not count, NaN when none does.

@@ -56,10 +56,11 @@ void swept_release(struct swept *s) {
 
 enum rc swept_check_model(const struct swept *s, const char *fingerprint, struct err *e) {
     if (fingerprint && strcmp(s->fingerprint, fingerprint) == 0) return RC_OK;
-    return err_at(e, "/sweep", RC_INVALID,
-                  "names a sweep of other weights (fingerprint %.40s, the profile's is %.40s): sweep the model that was "
-                  "profiled",
-                  s->fingerprint, fingerprint ? fingerprint : "not known");
+    return err_at(
+        e, "/sweep", RC_INVALID,
+        "names a sweep of other weights (fingerprint %.40s, the profile's is %.40s): sweep the model that was "
+        "profiled",
+        s->fingerprint, fingerprint ? fingerprint : "not known");
 }
 
 double swept_delta_kl(const struct swept *s, const char *name) {
