@@ -1,7 +1,7 @@
 /* What the solver minimises: which score, and its value in every cell. Scores of the profile's rows are taken as they
  * stand. A sweep measured one candidate, or noise of one size; what it found is scaled to the others, by their drift
- * against that candidate's or, of noise, by their squared relative error (to first order KL is proportional to both).
- */
+ * against that candidate's or, of noise, by their squared relative error: good between widths of one method, between
+ * methods as good as drift or error is there. */
 #include <math.h>
 
 #include "worker/pipeline/allocate.h"
@@ -19,7 +19,7 @@ static enum score default_score(const struct profile_table *table, const char **
     bool fisher = all_have(table, SCORE_FISHER);
     *reason = fisher ? "The allocation names no score, and every row of the profile has fisher, which predicts what a "
                        "choice costs better than drift does."
-                     : "The allocation names no score, and drift is all that every row of the profile has; it predicts "
+                     : "The allocation names no score, and not every row of the profile has fisher; drift predicts "
                        "damage only roughly: ask for fisher in the profile's scores.";
     return fisher ? SCORE_FISHER : SCORE_DRIFT;
 }
