@@ -175,7 +175,8 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
 #define BACKWARDS                                                                                                      \
     .gemm_back = cuda_gemm_back, .rmsnorm_back = cuda_rmsnorm_back, .attention_back = cuda_attention_back,             \
     .silu_mul_back = cuda_silu_mul_back, .sample_labels = cuda_sample_labels, .score_back = cuda_score_back,           \
-    .fisher = cuda_fisher, .row_norms = cuda_row_norms
+    .fisher = cuda_fisher, .row_norms = cuda_row_norms, .kl_back = cuda_kl_back, .scale_back = cuda_scale_back,        \
+    .adam = cuda_adam
 
 extern "C" {
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */
