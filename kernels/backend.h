@@ -90,15 +90,17 @@ struct silu_mul_args {
 
 /* Per position t < T: NLL of the label under each model, KL(ref ‖ quant) in nats, whether the arg max agrees.
  * logits = x · headᵀ · logit_scale (+ bias); computed over vocabulary chunks, nothing [T, V] is kept.
- * Without a quantized model (x_q.data NULL) only nll_ref is written. head_q.data NULL: both use head. */
+ * Without a quantized model (x_q.data NULL) only nll_ref is written. head_q.data NULL: both use head. Several quantized
+ * models share the reference's logits, each with the bits that it would have alone. */
 struct score_args {
     struct mat x, x_q;       /* [T, D] after the final norm */
+    int64_t more, apart;     /* so many quantized models after x_q, each `apart` rows after the one before: Q = 1 + more */
     struct mat head, head_q; /* [V, D] */
     const float *bias;       /* [V] or NULL */
     float logit_scale;
     const int32_t *labels;    /* [T] host memory */
-    double *nll, *nll_q, *kl; /* [T] host memory */
-    uint8_t *top1_agree;      /* [T] host memory */
+    double *nll, *nll_q, *kl; /* [T], [Q, T], [Q, T] host memory */
+    uint8_t *top1_agree;      /* [Q, T] host memory */
 };
 
 /* --- backwards: a loss's gradient by the input of a forward operation, given dy, its gradient by the output. Matrices

@@ -140,6 +140,9 @@ enum rc check_score(const struct score_args *a, struct err *e) {
     TRY(present("score: nll", a->nll, rows, e));
     if (a->x_q.data == NULL) return RC_OK;
     TRY(matrix_of("score: x_q", &a->x_q, rows, hidden, e));
+    if (a->more < 0 || a->more > INT_MAX || (a->more > 0 && a->apart < rows))
+        return err_set(e, RC_INVALID, "score: %lld more models, %lld rows apart, where each has %lld",
+                       (long long)a->more, (long long)a->apart, (long long)rows);
     if (a->head_q.data != NULL) TRY(matrix_of("score: head_q", &a->head_q, vocab, hidden, e));
     TRY(present("score: nll_q", a->nll_q, rows, e));
     TRY(present("score: kl", a->kl, rows, e));

@@ -429,13 +429,13 @@ static enum rc finish_forks(struct walker *k, int64_t chunk, struct err *e) {
 
 static enum rc finish(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
-    enum rc (*chunk_hook)(struct walker *, int64_t, struct err *) = NULL;
+    enum rc (*finish_one)(struct walker *, int64_t, struct err *) = NULL;
     if (w->begins && w->hooks->forks)
-        chunk_hook = finish_forks;
+        finish_one = finish_forks;
     else if (!w->begins && w->hooks->final)
-        chunk_hook = finish_chunk;
-    for (int64_t chunk = 0; chunk_hook && whole_model(w) && chunk < k->chunks; chunk++)
-        TRY(chunk_hook(k, chunk, e));
+        finish_one = finish_chunk;
+    for (int64_t chunk = 0; finish_one && whole_model(w) && chunk < k->chunks; chunk++)
+        TRY(finish_one(k, chunk, e));
     return RC_OK;
 }
 
