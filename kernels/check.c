@@ -1,6 +1,7 @@
 #include "kernels/check.h"
 
 #include <limits.h>
+#include <math.h>
 
 static enum rc shape(const char *name, const void *data, int64_t rows, int64_t cols, int64_t stride, struct err *e) {
     if (rows < 0 || cols < 0 || stride < cols || rows > INT_MAX || stride > INT_MAX)
@@ -342,4 +343,14 @@ enum rc check_error(const struct error_args *a, struct err *e) {
         return err_set(e, RC_INVALID, "error: h is [%lld, %lld] but w has %lld channels", (long long)a->h.rows,
                        (long long)a->h.cols, (long long)a->w.cols);
     return shape("error: h", a->h.data, a->h.rows, a->h.cols, a->h.stride, e);
+}
+
+enum rc check_perturb(const struct perturb_args *a, struct err *e) {
+    TRY(matrix("perturb: w", &a->w, e));
+    TRY(matrix_of("perturb: out", &a->out, a->w.rows, a->w.cols, e));
+    TRY(float_type(a->w.type, e));
+    TRY(float_type(a->out.type, e));
+    if (!isfinite(a->deviation) || a->deviation < 0)
+        return err_set(e, RC_INVALID, "perturb: a deviation of %g", (double)a->deviation);
+    return RC_OK;
 }
