@@ -16,6 +16,7 @@ static const struct {
     {"allocation", pipeline_allocation},
     {"eval", pipeline_eval},
     {"quantize", pipeline_quantize},
+    {"sweep", pipeline_sweep},
 };
 
 pipeline_fn pipeline_find(const char *kind) {
