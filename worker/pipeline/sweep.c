@@ -380,11 +380,12 @@ static json_t *result_json(const struct sweep *s) {
     const struct candidate *c = s->spec->candidate;
     char id[CANDIDATE_ID_SIZE], hash_of[HASH_TEXT_SIZE];
     struct hash128 hash = windows_hash(&s->windows);
-    json_t *result = json_pack("{so ss? so so s{sf sf} s{sI sI} sI ss}", "model", profiled_model_json(&swept),
+    double ppl = exp(s->reference_nll);
+    json_t *result = json_pack("{so ss? so so s{so sf} s{sI sI} sI ss}", "model", profiled_model_json(&swept),
                                "candidate", c ? candidate_id(c, id) : NULL, "noise",
                                c ? json_null() : json_real(s->spec->noise), "seed",
                                c ? json_null() : json_integer(s->spec->seed), "reference", "ppl",
-                               exp(s->reference_nll), "nll", s->reference_nll, "windows", "n",
+                               isfinite(ppl) ? json_real(ppl) : json_null(), "nll", s->reference_nll, "windows", "n",
                                (json_int_t)s->windows.count, "dropped_tokens", (json_int_t)s->dropped_tokens, "tokens",
                                (json_int_t)(s->windows.count * scored(s)), "windows_hash", hash_text(&hash, hash_of));
     if (!result) return NULL;
