@@ -118,8 +118,8 @@ struct spec_sweep {
     int64_t length, windows;
     struct candidate *candidate; /* NULL: noise */
     bool has_noise, has_seed;
-    double noise; /* ‖ŵ − w‖ / ‖w‖ */
-    int64_t seed; /* of the noise */
+    double noise;                         /* ‖ŵ − w‖ / ‖w‖ */
+    int64_t seed;                         /* of the noise */
     struct spec_calibration *calibration; /* NULL: none needed */
     const char *layers;                   /* regex over names of the blocks' Linears; NULL: all */
 };

@@ -93,8 +93,8 @@ struct silu_mul_args {
  * Without a quantized model (x_q.data NULL) only nll_ref is written. head_q.data NULL: both use head. Several quantized
  * models share the reference's logits, each with the bits that it would have alone. */
 struct score_args {
-    struct mat x, x_q;       /* [T, D] after the final norm */
-    int64_t more, apart;     /* so many quantized models after x_q, each `apart` rows after the one before: Q = 1 + more */
+    struct mat x, x_q;   /* [T, D] after the final norm */
+    int64_t more, apart; /* so many quantized models after x_q, each `apart` rows after the one before: Q = 1 + more */
     struct mat head, head_q; /* [V, D] */
     const float *bias;       /* [V] or NULL */
     float logit_scale;

@@ -53,10 +53,10 @@ static int64_t passes(const struct run *r) {
 /* An eval in which one Linear has the candidate. */
 static void eval_one(struct run *r, const char *name, const char *candidate, const char *calibration) {
     char spec[512];
-    snprintf(spec, sizeof spec,
-             "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':4,'allocation':'A'%s}", calibration);
-    json_t *inputs = json_pack("{s{s{s[{ss ss}]}}}", "allocation", "result", "assignment", "name", name, "candidate",
-                               candidate);
+    snprintf(spec, sizeof spec, "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':4,'allocation':'A'%s}",
+             calibration);
+    json_t *inputs =
+        json_pack("{s{s{s[{ss ss}]}}}", "allocation", "result", "assignment", "name", name, "candidate", candidate);
     if (run_job(r, FIXTURE "tiny", HELDOUT, spec, NULL, inputs) != RC_OK) fail_msg("%s", r->err.message);
     json_decref(inputs);
 }
@@ -109,8 +109,8 @@ static void calibrated_candidates_are_those_of_an_eval(void **state) {
         run_init(&sweep);
         must_run(&sweep, HELDOUT, cases[c].spec, NULL);
         assert_int_equal(json_array_size(sweep.rows), 1 + LINEARS);
-        assert_string_equal(
-            json_string_value(json_object_get(json_object_get(sweep.result, "calibration"), "dataset")), "C");
+        assert_string_equal(json_string_value(json_object_get(json_object_get(sweep.result, "calibration"), "dataset")),
+                            "C");
         for (int i = 0; i < NAMES; i++) {
             struct run eval;
             run_init(&eval);
@@ -174,7 +174,8 @@ static void interrupted_sweeps_give_the_same_result(void **state) {
             run_init(&rest);
             cut.stop_after = stop;
             cut.ram_limit = s < 2 ? 8 * stream_bytes + 1 : 0; /* H takes more */
-            if (run_job(&cut, FIXTURE "tiny", HELDOUT, specs[s], NULL, NULL) != RC_UNAVAILABLE) fail_msg("%s", cut.err.message);
+            if (run_job(&cut, FIXTURE "tiny", HELDOUT, specs[s], NULL, NULL) != RC_UNAVAILABLE)
+                fail_msg("%s", cut.err.message);
             must_run(&rest, HELDOUT, specs[s], cut.rows);
             assert_int_equal(json_array_size(cut.rows) + json_array_size(rest.rows), 1 + LINEARS);
             without_run(rest.result);
@@ -365,11 +366,8 @@ static void make(struct made *m, const double *delta_kl) {
     }
     m->model.linears = m->linears;
     m->model.arch.blocks = BLOCKS;
-    m->table = (struct sweep_table){.model = &m->model,
-                                    .place = m->place,
-                                    .count = BLOCKS * EACH,
-                                    .candidate = &m->candidate,
-                                    .rows = m->rows};
+    m->table = (struct sweep_table){
+        .model = &m->model, .place = m->place, .count = BLOCKS * EACH, .candidate = &m->candidate, .rows = m->rows};
 }
 
 static const char *text(const json_t *list, size_t i, const char *name) {
@@ -388,10 +386,14 @@ static void linears_are_ranked_by_what_they_do(void **state) {
     static const struct {
         double delta_kl;
         const char *category, *recommendation;
-    } want[] = {{4, "first-block attention", "8-bit g64"}, {1, "last-block MLP", "4-bit g64"},
-                {0.9, "middle MLP", "default"},            {0.9, "middle MLP", "default"},
-                {0.75, "last-block attention", "default"}, {0.25, "first-block MLP", "default"},
-                {0.1, "middle attention", "default"},      {0.1, "middle attention", "default"}};
+    } want[] = {{4, "first-block attention", "8-bit g64"},
+                {1, "last-block MLP", "4-bit g64"},
+                {0.9, "middle MLP", "default"},
+                {0.9, "middle MLP", "default"},
+                {0.75, "last-block attention", "default"},
+                {0.25, "first-block MLP", "default"},
+                {0.1, "middle attention", "default"},
+                {0.1, "middle attention", "default"}};
     struct made m;
     make(&m, effects);
     json_t *result = json_object();
@@ -417,8 +419,8 @@ static void recommendations_follow_the_stated_thresholds(void **state) {
     int64_t place[128];
     struct swept rows[128] = {0};
     static const double most[] = {16, 15.9, 8, 7.9, 4, 3.9, 1, 0.9};
-    static const char *const want[] = {"16 bits", "fp8", "fp8", "8-bit g64", "8-bit g64", "4-bit g64", "4-bit g64",
-                                       "default"};
+    static const char *const want[] = {"16 bits",   "fp8",       "fp8",       "8-bit g64",
+                                       "8-bit g64", "4-bit g64", "4-bit g64", "default"};
     double rest = 128; /* so that the mean is 1 */
     for (int i = 0; i < 128; i++) {
         linears[i] = m.linears[0];

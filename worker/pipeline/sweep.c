@@ -3,8 +3,8 @@
  * A walk in which streams fork: beside the reference goes a variant for each Linear of a block, which sees that one
  * replaced and is the reference again from the next block on, as far as weights go. So every block's weights are read
  * once for all of them. As many Linears go together as have room for their hidden states; such a pass over the text
- * gives each its whole row, and a killed job goes on with the Linears that have none. Rows are phase "sweep", index into
- * model.linears, and one of phase "_reference" before them. A row does not depend on what else is in its pass.
+ * gives each its whole row, and a killed job goes on with the Linears that have none. Rows are phase "sweep", index
+ * into model.linears, and one of phase "_reference" before them. A row does not depend on what else is in its pass.
  *
  * What a candidate looks at is the reference's: with one Linear replaced, that is what flows to it. */
 #include <math.h>
@@ -381,13 +381,13 @@ static json_t *result_json(const struct sweep *s) {
     char id[CANDIDATE_ID_SIZE], hash_of[HASH_TEXT_SIZE];
     struct hash128 hash = windows_hash(&s->windows);
     double ppl = exp(s->reference_nll);
-    json_t *result = json_pack("{so ss? so so s{so sf} s{sI sI} sI ss}", "model", profiled_model_json(&swept),
-                               "candidate", c ? candidate_id(c, id) : NULL, "noise",
-                               c ? json_null() : json_real(s->spec->noise), "seed",
-                               c ? json_null() : json_integer(s->spec->seed), "reference", "ppl",
-                               isfinite(ppl) ? json_real(ppl) : json_null(), "nll", s->reference_nll, "windows", "n",
-                               (json_int_t)s->windows.count, "dropped_tokens", (json_int_t)s->dropped_tokens, "tokens",
-                               (json_int_t)(s->windows.count * scored(s)), "windows_hash", hash_text(&hash, hash_of));
+    json_t *result =
+        json_pack("{so ss? so so s{so sf} s{sI sI} sI ss}", "model", profiled_model_json(&swept), "candidate",
+                  c ? candidate_id(c, id) : NULL, "noise", c ? json_null() : json_real(s->spec->noise), "seed",
+                  c ? json_null() : json_integer(s->spec->seed), "reference", "ppl",
+                  isfinite(ppl) ? json_real(ppl) : json_null(), "nll", s->reference_nll, "windows", "n",
+                  (json_int_t)s->windows.count, "dropped_tokens", (json_int_t)s->dropped_tokens, "tokens",
+                  (json_int_t)(s->windows.count * scored(s)), "windows_hash", hash_text(&hash, hash_of));
     if (!result) return NULL;
     sweep_result_add(&s->table, result);
     if (s->spec->calibration)

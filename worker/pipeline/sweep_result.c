@@ -112,11 +112,10 @@ static json_t *ranked(const struct sweep_table *t, double sum) {
     qsort(order, t->count, sizeof *order, by_rank);
     for (size_t i = 0; i < t->count; i++) {
         const struct swept *r = &t->rows[order[i].row];
-        json_array_append_new(
-            list, json_pack("{ss sf so so ss ss}", "name", linear_at(t, order[i].row)->name, "delta_kl", r->delta_kl,
-                            "se", real(r->delta_kl_se), "share", real(r->delta_kl / sum), "category",
-                            category(t, order[i].row), "recommendation",
-                            recommendation(r->delta_kl, sum / (double)t->count)));
+        json_array_append_new(list, json_pack("{ss sf so so ss ss}", "name", linear_at(t, order[i].row)->name,
+                                              "delta_kl", r->delta_kl, "se", real(r->delta_kl_se), "share",
+                                              real(r->delta_kl / sum), "category", category(t, order[i].row),
+                                              "recommendation", recommendation(r->delta_kl, sum / (double)t->count)));
     }
     free(order);
     return list;

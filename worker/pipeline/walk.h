@@ -77,8 +77,8 @@ struct walk {
     int streams;
     const int *begins; /* [streams], ascending from 0: stream s > 0 forks off the first before block begins[s]; NULL:
                           none does, and all begin with the embedding */
-    int whole_blocks; /* with a `stage` hook: so many of the first blocks go as they are, without it */
-    int last_block;   /* stop after this block (then `final` is not called); −1: the whole model */
+    int whole_blocks;  /* with a `stage` hook: so many of the first blocks go as they are, without it */
+    int last_block;    /* stop after this block (then `final` is not called); −1: the whole model */
     const struct walk_hooks *hooks;
     const float *const *final_norms; /* [streams] in device memory, in place of the model's; any, or all, may be NULL */
     const struct mat *head;          /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
