@@ -235,32 +235,33 @@ static void quantize_names_what_it_reads_and_makes(void **state) {
     arena_release(&f.arena);
 }
 
+struct fault {
+    const char *text, *pointer;
+};
+
+/* Each is the spec's only one. */
+static void check_faults(const struct fault *cases, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        struct fixture f;
+        json_t *value = json_loads(cases[i].text, 0, NULL); /* the last one repeats a key: the later value counts */
+        f = (struct fixture){0};
+        if (spec_decode(value, &f.spec, &f.kind, &f.arena, &f.problems, &f.e) != RC_INVALID)
+            fail_msg("accepted: %s", cases[i].text);
+        assert_int_equal(f.problems.count, 1);
+        assert_string_equal(f.problems.items[0].pointer, cases[i].pointer);
+        assert_string_equal(f.e.pointer, cases[i].pointer);
+        json_decref(value);
+        arena_release(&f.arena);
+    }
+}
+
 static void every_fault_has_its_pointer(void **state) {
     (void)state;
-    static const struct {
-        const char *text, *pointer;
-    } cases[] = {
+    static const struct fault cases[] = {
         {"[]", ""},
         {"{}", "/kind"},
         {"{\"kind\":7}", "/kind"},
         {"{\"kind\":\"divergence\"}", "/kind"},
-        {"{\"kind\":\"sweep\",\"model\":\"M\"}", "/dataset"},
-        {"{" SWEEP ",\"candidate\":{\"method\":\"none\"}}", "/candidate"},
-        {"{" SWEEP ",\"candidate\":{\"method\":\"awq\",\"bits\":4}" ON_C "}", "/candidate"},
-        {"{" SWEEP ",\"candidate\":{\"method\":\"awq+gptq\",\"bits\":4}" ON_C "}", "/candidate"},
-        {"{" SWEEP ",\"candidate\":{\"method\":\"rtn\",\"bits\":[3,4]}}", "/candidate/bits"},
-        {"{" SWEEP ",\"candidate\":{\"method\":\"rtn\",\"bits\":4},\"noise\":0.1}", "/noise"},
-        {"{" SWEEP ",\"noise\":0}", "/noise"},
-        {"{" SWEEP ",\"noise\":10.5}", "/noise"},
-        {"{" SWEEP ",\"seed\":1}", "/seed"},
-        {"{" SWEEP ",\"candidate\":{\"method\":\"gptq\",\"bits\":4}}", "/calibration"},
-        {"{" SWEEP ",\"noise\":0.1" ON_C "}", "/calibration"},
-        {"{" SWEEP ON_C "}", "/calibration"},
-        {"{" SWEEP ",\"devices\":\"all\"}", "/devices"},
-        {"{" SWEEP ",\"layers\":\"[\"}", "/layers"},
-        {"{" SWEEP ",\"head\":true}", "/head"},
-        {"{" SWEEP ",\"length\":1}", "/length"},
-        {"{" SWEEP ",\"windows\":0}", "/windows"},
         {"{" PROFILE "}", "/candidates"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"kfac\"]}", "/scores/1"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"head\":true}", "/head"},
@@ -313,18 +314,31 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" EVAL ",\"protocol\":\"llama\"}", "/protocol"},
         {"{" EVAL ",\"model\":\"\"}", "/model"},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct fixture f;
-        json_t *value = json_loads(cases[i].text, 0, NULL); /* the last one repeats a key: the later value counts */
-        f = (struct fixture){0};
-        if (spec_decode(value, &f.spec, &f.kind, &f.arena, &f.problems, &f.e) != RC_INVALID)
-            fail_msg("accepted: %s", cases[i].text);
-        assert_int_equal(f.problems.count, 1);
-        assert_string_equal(f.problems.items[0].pointer, cases[i].pointer);
-        assert_string_equal(f.e.pointer, cases[i].pointer);
-        json_decref(value);
-        arena_release(&f.arena);
-    }
+    check_faults(cases, sizeof cases / sizeof *cases);
+}
+
+static void every_fault_of_a_sweep_has_its_pointer(void **state) {
+    (void)state;
+    static const struct fault cases[] = {
+        {"{\"kind\":\"sweep\",\"model\":\"M\"}", "/dataset"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"none\"}}", "/candidate"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"awq\",\"bits\":4}" ON_C "}", "/candidate"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"awq+gptq\",\"bits\":4}" ON_C "}", "/candidate"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"rtn\",\"bits\":[3,4]}}", "/candidate/bits"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"rtn\",\"bits\":4},\"noise\":0.1}", "/noise"},
+        {"{" SWEEP ",\"noise\":0}", "/noise"},
+        {"{" SWEEP ",\"noise\":10.5}", "/noise"},
+        {"{" SWEEP ",\"seed\":1}", "/seed"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"gptq\",\"bits\":4}}", "/calibration"},
+        {"{" SWEEP ",\"noise\":0.1" ON_C "}", "/calibration"},
+        {"{" SWEEP ON_C "}", "/calibration"},
+        {"{" SWEEP ",\"devices\":\"all\"}", "/devices"},
+        {"{" SWEEP ",\"layers\":\"[\"}", "/layers"},
+        {"{" SWEEP ",\"head\":true}", "/head"},
+        {"{" SWEEP ",\"length\":1}", "/length"},
+        {"{" SWEEP ",\"windows\":0}", "/windows"},
+    };
+    check_faults(cases, sizeof cases / sizeof *cases);
 }
 
 static void a_job_is_split_when_it_says_so(void **state) {
@@ -382,6 +396,7 @@ int main(void) {
         cmocka_unit_test(an_artifacts_name_is_one_folder),
         cmocka_unit_test(quantize_names_what_it_reads_and_makes),
         cmocka_unit_test(every_fault_has_its_pointer),
+        cmocka_unit_test(every_fault_of_a_sweep_has_its_pointer),
         cmocka_unit_test(labels_are_bounded),
         cmocka_unit_test(every_kind_describes_itself),
         cmocka_unit_test(a_job_is_split_when_it_says_so),
