@@ -175,5 +175,6 @@ void cuda_solver_close(struct backend_state *state);
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
+enum rc cuda_perturb(struct backend_state *state, const struct perturb_args *a, struct err *e);
 
 #endif

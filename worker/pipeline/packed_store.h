@@ -19,6 +19,10 @@ int64_t packed_store_bytes(const struct packed_store *s);
  * staging, and take their place in `seen`. */
 enum rc packed_store_show(const struct packed_store *s, const struct job *job, int block, const struct replaced *room,
                           struct block_weights *seen, struct err *e);
+/* One of its Linears alone, into out [N, K] of the type that the backend multiplies with; RC_INTERNAL where it is held
+ * as the model has it. */
+enum rc packed_store_linear(const struct packed_store *s, const struct job *job, int block, int position,
+                            struct mat out, struct err *e);
 /* lm_head, into out [V, D] of the type that the backend multiplies with; RC_INTERNAL when there is none. */
 enum rc packed_store_head(const struct packed_store *s, const struct job *job, struct mat out, struct err *e);
 /* The norm before lm_head, where a scale was folded into it: host memory of the store, else without values. */
