@@ -84,14 +84,17 @@ struct lanes {
     T own[OWN];
 };
 
+template <typename T> static __device__ inline T add_threads(const member &g, T sum) {
+    for (int offset = TEAM / 2; offset > 0; offset /= 2)
+        sum += __shfl_xor_sync(g.team, sum, offset, TEAM);
+    return sum;
+}
+
 template <typename T> static __device__ inline T add_lanes(const member &g, struct lanes<T> v) {
     for (int width = OWN / 2; width > 0; width /= 2)
         for (int o = 0; o < width; o++)
             v.own[o] += v.own[o + width];
-    T sum = v.own[0];
-    for (int offset = TEAM / 2; offset > 0; offset /= 2)
-        sum += __shfl_xor_sync(g.team, sum, offset, TEAM);
-    return sum;
+    return add_threads(g, v.own[0]);
 }
 
 static __device__ inline float max_lanes(const member &g, float value) {
@@ -209,51 +212,71 @@ static const int ITERATIONS = 20;
 #define HQQ_P 0.7
 #define HQQ_BETA 10.0
 #define HQQ_KAPPA 1.01
-#define HQQ_SHRINKS_ABOVE 0.14
-#define LARGE 100.0f /* weights whose own rounding could hide how far x is from the limit */
+#define HQQ_SHRINKS_ABOVE 0.14f
+#define LARGE 100.0f
 #define HQQ_RANGE_MIN 1e-4
 #define HQQ_INVERSE_SCALE_MAX 2e4
 
-/* Adding and taking away 1.5·2²³ rounds to the nearest integer where |x| < 2²²; beyond, clamping hides the rest. */
+/* Adding 1.5·2²³ rounds to the nearest integer where |x| < 2²², which the low bits of the sum are; beyond, clamping
+ * hides the rest. fmaxf takes NaN for 0, as the CPU does. */
+static const float MAGIC = 0x1.8p23f;
+
+static __device__ inline float magic_code(float scaled, float zero, float top) {
+    return fminf(fmaxf(scaled + zero + MAGIC, MAGIC), MAGIC + top);
+}
 static __device__ inline float nearest_code(float scaled, float zero, float top) {
-    const float magic = 0x1.8p23f;
-    float q = (scaled + zero + magic) - magic;
-    return fminf(fmaxf(q, 0.0f), top);
+    return magic_code(scaled, zero, top) - MAGIC;
 }
 
-/* What one iterate of the zero gives. */
-struct step {
-    float residual; /* Σ q − w/scale: n times the next zero while the shrinkage is idle */
-    float max_abs;  /* of x = w − ŵ, in steps of the grid */
-    float squares;  /* Σ x² with the zero as it would be stored */
+/* The group's weights in steps of the grid, w/scale: they stay while the zero moves. */
+struct scaled {
+    struct range range;
+    float sum;
+    bool large; /* weights whose own rounding could hide how far x = w − ŵ is from the shrinkage's limit */
 };
 
 template <typename G>
-static __device__ inline struct step run_step(const G &g, const struct grid &moving, float stored_zero) {
-    float scale = moving.scale, zero = moving.zero, top = (float)moving.top, inverse = 1 / scale, max_abs = 0;
-    struct lanes<float> residual = {}, squares = {};
-    g.each([&](int o, float w) {
-        float scaled = w * inverse, difference = nearest_code(scaled, zero, top) - scaled;
-        residual.own[o] += difference;
-        max_abs = fmaxf(fabsf(difference - zero), max_abs);
-        float x = w - (nearest_code(scaled, stored_zero, top) - stored_zero) * scale;
-        squares.own[o] += x * x;
-    });
-    return {add_lanes(g, residual), max_lanes(g, max_abs), add_lanes(g, squares)};
+static __device__ inline struct scaled scaled_of(const G &g, const struct grid &grid, struct range r) {
+    float inverse = 1 / grid.scale;
+    struct lanes<float> sum = {};
+    g.each([&](int o, float w) { sum.own[o] += w * inverse; });
+    return {
+        {r.min * inverse, r.max * inverse},
+        add_lanes(g, sum), fmaxf(-r.min, r.max) > LARGE
+    };
 }
 
-/* max |x|, to the bit */
+/* Σ q: whole numbers, so that their order does not matter. */
+template <typename G> static __device__ inline unsigned sum_of_codes(const G &g, const struct grid &grid) {
+    float zero = grid.zero, top = (float)grid.top, inverse = 1 / grid.scale;
+    unsigned sum = 0;
+    g.each([&](int, float w) { sum += __float_as_uint(magic_code(w * inverse, zero, top)); });
+    return add_threads(g, sum) - (unsigned)g.n * 0x4b400000u; /* MAGIC's bits */
+}
+
+/* Σ x² */
+template <typename G> static __device__ inline float squares(const G &g, const struct grid &grid) {
+    float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale;
+    struct lanes<float> sum = {};
+    g.each([&](int o, float w) {
+        float x = w - (nearest_code(w * inverse, zero, top) - zero) * scale;
+        sum.own[o] += x * x;
+    });
+    return add_lanes(g, sum);
+}
+
 template <typename G> static __device__ inline float max_abs(const G &g, const struct grid &grid) {
     float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale, max = 0;
     g.each([&](int, float w) { max = fmaxf(fabsf(w - (nearest_code(w * inverse, zero, top) - zero) * scale), max); });
     return max_lanes(g, max);
 }
 
-/* Whether some |x| exceeds what the shrinkage takes. As a rule none comes near, and steps of the grid tell. */
+/* Whether some |x| exceeds what the shrinkage takes. A weight within the grid is off by half a step at most, and of
+ * those beyond it the extremes by most: as a rule that tells. */
 template <typename G>
-static __device__ inline bool shrinks(const G &g, const struct grid &grid, const struct step &s, bool large,
-                                      double beta) {
-    if (!large && s.max_abs * grid.scale < HQQ_SHRINKS_ABOVE) return false;
+static __device__ inline bool shrinks(const G &g, const struct grid &grid, const struct scaled &s, double beta) {
+    float below = -(s.range.min + grid.zero), above = s.range.max + grid.zero - (float)grid.top;
+    if (!s.large && fmaxf(0.5f, fmaxf(below, above)) * grid.scale < HQQ_SHRINKS_ABOVE) return false;
     float max = max_abs(g, grid);
     return max > HQQ_SHRINKS_ABOVE && max > pow(beta, -1 / (2 - HQQ_P));
 }
@@ -284,28 +307,41 @@ static __device__ inline struct grid initial(double min, double max, const struc
     return grid;
 }
 
-/* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded. */
+static __device__ inline struct grid as_stored(struct grid grid, const struct candidate *c) {
+    grid.zero = grid_store_zero(grid.zero, c);
+    return grid;
+}
+
+struct judged {
+    struct grid grid;
+    float squares;
+};
+
+template <typename G> static __device__ inline void keep_better(const G &g, struct judged &best, struct grid kept) {
+    float error = squares(g, kept);
+    if (error < best.squares) best = {kept, error};
+}
+
+/* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded.
+ * `r` is the group's range. */
 template <typename G>
-static __device__ inline struct grid iterate(const G &g, struct grid moving, bool large, const struct candidate *c) {
-    struct grid best = moving;
-    float best_squares = INFINITY;
+static __device__ inline struct grid iterate(const G &g, struct grid moving, struct range r,
+                                             const struct candidate *c) {
+    struct judged best = {moving, INFINITY};
+    struct scaled scaled = scaled_of(g, moving, r);
+    bool judging = c->zero == ZERO_INTEGER;
     double beta = HQQ_BETA;
     for (int i = 0; i <= ITERATIONS; i++, beta *= HQQ_KAPPA) {
-        struct grid kept = moving;
-        kept.zero = grid_store_zero(moving.zero, c);
-        struct step s = run_step(g, moving, kept.zero);
-        if (s.squares < best_squares) {
-            best_squares = s.squares;
-            best = kept;
-        }
-        double sum = s.residual;
-        bool shrunken = shrinks(g, moving, s, large, beta);
-        if (shrunken) sum += shrunk(g, moving, beta);
-        float zero = (float)(sum / (double)g.n);
-        if (zero == moving.zero && !shrunken) break;
+        bool shrinking = shrinks(g, moving, scaled, beta);
+        judging |= shrinking;
+        if (judging) keep_better(g, best, as_stored(moving, c));
+        float residual = (float)sum_of_codes(g, moving) - scaled.sum; /* n times the next zero */
+        if (shrinking) residual += shrunk(g, moving, beta);
+        float zero = residual / (float)g.n;
+        if (zero == moving.zero && !shrinking) break;
         moving.zero = zero;
     }
-    return best;
+    return judging ? best.grid : as_stored(moving, c);
 }
 
 template <typename G>
@@ -313,8 +349,7 @@ static __device__ inline struct grid hqq_fit(const G &g, const struct candidate 
     *kept_rtn = false;
     struct range r = grid_range(g);
     if (r.min == r.max) return grid_constant(r.min, c);
-    bool large = fmaxf(-r.min, r.max) > LARGE;
-    struct grid best = iterate(g, initial(r.min, r.max, c), large, c), rtn = rtn_fit(g, c);
+    struct grid best = iterate(g, initial(r.min, r.max, c), r, c), rtn = rtn_fit(g, c);
     *kept_rtn = grid_error(g, rtn) < grid_error(g, best);
     return *kept_rtn ? rtn : best;
 }

@@ -153,8 +153,7 @@ static __device__ inline struct choice rtn_search(const G &g, const struct judge
 
 template <typename G>
 static __device__ inline struct grid hqq_from(const G &g, struct span s, const struct candidate *c) {
-    bool large = max_abs_of(g) > LARGE;
-    return iterate(g, initial(s.min, s.max, c), large, c);
+    return iterate(g, initial(s.min, s.max, c), grid_range(g), c);
 }
 
 template <typename M, typename G>
