@@ -32,20 +32,6 @@ struct member {
     unsigned team; /* the threads of this warp that work together */
 };
 
-template <int PER_LANE> struct held : member {
-    static const int64_t n = PER_LANE * LANES; /* elements of the group */
-    float w[PER_LANE][OWN];
-    float first; /* the group's element 0 */
-
-    template <typename F> __device__ void each(F f) const {
-#pragma unroll
-        for (int k = 0; k < PER_LANE; k++)
-#pragma unroll
-            for (int o = 0; o < OWN; o++)
-                f(o, w[k][o]);
-    }
-};
-
 struct stored : member {
     int64_t n;
     const void *w;
@@ -53,11 +39,30 @@ struct stored : member {
     int64_t from; /* of the matrix's elements */
     float first;
 
+    __device__ const struct stored &apart() const { return *this; }
+
     template <typename F> __device__ void each(F f) const {
         for (int64_t k = 0; k < n; k += LANES)
 #pragma unroll
             for (int o = 0; o < OWN; o++)
                 if (k + thread + o * TEAM < n) f(o, load_stored(w, type, from + k + thread + o * TEAM));
+    }
+};
+
+template <int PER_LANE> struct held : member {
+    static const int64_t n = PER_LANE * LANES; /* elements of the group */
+    struct stored memory;                      /* the same group where it came from */
+    float w[PER_LANE][OWN];
+    float first; /* the group's element 0 */
+
+    __device__ const struct stored &apart() const { return memory; }
+
+    template <typename F> __device__ void each(F f) const {
+#pragma unroll
+        for (int k = 0; k < PER_LANE; k++)
+#pragma unroll
+            for (int o = 0; o < OWN; o++)
+                f(o, w[k][o]);
     }
 };
 
@@ -69,8 +74,10 @@ static __device__ inline struct member this_member() {
 /* The PER_LANE · LANES weights from element `at` on, in registers. */
 template <int PER_LANE>
 static __device__ inline struct held<PER_LANE> hold(struct member member, const void *w, enum dtype type, int64_t at) {
+    float first = load_stored(w, type, at);
     struct held<PER_LANE> g = {
-        member, {}, load_stored(w, type, at)
+        member, {member, PER_LANE * LANES, w, type, at, first},
+           {}, first
     };
     for (int k = 0; k < PER_LANE; k++)
         for (int o = 0; o < OWN; o++)
@@ -114,11 +121,6 @@ template <typename G> static __device__ inline struct range grid_range(const G &
     return {-max_lanes(g, -r.min), max_lanes(g, r.max)};
 }
 
-template <typename G> static __device__ inline float max_abs_of(const G &g) {
-    struct range r = grid_range(g);
-    return fmaxf(-r.min, r.max);
-}
-
 static __device__ inline float grid_store_scale(double scale) {
     if (scale >= F16_MAX) return (float)F16_MAX;
     unsigned short half = __half_as_ushort(__float2half_rn((float)scale));
@@ -148,15 +150,21 @@ static __device__ inline struct grid grid_constant(float value, const struct can
     return g;
 }
 
-/* The code of a weight, in fp64: w / scale + zero to the nearest integer of the grid. fp32 is enough to see which that
- * is unless the quotient comes close to the middle between two. */
-static __device__ inline double nearest(const struct grid &grid, float inverse, float w) {
-    float quotient = w * inverse, estimate = quotient + grid.zero, code = rintf(estimate);
-    double q = code;
+/* Adding 1.5·2²³ rounds to the nearest integer where |x| < 2²²: the low bits of the sum are that integer. */
+static const float MAGIC = 0x1.8p23f;
+
+/* Apart, since hardly any weight needs it and the code of a division at each would crowd out the rest. */
+static __device__ __noinline__ float code_by_division(float scale, float zero, float w) {
+    return (float)rint(w / (double)scale + (double)zero);
+}
+
+/* The code of a weight, as in fp64: w / scale + zero to the nearest integer of the grid. fp32 is enough to see which
+ * that is unless the quotient comes close to the middle between two. */
+static __device__ inline float nearest(const struct grid &grid, float inverse, float w) {
+    float quotient = w * inverse, estimate = quotient + grid.zero, code = (estimate + MAGIC) - MAGIC;
     bool sure = fabsf(quotient) < 1024 && fabsf(estimate) < 1024 && fabsf(estimate - code) < 0.5f - 0x1p-11f;
-    if (!sure) q = rint(w / (double)grid.scale + (double)grid.zero);
-    q = q < 0 ? 0 : q;
-    return q > grid.top ? grid.top : q;
+    if (!sure) code = code_by_division(grid.scale, grid.zero, w);
+    return fminf(fmaxf(code, 0.0f), (float)grid.top);
 }
 
 template <typename G> static __device__ inline double grid_error(const G &g, const struct grid &grid) {
@@ -217,10 +225,7 @@ static const int ITERATIONS = 20;
 #define HQQ_RANGE_MIN 1e-4
 #define HQQ_INVERSE_SCALE_MAX 2e4
 
-/* Adding 1.5·2²³ rounds to the nearest integer where |x| < 2²², which the low bits of the sum are; beyond, clamping
- * hides the rest. fmaxf takes NaN for 0, as the CPU does. */
-static const float MAGIC = 0x1.8p23f;
-
+/* Where |x| >= 2²² clamping hides that rounding fails. fmaxf takes NaN for 0, as the CPU does. */
 static __device__ inline float magic_code(float scaled, float zero, float top) {
     return fminf(fmaxf(scaled + zero + MAGIC, MAGIC), MAGIC + top);
 }
@@ -265,10 +270,12 @@ template <typename G> static __device__ inline float squares(const G &g, const s
     return add_lanes(g, sum);
 }
 
-template <typename G> static __device__ inline float max_abs(const G &g, const struct grid &grid) {
+/* What only large errors need reads the weights again, so that it costs the rest neither registers nor room. */
+static __device__ __noinline__ bool shrinks_by_max(struct stored g, struct grid grid, double beta) {
     float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale, max = 0;
     g.each([&](int, float w) { max = fmaxf(fabsf(w - (nearest_code(w * inverse, zero, top) - zero) * scale), max); });
-    return max_lanes(g, max);
+    max = max_lanes(g, max);
+    return max > HQQ_SHRINKS_ABOVE && max > pow(beta, -1 / (2 - HQQ_P));
 }
 
 /* Whether some |x| exceeds what the shrinkage takes. A weight within the grid is off by half a step at most, and of
@@ -277,12 +284,11 @@ template <typename G>
 static __device__ inline bool shrinks(const G &g, const struct grid &grid, const struct scaled &s, double beta) {
     float below = -(s.range.min + grid.zero), above = s.range.max + grid.zero - (float)grid.top;
     if (!s.large && fmaxf(0.5f, fmaxf(below, above)) * grid.scale < HQQ_SHRINKS_ABOVE) return false;
-    float max = max_abs(g, grid);
-    return max > HQQ_SHRINKS_ABOVE && max > pow(beta, -1 / (2 - HQQ_P));
+    return shrinks_by_max(g.apart(), grid, beta);
 }
 
 /* Σ W_e/scale, W_e = sign(x)·relu(|x| − |x|^(p−1)/β): what the shrinkage takes out of the residual. */
-template <typename G> static __device__ inline float shrunk(const G &g, const struct grid &grid, double beta) {
+static __device__ __noinline__ float shrunk(struct stored g, struct grid grid, double beta) {
     float inverse = 1 / grid.scale;
     struct lanes<double> sum = {};
     g.each([&](int o, float w) {
@@ -336,7 +342,7 @@ static __device__ inline struct grid iterate(const G &g, struct grid moving, str
         judging |= shrinking;
         if (judging) keep_better(g, best, as_stored(moving, c));
         float residual = (float)sum_of_codes(g, moving) - scaled.sum; /* n times the next zero */
-        if (shrinking) residual += shrunk(g, moving, beta);
+        if (shrinking) residual += shrunk(g.apart(), moving, beta);
         float zero = residual / (float)g.n;
         if (zero == moving.zero && !shrinking) break;
         moving.zero = zero;
@@ -365,7 +371,7 @@ template <typename G> static __device__ inline void encode(const G &g, const str
     int64_t lane = g.thread;
     float inverse = 1 / grid.scale;
     g.each([&](int o, float w) {
-        codes[lane + o * TEAM] = (uint8_t)nearest(grid, inverse, w);
+        codes[lane + o * TEAM] = (uint8_t)__float_as_uint(nearest(grid, inverse, w) + MAGIC);
         if (o == OWN - 1) lane += LANES;
     });
 }
