@@ -180,8 +180,15 @@ template <typename G> static __device__ inline double grid_error(const G &g, con
 
 /* --- RTN: kernels/cpu/rtn.c --- */
 
-template <typename G> static __device__ inline struct grid better(const G &g, struct grid a, struct grid b) {
-    return grid_error(g, b) < grid_error(g, a) ? b : a;
+/* Whether b's error is below a's. One loop for both: the code of an error is long. */
+template <typename G> static __device__ inline bool beats(const G &g, struct grid b, struct grid a) {
+    double error_a = 0, error = 0;
+#pragma unroll 1
+    for (int i = 0; i < 2; i++) {
+        error_a = error;
+        error = grid_error(g, i == 0 ? a : b);
+    }
+    return error < error_a;
 }
 
 static __device__ inline struct grid over_range(double min, double max, const struct candidate *c) {
@@ -192,21 +199,21 @@ static __device__ inline struct grid over_range(double min, double max, const st
 }
 
 template <typename G>
-static __device__ inline struct grid symmetric(const G &g, double max_abs, const struct candidate *c) {
-    int half = 1 << (c->bits - 1);
-    struct grid narrow = {grid_store_scale(max_abs / (half - 1)), (float)half, 2 * half - 1};
-    struct grid wide = narrow;
-    wide.scale = grid_store_scale(max_abs / half);
-    return better(g, narrow, wide);
-}
-
-template <typename G>
 static __device__ inline struct grid rtn_over(const G &g, double min, double max, const struct candidate *c) {
-    if (c->symmetric) return symmetric(g, fmax(fabs(min), fabs(max)), c);
-    struct grid plain = over_range(min, max, c);
-    if (min <= 0 && max >= 0) return plain;
-    struct grid extended = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
-    return c->zero == ZERO_INTEGER ? extended : better(g, plain, extended);
+    struct grid grid, other;
+    if (c->symmetric) {
+        int half = 1 << (c->bits - 1);
+        double max_abs = fmax(fabs(min), fabs(max));
+        grid = {grid_store_scale(max_abs / (half - 1)), (float)half, 2 * half - 1};
+        other = grid;
+        other.scale = grid_store_scale(max_abs / half);
+    } else {
+        grid = over_range(min, max, c);
+        if (min <= 0 && max >= 0) return grid;
+        other = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
+        if (c->zero == ZERO_INTEGER) return other;
+    }
+    return beats(g, other, grid) ? other : grid;
 }
 
 template <typename G> static __device__ inline struct grid rtn_fit(const G &g, const struct candidate *c) {
@@ -356,7 +363,7 @@ static __device__ inline struct grid hqq_fit(const G &g, const struct candidate 
     struct range r = grid_range(g);
     if (r.min == r.max) return grid_constant(r.min, c);
     struct grid best = iterate(g, initial(r.min, r.max, c), r, c), rtn = rtn_fit(g, c);
-    *kept_rtn = grid_error(g, rtn) < grid_error(g, best);
+    *kept_rtn = beats(g, rtn, best);
     return *kept_rtn ? rtn : best;
 }
 

@@ -13,6 +13,7 @@ struct fit_args {
     struct candidate candidate;
     struct quantized q;
     struct findings *found;
+    int64_t first, count; /* groups of each row to fit */
 };
 
 /* What one team has in hand: group `index` of all, whose first code is codes[0]. */
@@ -38,38 +39,47 @@ static constexpr int blocks_together(int per_lane) {
     return per_lane <= 4 ? 3 : 2;
 }
 
-/* PER_LANE · LANES is the size of a full group, or PER_LANE is 0: no group sits in registers. */
+/* PER_LANE · LANES is the size of every group, or PER_LANE is 0: none sits in registers. */
 template <int PER_LANE>
 static __global__ void __launch_bounds__(BLOCK, blocks_together(PER_LANE)) fit(struct fit_args a) {
     const struct quantized &q = a.q;
     int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
-    if (index >= q.rows * q.groups) return;
-    int64_t n = index / q.groups, from = index % q.groups * q.group, at = n * a.w.stride + from;
-    int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
-    struct member member = this_member();
-    struct target target = {index, q.codes + n * q.cols + from};
+    if (index >= q.rows * a.count) return;
+    int64_t n = index / a.count, group = a.first + index % a.count, from = group * q.group, at = n * a.w.stride + from;
+    struct target target = {n * q.groups + group, q.codes + n * q.cols + from};
     if constexpr (PER_LANE > 0) {
-        if (length == PER_LANE * LANES) {
-            fit_group(a, hold<PER_LANE>(member, a.w.data, a.w.type, at), target);
-            return;
-        }
+        fit_group(a, hold<PER_LANE>(this_member(), a.w.data, a.w.type, at), target);
+    } else {
+        int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
+        float first = load_stored(a.w.data, a.w.type, at);
+        fit_group(a, (struct stored){this_member(), length, a.w.data, a.w.type, at, first}, target);
     }
-    float first = load_stored(a.w.data, a.w.type, at);
-    fit_group(a, (struct stored){member, length, a.w.data, a.w.type, at, first}, target);
 }
 
-static enum rc fit_all(struct backend_state *state, const struct fit_args *a, struct err *e) {
-    unsigned blocks = blocks_for(a->q.rows * a->q.groups, TEAMS);
-    switch (a->q.group) {
-    case 1 * LANES: fit<1><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 2 * LANES: fit<2><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 4 * LANES: fit<4><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 8 * LANES: fit<8><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 16 * LANES: fit<16><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    default: fit<0><<<blocks, BLOCK, 0, state->stream>>>(*a);
+/* The groups from `first` on, in kernels for `size` weights, 0: of any number. */
+static enum rc fit_groups(struct backend_state *state, struct fit_args a, int64_t first, int64_t count, int64_t size,
+                          struct err *e) {
+    if (count == 0) return RC_OK;
+    unsigned blocks = blocks_for(a.q.rows * count, TEAMS);
+    a.first = first;
+    a.count = count;
+    switch (size) {
+    case 1 * LANES: fit<1><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 2 * LANES: fit<2><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 4 * LANES: fit<4><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 8 * LANES: fit<8><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 16 * LANES: fit<16><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    default: fit<0><<<blocks, BLOCK, 0, state->stream>>>(a);
     }
     LAUNCHED();
     return RC_OK;
+}
+
+/* A short last group is not for the kernels that hold full ones. */
+static enum rc fit_all(struct backend_state *state, const struct fit_args *a, struct err *e) {
+    int64_t full = a->q.cols / a->q.group;
+    TRY(fit_groups(state, *a, 0, full, a->q.group, e));
+    return fit_groups(state, *a, full, a->q.groups - full, 0, e);
 }
 
 enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e) {
@@ -91,7 +101,7 @@ static enum rc quantize_as(struct backend_state *state, const struct quantize_ar
     const struct candidate *c = &a->candidate;
     if (c->method == METHOD_FP8) return cuda_fp8(state, a, e);
     if (c->range == RANGE_FULL) {
-        struct fit_args f = {a->w, *c, *a->out, found};
+        struct fit_args f = {a->w, *c, *a->out, found, 0, 0};
         return fit_all(state, &f, e);
     }
     if (c->range == RANGE_WEIGHTED) {

@@ -189,7 +189,7 @@ static __device__ inline struct grid over(const G &g, struct span s, const struc
     struct grid rtn = rtn_over(g, s.min, s.max, c);
     if constexpr (M::hqq) {
         struct grid hqq = hqq_from(g, s, c);
-        *kept_rtn = grid_error(g, rtn) < grid_error(g, hqq);
+        *kept_rtn = beats(g, rtn, hqq);
         return *kept_rtn ? rtn : hqq;
     }
     return rtn;
