@@ -8,9 +8,14 @@
 #ifndef HSAQ_KERNELS_CUDA_GRID_CUH
 #define HSAQ_KERNELS_CUDA_GRID_CUH
 
+#include <float.h>
+
 #include "kernels/cuda/device.cuh"
 
-static const int LANES = 16, TEAM = 8, OWN = LANES / TEAM;
+#ifndef TEAM_SIZE
+#define TEAM_SIZE 8
+#endif
+static const int LANES = 16, TEAM = TEAM_SIZE, OWN = LANES / TEAM;
 static const int TEAMS = BLOCK / TEAM; /* groups fitted by one block */
 #define F16_MAX 65504.0
 #define F16_MIN_NORMAL 0x1p-14
@@ -357,13 +362,28 @@ static __device__ inline struct grid iterate(const G &g, struct grid moving, str
     return judging ? best.grid : as_stored(moving, c);
 }
 
+/* How far `squares` may be from the fp64 error at most, doubled: each x off by rounding its terms and by a code next to
+ * the nearest, all within `off`, so that Σ 2·off·|x| <= Σ x²/k + k·off² for any k; and the sum's own rounding. */
+static __device__ inline float doubt(float squares, const struct grid &grid, float max_abs_w, float n) {
+    float off = 0x1p-20f * (max_abs_w + (fabsf(grid.zero) + (float)grid.top) * grid.scale);
+    return 2 * (squares * (0x1p-12f + n * 0x1p-23f) + n * off * off * 0x1.1p12f) + FLT_MIN * n;
+}
+
+/* Whether RTN's grid has the smaller error, by fp32 where that tells. */
+template <typename G>
+static __device__ inline bool rtn_beats(const G &g, const struct grid &rtn, const struct grid &hqq, struct range r) {
+    float max_abs_w = fmaxf(-r.min, r.max), n = (float)g.n, a = squares(g, hqq), b = squares(g, rtn);
+    if (fabsf(a - b) > doubt(a, hqq, max_abs_w, n) + doubt(b, rtn, max_abs_w, n)) return b < a;
+    return beats(g, rtn, hqq);
+}
+
 template <typename G>
 static __device__ inline struct grid hqq_fit(const G &g, const struct candidate *c, bool *kept_rtn) {
     *kept_rtn = false;
     struct range r = grid_range(g);
     if (r.min == r.max) return grid_constant(r.min, c);
-    struct grid best = iterate(g, initial(r.min, r.max, c), r, c), rtn = rtn_fit(g, c);
-    *kept_rtn = beats(g, rtn, best);
+    struct grid best = iterate(g, initial(r.min, r.max, c), r, c), rtn = rtn_over(g, r.min, r.max, c);
+    *kept_rtn = rtn_beats(g, rtn, best, r);
     return *kept_rtn ? rtn : best;
 }
 

@@ -36,7 +36,7 @@ template <typename G> static __device__ inline void fit_group(const struct fit_a
 
 /* Blocks that share a multiprocessor: as many as the registers of a group allow, to hide the latency of its sums. */
 static constexpr int blocks_together(int per_lane) {
-    return per_lane <= 4 ? 3 : 2;
+    return per_lane * OWN <= 8 ? 3 : 2;
 }
 
 /* PER_LANE · LANES is the size of every group, or PER_LANE is 0: none sits in registers. */
