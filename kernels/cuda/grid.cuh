@@ -42,7 +42,7 @@ struct stored : member {
     const void *w;
     enum dtype type;
     int64_t from; /* of the matrix's elements */
-    float first;
+    float first;  /* any weight of the group */
 
     __device__ const struct stored &apart() const { return *this; }
 
@@ -58,7 +58,7 @@ template <int PER_LANE> struct held : member {
     static const int64_t n = PER_LANE * LANES; /* elements of the group */
     struct stored memory;                      /* the same group where it came from */
     float w[PER_LANE][OWN];
-    float first; /* the group's element 0 */
+    float first;
 
     __device__ const struct stored &apart() const { return memory; }
 
@@ -76,17 +76,26 @@ static __device__ inline struct member this_member() {
     return {(int)(threadIdx.x % TEAM), ((1u << TEAM) - 1) << (threadIdx.x % WARP / TEAM * TEAM)};
 }
 
-/* The PER_LANE · LANES weights from element `at` on, in registers. */
+/* The PER_LANE · LANES weights from element `at` on, in registers. The type is asked for once, so that all reads are
+ * under way together. */
 template <int PER_LANE>
 static __device__ inline struct held<PER_LANE> hold(struct member member, const void *w, enum dtype type, int64_t at) {
-    float first = load_stored(w, type, at);
     struct held<PER_LANE> g = {
-        member, {member, PER_LANE * LANES, w, type, at, first},
-           {}, first
+        member, {member, PER_LANE * LANES, w, type, at, 0},
+           {}, 0
     };
-    for (int k = 0; k < PER_LANE; k++)
-        for (int o = 0; o < OWN; o++)
-            g.w[k][o] = load_stored(w, type, at + k * LANES + member.thread + o * TEAM);
+    auto read = [&](enum dtype of) {
+        for (int k = 0; k < PER_LANE; k++)
+            for (int o = 0; o < OWN; o++)
+                g.w[k][o] = load_stored(w, of, at + k * LANES + member.thread + o * TEAM);
+    };
+    if (type == DTYPE_BF16)
+        read(DTYPE_BF16);
+    else if (type == DTYPE_F16)
+        read(DTYPE_F16);
+    else
+        read(DTYPE_F32);
+    g.first = g.w[0][0];
     return g;
 }
 
@@ -219,11 +228,6 @@ static __device__ inline struct grid rtn_over(const G &g, double min, double max
         if (c->zero == ZERO_INTEGER) return other;
     }
     return beats(g, other, grid) ? other : grid;
-}
-
-template <typename G> static __device__ inline struct grid rtn_fit(const G &g, const struct candidate *c) {
-    struct range r = grid_range(g);
-    return r.min == r.max ? grid_constant(r.min, c) : rtn_over(g, r.min, r.max, c);
 }
 
 /* --- HQQ: kernels/cpu/hqq.c --- */
@@ -378,10 +382,7 @@ static __device__ inline bool rtn_beats(const G &g, const struct grid &rtn, cons
 }
 
 template <typename G>
-static __device__ inline struct grid hqq_fit(const G &g, const struct candidate *c, bool *kept_rtn) {
-    *kept_rtn = false;
-    struct range r = grid_range(g);
-    if (r.min == r.max) return grid_constant(r.min, c);
+static __device__ inline struct grid hqq_fit(const G &g, struct range r, const struct candidate *c, bool *kept_rtn) {
     struct grid best = iterate(g, initial(r.min, r.max, c), r, c), rtn = rtn_over(g, r.min, r.max, c);
     *kept_rtn = rtn_beats(g, rtn, best, r);
     return *kept_rtn ? rtn : best;
@@ -403,10 +404,9 @@ template <typename G> static __device__ inline void encode(const G &g, const str
     });
 }
 
-template <typename G> static __device__ inline void count_group(const G &g, bool kept_rtn, struct findings *found) {
-    struct range r = grid_range(g);
+static __device__ inline void count_group(const member &g, bool constant, bool kept_rtn, struct findings *found) {
     if (g.thread != 0) return;
-    if (r.min == r.max) atomicAdd(&found->constant, 1ull);
+    if (constant) atomicAdd(&found->constant, 1ull);
     if (kept_rtn) atomicAdd(&found->rtn, 1ull);
 }
 

@@ -22,16 +22,22 @@ struct target {
     uint8_t *codes;
 };
 
+template <typename G>
+static __device__ inline struct grid fit_range(const G &g, struct range r, const struct candidate *c, bool *kept_rtn) {
+    if (r.min == r.max) return grid_constant(r.min, c);
+    return c->method == METHOD_HQQ ? hqq_fit(g, r, c, kept_rtn) : rtn_over(g, r.min, r.max, c);
+}
+
 template <typename G> static __device__ inline void fit_group(const struct fit_args &a, const G &g, struct target t) {
     bool kept_rtn = false;
-    const struct candidate *c = &a.candidate;
-    struct grid grid = c->method == METHOD_HQQ ? hqq_fit(g, c, &kept_rtn) : rtn_fit(g, c);
+    struct range r = grid_range(g);
+    struct grid grid = fit_range(g, r, &a.candidate, &kept_rtn);
     encode(g, grid, t.codes);
     if (g.thread == 0) {
         a.q.scale[t.index] = grid.scale;
         a.q.zero[t.index] = grid.zero;
     }
-    count_group(g, kept_rtn, a.found);
+    count_group(g, r.min == r.max, kept_rtn, a.found);
 }
 
 /* Blocks that share a multiprocessor: as many as the registers of a group allow, to hide the latency of its sums. */

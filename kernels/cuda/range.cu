@@ -280,7 +280,10 @@ static __device__ inline void search_group(const struct search_args &a, const G 
     bool kept_rtn;
     struct grid grid = grid_fit<M>(g, by, &a.candidate, &kept_rtn);
     if (a.codes != NULL) encode(g, grid, a.codes + row * a.w.cols + group * a.group);
-    if (a.found != NULL) count_group(g, kept_rtn, a.found);
+    if (a.found != NULL) {
+        struct range r = grid_range(g);
+        count_group(g, r.min == r.max, kept_rtn, a.found);
+    }
     if (g.thread != 0) return;
     a.scale[row * a.stride + group] = grid.scale;
     a.zero[row * a.stride + group] = grid.zero;
