@@ -1,12 +1,12 @@
 /* Half-quadratic quantization (Badri & Shaji 2023; algorithms §3): the scale stays, the zero moves.
  *
  * The iteration is the paper's, in fp32, with the scale and the zero that is kept rounded to the 16 bits of storage.
- * Where the shrinkage is idle (errors below about 0.15, all LLM weights) each step gives the zero of least squared error
- * for the codes at hand, so the squared error of a group never rises: the last iterate is the best, none is judged, and
- * a step needs the sum of the codes alone. Each group runs until its own zero rests instead of until the mean error of
- * the whole tensor rises. Where the shrinkage acts, or storage rounds the zero to an integer, the error may rise: there
- * every iterate is judged as it would be stored, and the best is kept. RTN's grid competes at the end (range.c): no
- * group is worse than RTN's. */
+ * Where the shrinkage is idle (errors below about 0.15, all LLM weights) each step gives the zero of least squared
+ * error for the codes at hand, so the squared error of a group never rises: the last iterate is the best, none is
+ * judged, and a step needs the sum of the codes alone. Each group runs until its own zero rests instead of until the
+ * mean error of the whole tensor rises. Where the shrinkage acts, or storage rounds the zero to an integer, the error
+ * may rise: there every iterate is judged as it would be stored, and the best is kept. RTN's grid competes at the end
+ * (range.c): no group is worse than RTN's. */
 #include <math.h>
 
 #include "kernels/cpu/grid.h"
@@ -46,9 +46,7 @@ static struct scaled scaled_of(const struct grid *g, const float *w, int64_t n) 
     float inverse = 1 / g->scale;
     struct range r = grid_range(w, n);
     return (struct scaled){
-        {r.min * inverse, r.max * inverse},
-        sum_of_scaled(w, n, inverse), fmaxf(-r.min, r.max) > LARGE
-    };
+        {r.min * inverse, r.max * inverse}, sum_of_scaled(w, n, inverse), fmaxf(-r.min, r.max) > LARGE};
 }
 
 /* Σ q */

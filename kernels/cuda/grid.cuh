@@ -2,9 +2,9 @@
  *
  * Twin of kernels/cpu/grid.c, rtn.c and hqq.c down to the order of additions: the CPU keeps LANES partial sums side by
  * side, lane l of the elements l, l + LANES, …, and adds them pair by pair; here each thread keeps OWN of the lanes, so
- * that the first pairs meet in its registers. Nothing is contracted (the Makefile compiles quantize.cu with
- * -fmad=false). So both backends give the same codes and parameters to the last bit, except where HQQ's shrinkage acts,
- * whose pow is not the same function on both. Every thread of a team holds the same results. */
+ * that the first pairs meet in its registers. Nothing is contracted (the Makefile compiles quantize.cu and
+ * range.cu with -fmad=false). So both backends give the same codes and parameters to the last bit, except where HQQ's
+ * shrinkage acts, whose pow is not the same function on both. Every thread of a team holds the same results. */
 #ifndef HSAQ_KERNELS_CUDA_GRID_CUH
 #define HSAQ_KERNELS_CUDA_GRID_CUH
 
@@ -12,7 +12,7 @@
 
 #include "kernels/cuda/device.cuh"
 
-#ifndef TEAM_SIZE
+#ifndef TEAM_SIZE /* threads a group: 4, 8 or 16 */
 #define TEAM_SIZE 8
 #endif
 static const int LANES = 16, TEAM = TEAM_SIZE, OWN = LANES / TEAM;
@@ -44,7 +44,9 @@ struct stored : member {
     int64_t from; /* of the matrix's elements */
     float first;  /* any weight of the group */
 
-    __device__ const struct stored &apart() const { return *this; }
+    __device__ const struct stored &apart() const {
+        return *this;
+    }
 
     template <typename F> __device__ void each(F f) const {
         for (int64_t k = 0; k < n; k += LANES)
@@ -60,7 +62,9 @@ template <int PER_LANE> struct held : member {
     float w[PER_LANE][OWN];
     float first;
 
-    __device__ const struct stored &apart() const { return memory; }
+    __device__ const struct stored &apart() const {
+        return memory;
+    }
 
     template <typename F> __device__ void each(F f) const {
 #pragma unroll
@@ -81,8 +85,7 @@ static __device__ inline struct member this_member() {
 template <int PER_LANE>
 static __device__ inline struct held<PER_LANE> hold(struct member member, const void *w, enum dtype type, int64_t at) {
     struct held<PER_LANE> g = {
-        member, {member, PER_LANE * LANES, w, type, at, 0},
-           {}, 0
+        member, {member, PER_LANE *LANES, w, type, at, 0}, {}, 0
     };
     auto read = [&](enum dtype of) {
         for (int k = 0; k < PER_LANE; k++)
@@ -261,10 +264,7 @@ static __device__ inline struct scaled scaled_of(const G &g, const struct grid &
     float inverse = 1 / grid.scale;
     struct lanes<float> sum = {};
     g.each([&](int o, float w) { sum.own[o] += w * inverse; });
-    return {
-        {r.min * inverse, r.max * inverse},
-        add_lanes(g, sum), fmaxf(-r.min, r.max) > LARGE
-    };
+    return {{r.min * inverse, r.max * inverse}, add_lanes(g, sum), fmaxf(-r.min, r.max) > LARGE};
 }
 
 /* Σ q: whole numbers, so that their order does not matter. */
@@ -329,8 +329,13 @@ static __device__ inline struct grid initial(double min, double max, const struc
     return grid;
 }
 
+/* grid_store_zero of a zero in fp32. */
 static __device__ inline struct grid as_stored(struct grid grid, const struct candidate *c) {
-    grid.zero = grid_store_zero(grid.zero, c);
+    const float most = (float)F16_MAX;
+    if (c->zero == ZERO_INTEGER)
+        grid.zero = fminf(fmaxf(rintf(grid.zero), 0.0f), (float)grid.top);
+    else
+        grid.zero = __half2float(__float2half_rn(fminf(fmaxf(grid.zero, -most), most)));
     return grid;
 }
 
