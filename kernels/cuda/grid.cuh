@@ -216,21 +216,24 @@ static __device__ inline struct grid over_range(double min, double max, const st
 }
 
 template <typename G>
+static __device__ inline struct grid rtn_symmetric(const G &g, double max_abs, const struct candidate *c) {
+    int half = 1 << (c->bits - 1);
+    struct grid narrow = {grid_store_scale(max_abs / (half - 1)), (float)half, 2 * half - 1}, wide = narrow;
+    wide.scale = grid_store_scale(max_abs / half);
+    return beats(g, wide, narrow) ? wide : narrow;
+}
+
+template <typename G>
+static __device__ inline struct grid rtn_asymmetric(const G &g, double min, double max, const struct candidate *c) {
+    struct grid plain = over_range(min, max, c);
+    if (min <= 0 && max >= 0) return plain;
+    struct grid extended = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
+    return c->zero == ZERO_INTEGER || beats(g, extended, plain) ? extended : plain;
+}
+
+template <typename G>
 static __device__ inline struct grid rtn_over(const G &g, double min, double max, const struct candidate *c) {
-    struct grid grid, other;
-    if (c->symmetric) {
-        int half = 1 << (c->bits - 1);
-        double max_abs = fmax(fabs(min), fabs(max));
-        grid = {grid_store_scale(max_abs / (half - 1)), (float)half, 2 * half - 1};
-        other = grid;
-        other.scale = grid_store_scale(max_abs / half);
-    } else {
-        grid = over_range(min, max, c);
-        if (min <= 0 && max >= 0) return grid;
-        other = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
-        if (c->zero == ZERO_INTEGER) return other;
-    }
-    return beats(g, other, grid) ? other : grid;
+    return c->symmetric ? rtn_symmetric(g, fmax(fabs(min), fabs(max)), c) : rtn_asymmetric(g, min, max, c);
 }
 
 /* --- HQQ: kernels/cpu/hqq.c --- */
@@ -388,7 +391,7 @@ static __device__ inline bool rtn_beats(const G &g, const struct grid &rtn, cons
 
 template <typename G>
 static __device__ inline struct grid hqq_fit(const G &g, struct range r, const struct candidate *c, bool *kept_rtn) {
-    struct grid best = iterate(g, initial(r.min, r.max, c), r, c), rtn = rtn_over(g, r.min, r.max, c);
+    struct grid best = iterate(g, initial(r.min, r.max, c), r, c), rtn = rtn_asymmetric(g, r.min, r.max, c);
     *kept_rtn = rtn_beats(g, rtn, best, r);
     return *kept_rtn ? rtn : best;
 }

@@ -22,16 +22,18 @@ struct target {
     uint8_t *codes;
 };
 
-template <typename G>
+template <bool HQQ, typename G>
 static __device__ inline struct grid fit_range(const G &g, struct range r, const struct candidate *c, bool *kept_rtn) {
     if (r.min == r.max) return grid_constant(r.min, c);
-    return c->method == METHOD_HQQ ? hqq_fit(g, r, c, kept_rtn) : rtn_over(g, r.min, r.max, c);
+    if constexpr (HQQ) return hqq_fit(g, r, c, kept_rtn);
+    return rtn_over(g, r.min, r.max, c);
 }
 
-template <typename G> static __device__ inline void fit_group(const struct fit_args &a, const G &g, struct target t) {
+template <bool HQQ, typename G>
+static __device__ inline void fit_group(const struct fit_args &a, const G &g, struct target t) {
     bool kept_rtn = false;
     struct range r = grid_range(g);
-    struct grid grid = fit_range(g, r, &a.candidate, &kept_rtn);
+    struct grid grid = fit_range<HQQ>(g, r, &a.candidate, &kept_rtn);
     encode(g, grid, t.codes);
     if (g.thread == 0) {
         a.q.scale[t.index] = grid.scale;
@@ -41,28 +43,30 @@ template <typename G> static __device__ inline void fit_group(const struct fit_a
 }
 
 /* Blocks that share a multiprocessor: as many as the registers of a group allow, to hide the latency of its sums. */
-static constexpr int blocks_together(int per_lane) {
-    return per_lane * OWN <= 8 ? 3 : 2;
+static constexpr int blocks_together(bool hqq, int per_lane) {
+    if (per_lane * OWN > 8) return 2;
+    return hqq || per_lane == 0 ? 3 : 4;
 }
 
 /* PER_LANE · LANES is the size of every group, or PER_LANE is 0: none sits in registers. */
-template <int PER_LANE>
-static __global__ void __launch_bounds__(BLOCK, blocks_together(PER_LANE)) fit(struct fit_args a) {
+template <bool HQQ, int PER_LANE>
+static __global__ void __launch_bounds__(BLOCK, blocks_together(HQQ, PER_LANE)) fit(struct fit_args a) {
     const struct quantized &q = a.q;
     int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
     if (index >= q.rows * a.count) return;
     int64_t n = index / a.count, group = a.first + index % a.count, from = group * q.group, at = n * a.w.stride + from;
     struct target target = {n * q.groups + group, q.codes + n * q.cols + from};
     if constexpr (PER_LANE > 0) {
-        fit_group(a, hold<PER_LANE>(this_member(), a.w.data, a.w.type, at), target);
+        fit_group<HQQ>(a, hold<PER_LANE>(this_member(), a.w.data, a.w.type, at), target);
     } else {
         int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
         float first = load_stored(a.w.data, a.w.type, at);
-        fit_group(a, (struct stored){this_member(), length, a.w.data, a.w.type, at, first}, target);
+        fit_group<HQQ>(a, (struct stored){this_member(), length, a.w.data, a.w.type, at, first}, target);
     }
 }
 
 /* The groups from `first` on, in kernels for `size` weights, 0: of any number. */
+template <bool HQQ>
 static enum rc fit_groups(struct backend_state *state, struct fit_args a, int64_t first, int64_t count, int64_t size,
                           struct err *e) {
     if (count == 0) return RC_OK;
@@ -70,22 +74,22 @@ static enum rc fit_groups(struct backend_state *state, struct fit_args a, int64_
     a.first = first;
     a.count = count;
     switch (size) {
-    case 1 * LANES: fit<1><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    case 2 * LANES: fit<2><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    case 4 * LANES: fit<4><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    case 8 * LANES: fit<8><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    case 16 * LANES: fit<16><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    default: fit<0><<<blocks, BLOCK, 0, state->stream>>>(a);
+    case 1 * LANES: fit<HQQ, 1><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 2 * LANES: fit<HQQ, 2><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 4 * LANES: fit<HQQ, 4><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 8 * LANES: fit<HQQ, 8><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 16 * LANES: fit<HQQ, 16><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    default: fit<HQQ, 0><<<blocks, BLOCK, 0, state->stream>>>(a);
     }
     LAUNCHED();
     return RC_OK;
 }
 
 /* A short last group is not for the kernels that hold full ones. */
-static enum rc fit_all(struct backend_state *state, const struct fit_args *a, struct err *e) {
+template <bool HQQ> static enum rc fit_all(struct backend_state *state, const struct fit_args *a, struct err *e) {
     int64_t full = a->q.cols / a->q.group;
-    TRY(fit_groups(state, *a, 0, full, a->q.group, e));
-    return fit_groups(state, *a, full, a->q.groups - full, 0, e);
+    TRY(fit_groups<HQQ>(state, *a, 0, full, a->q.group, e));
+    return fit_groups<HQQ>(state, *a, full, a->q.groups - full, 0, e);
 }
 
 enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e) {
@@ -108,7 +112,7 @@ static enum rc quantize_as(struct backend_state *state, const struct quantize_ar
     if (c->method == METHOD_FP8) return cuda_fp8(state, a, e);
     if (c->range == RANGE_FULL) {
         struct fit_args f = {a->w, *c, *a->out, found, 0, 0};
-        return fit_all(state, &f, e);
+        return c->method == METHOD_HQQ ? fit_all<true>(state, &f, e) : fit_all<false>(state, &f, e);
     }
     if (c->range == RANGE_WEIGHTED) {
         take_diagonal<<<blocks_for(a->h.cols, BLOCK), BLOCK, 0, state->stream>>>(a->h, diagonal);
