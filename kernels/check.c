@@ -200,9 +200,8 @@ enum rc check_score_back(const struct score_back_args *a, struct err *e) {
 
 enum rc check_fisher(const struct fisher_args *a, struct err *e) {
     TRY(matrix("fisher: x", &a->x, e));
-    TRY(matrix_of("fisher: g", &a->g, a->x.rows, a->w.rows, e));
-    TRY(matrix_of("fisher: w", &a->w, a->w.rows, a->x.cols, e));
-    TRY(matrix_of("fisher: w_hat", &a->w_hat, a->w.rows, a->x.cols, e));
+    TRY(matrix_of("fisher: g", &a->g, a->x.rows, a->d.rows, e));
+    TRY(matrix_of("fisher: d", &a->d, a->d.rows, a->x.cols, e));
     TRY(whole_windows("fisher", a->x.rows, a->length, e));
     TRY(present("fisher: sum", a->sum, a->x.rows, e));
     return present("fisher: squares", a->squares, a->x.rows, e);
@@ -334,9 +333,17 @@ enum rc check_dequantize(const struct dequantize_args *a, struct err *e) {
 enum rc check_error(const struct error_args *a, struct err *e) {
     TRY(matrix("error: w", &a->w, e));
     TRY(matrix_of("error: w_hat", &a->w_hat, a->w.rows, a->w.cols, e));
+    if (a->difference.data != NULL) TRY(matrix_of("error: difference", &a->difference, a->w.rows, a->w.cols, e));
     if (a->h.data == NULL) return RC_OK;
     if (a->h.rows != a->w.cols || a->h.cols != a->w.cols)
         return err_set(e, RC_INVALID, "error: h is [%lld, %lld] but w has %lld channels", (long long)a->h.rows,
                        (long long)a->h.cols, (long long)a->w.cols);
     return shape("error: h", a->h.data, a->h.rows, a->h.cols, a->h.stride, e);
+}
+
+enum rc check_kfac(const struct kfac_args *a, struct err *e) {
+    TRY(matrix("kfac: w", &a->w, e));
+    TRY(matrix_of("kfac: w_hat", &a->w_hat, a->w.rows, a->w.cols, e));
+    TRY(matrix_of("kfac: h", &a->h, a->w.cols, a->w.cols, e));
+    return matrix_of("kfac: g", &a->g, a->w.rows, a->w.rows, e);
 }

@@ -173,4 +173,5 @@ const struct backend backend_cpu = {
     .quantize = cpu_quantize,
     .dequantize = cpu_dequantize,
     .error = cpu_error,
+    .kfac = cpu_kfac,
 };
