@@ -47,7 +47,8 @@ static void fill_slot(struct golden *g, struct mat w, double size, struct gram_s
     *kept = arena_alloc(&g->arena, (size_t)(w.rows * w.cols) * sizeof **kept);
     for (int64_t i = 0; i < w.rows * w.cols; i++)
         (*kept)[i] = (float)(f32_row(w, 0)[i] + step * normal(g));
-    memcpy(slot->w_hat.data, *kept, (size_t)(w.rows * w.cols) * sizeof **kept);
+    for (int64_t i = 0; i < w.rows * w.cols; i++)
+        ((float *)slot->d.data)[i] = f32_row(w, 0)[i] - (*kept)[i];
     slot->filled = true;
 }
 
@@ -66,8 +67,9 @@ static enum rc take_input(void *ctx, const struct job *job, const struct gram_in
     return RC_OK;
 }
 
-static enum rc take_score(void *ctx, int64_t linear, size_t candidate, double fisher, struct err *e) {
-    (void)e;
+static enum rc take_score(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher,
+                          struct err *e) {
+    (void)job, (void)e;
     struct linear_result *out = &((struct walked *)ctx)->linears[linear];
     assert_in_range(candidate, 0, CANDIDATES - 1);
     out->fisher[candidate] = fisher;
@@ -348,7 +350,10 @@ static enum rc quantize_both(void *ctx, const struct job *job, const struct gram
         struct input_group group = gram_input_group(job, g->b->source.model, in);
         if (which == 1) group.gram.h = in->h_w;
         for (int n = 0; n < in->count; n++) {
-            TRY(group_effective_weights(&group, n, &c, in->slots[n][which].w_hat, e));
+            struct mat d = in->slots[n][which].d; /* ŵ comes first */
+            TRY(group_effective_weights(&group, n, &c, d, e));
+            for (int64_t i = 0; i < d.rows * d.cols; i++)
+                f32_row(d, 0)[i] = f32_row(in->w[n], 0)[i] - f32_row(d, 0)[i];
             in->slots[n][which].filled = true;
         }
         input_group_release(&group);
@@ -356,8 +361,9 @@ static enum rc quantize_both(void *ctx, const struct job *job, const struct gram
     return RC_OK;
 }
 
-static enum rc add_up(void *ctx, int64_t linear, size_t candidate, double fisher, struct err *e) {
-    (void)linear, (void)e;
+static enum rc add_up(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher,
+                      struct err *e) {
+    (void)job, (void)linear, (void)e;
     ((struct guided *)ctx)->sum[candidate] += fisher;
     return RC_OK;
 }

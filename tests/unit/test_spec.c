@@ -50,7 +50,7 @@ static void profile_has_the_documented_defaults(void **state) {
     assert_int_equal(profile->candidates.count, 2);
     assert_int_equal(profile->scores.count, 1);
     assert_string_equal(((const char **)profile->scores.items)[0], "drift");
-    assert_false(spec_wants_fisher(profile));
+    assert_false(spec_wants(profile, "fisher") || spec_wants_loss(profile));
     assert_int_equal(profile->fisher_windows, 16);
     assert_null(profile->layers);
     assert_false(profile->head);
@@ -219,9 +219,10 @@ static void every_fault_has_its_pointer(void **state) {
         {"{\"kind\":7}", "/kind"},
         {"{\"kind\":\"sweep\"}", "/kind"},
         {"{" PROFILE "}", "/candidates"},
-        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"kfac\"]}", "/scores/1"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"noise\"]}", "/scores/1"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"kfac\"],\"head\":true}", "/head"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"diag\"],\"head\":true}", "/head"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"head\":true}", "/head"},
-        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"devices\":\"all\"}", "/devices"},
         {"{" PROFILE "," GUIDED ",\"head\":true}", "/head"},
         {"{" PROFILE "," GUIDED ",\"devices\":\"all\"}", "/devices"},
         {"{" PROFILE "," CANDIDATES ",\"fisher_windows\":0}", "/fisher_windows"},
@@ -239,7 +240,7 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" ALLOCATION ",\"budget\":{\"vram\":1,\"weights\":1}}", "/budget"},
         {"{" ALLOCATION ",\"budget\":{\"weights\":\"much\"}}", "/budget/weights"},
         {"{" ALLOCATION ",\"budget\":{\"average_bits\":0.5}}", "/budget/average_bits"},
-        {"{" ALLOCATION "," BUDGET ",\"score\":\"kfac\"}", "/score"},
+        {"{" ALLOCATION "," BUDGET ",\"score\":\"noise\"}", "/score"},
         {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"min_bits\":4}]}", "/rules/0"},
         {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"match\":\"x\"}]}", "/rules/0"},
         {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"match\":\"x\",\"min_bits\":5,\"max_bits\":4}]}",

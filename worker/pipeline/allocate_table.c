@@ -13,7 +13,7 @@
 struct drift_row {
     const char *name, *projection, *candidate;
     int64_t block, params, cols, bytes;
-    double drift, relative_error, fisher; /* fisher < 0: there is none */
+    double drift, relative_error, fisher, kfac, diag; /* the last three < 0: there is none */
 };
 
 static enum rc missing(const char *member, struct err *e) {
@@ -45,7 +45,13 @@ static enum rc read_strings(const json_t *data, struct drift_row *row, struct er
 }
 
 static enum rc read_row(const json_t *data, struct drift_row *row, struct err *e) {
-    *row = (struct drift_row){.block = -1, .bytes = -1, .drift = -1, .relative_error = -1, .fisher = -1};
+    *row = (struct drift_row){.block = -1,
+                              .bytes = -1,
+                              .drift = -1,
+                              .relative_error = -1,
+                              .fisher = -1,
+                              .kfac = -1,
+                              .diag = -1};
     if (!json_is_object(data)) return missing("data", e);
     TRY(read_strings(data, row, e));
     TRY(read_params(data, &row->params, e));
@@ -55,6 +61,8 @@ static enum rc read_row(const json_t *data, struct drift_row *row, struct err *e
     TRY(json_get_number(data, "drift", &row->drift, e));
     TRY(json_get_number(data, "relative_error", &row->relative_error, e));
     TRY(json_get_number(data, "fisher", &row->fisher, e));
+    TRY(json_get_number(data, "kfac", &row->kfac, e));
+    TRY(json_get_number(data, "diag", &row->diag, e));
     if (row->bytes < 0) return missing("bytes", e);
     if (!isfinite(row->drift) || row->drift < 0) return missing("drift that is a number >= 0", e);
     if (!isfinite(row->relative_error) || row->relative_error < 0)
@@ -121,12 +129,19 @@ static enum rc find_axes(struct profile_table *table, const json_t *rows, json_t
 }
 
 static enum rc score_of(const struct drift_row *row, const char *score, double *out, struct err *e) {
+    bool of_loss = true;
     *out = row->drift;
     if (strcmp(score, "error") == 0) *out = row->relative_error * row->relative_error;
-    if (strcmp(score, "fisher") != 0) return RC_OK;
-    *out = row->fisher;
-    if (isfinite(row->fisher) && row->fisher >= 0) return RC_OK;
-    return err_at(e, "/score", RC_INVALID, "fisher: the profile has none for %s; it must ask for it in its scores",
+    if (strcmp(score, "fisher") == 0)
+        *out = row->fisher;
+    else if (strcmp(score, "kfac") == 0)
+        *out = row->kfac;
+    else if (strcmp(score, "diag") == 0)
+        *out = row->diag;
+    else
+        of_loss = false;
+    if (!of_loss || (isfinite(*out) && *out >= 0)) return RC_OK;
+    return err_at(e, "/score", RC_INVALID, "%s: the profile has none for %s; it must ask for it in its scores", score,
                   row->name);
 }
 
