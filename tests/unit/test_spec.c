@@ -209,6 +209,20 @@ static void quantize_names_what_it_reads_and_makes(void **state) {
     arena_release(&f.arena);
 }
 
+/* What an allocation has from a sweep is none of a profile's. */
+static void a_profile_says_where_other_scores_come_from(void **state) {
+    (void)state;
+    static const char *const names[] = {"noise", "delta_kl"};
+    for (size_t i = 0; i < 2; i++) {
+        char text[256];
+        struct fixture f;
+        snprintf(text, sizeof text, "{" PROFILE "," CANDIDATES ",\"scores\":[\"%s\"]}", names[i]);
+        assert_int_equal(decode(&f, text), RC_INVALID);
+        assert_non_null(strstr(f.e.message, "run a sweep, and name it in the allocation"));
+        arena_release(&f.arena);
+    }
+}
+
 static void every_fault_has_its_pointer(void **state) {
     (void)state;
     static const struct {
@@ -224,7 +238,6 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"diag\"],\"head\":true}", "/head"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"head\":true}", "/head"},
         {"{" PROFILE "," GUIDED ",\"head\":true}", "/head"},
-        {"{" PROFILE "," GUIDED ",\"devices\":\"all\"}", "/devices"},
         {"{" PROFILE "," CANDIDATES ",\"fisher_windows\":0}", "/fisher_windows"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[]}", "/scores"},
         {"{" PROFILE "," CANDIDATES ",\"layers\":\"[\"}", "/layers"},
@@ -293,7 +306,8 @@ static void a_job_is_split_when_it_says_so(void **state) {
     } cases[] = {{"{" EVAL "}", false},
                  {"{" EVAL ",\"device\":\"cuda:0\"}", false},
                  {"{" EVAL ",\"devices\":\"all\"}", true},
-                 {"{" PROFILE "," CANDIDATES ",\"devices\":\"all\"}", true}};
+                 {"{" PROFILE "," CANDIDATES ",\"devices\":\"all\"}", true},
+                 {"{" PROFILE "," GUIDED ",\"scores\":[\"fisher\",\"kfac\",\"diag\"],\"devices\":\"all\"}", true}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct fixture f;
         expect_ok(&f, cases[i].text);
@@ -339,6 +353,7 @@ int main(void) {
         cmocka_unit_test(an_artifacts_name_is_one_folder),
         cmocka_unit_test(quantize_names_what_it_reads_and_makes),
         cmocka_unit_test(every_fault_has_its_pointer),
+        cmocka_unit_test(a_profile_says_where_other_scores_come_from),
         cmocka_unit_test(labels_are_bounded),
         cmocka_unit_test(every_kind_describes_itself),
         cmocka_unit_test(a_job_is_split_when_it_says_so),
