@@ -196,7 +196,8 @@ struct gram_args {
  * that depends on their number alone, so that a repeated sum has the same bits. */
 struct combine_args {
     struct backend_state *const *states; /* [count]; no other thread uses them meanwhile */
-    const struct mat *parts; /* [count] dense, of one shape, fp32 or fp64; each on the device of its state */
+    const struct mat *parts; /* [count] dense, of one shape, fp32, fp64 or the activation type; each on the device of
+                                its state. Rounded after every addition: zeros of all but one leave that as it is */
     int count;
 };
 

@@ -227,8 +227,8 @@ enum rc check_gram_finish(struct mat h, struct err *e) {
 enum rc check_combine(const struct combine_args *a, struct err *e) {
     if (a->count < 1) return err_set(e, RC_INVALID, "combine: %d devices", a->count);
     const struct mat *first = &a->parts[0];
-    if (first->type != DTYPE_F32 && first->type != DTYPE_F64)
-        return err_set(e, RC_UNSUPPORTED, "combine: only fp32 and fp64 matrices are summed");
+    if (first->type != DTYPE_F32 && first->type != DTYPE_F64 && first->type != DTYPE_BF16)
+        return err_set(e, RC_UNSUPPORTED, "combine: only fp32, fp64 and bf16 matrices are summed");
     for (int i = 0; i < a->count; i++) {
         const struct mat *m = &a->parts[i];
         if (a->states[i] == NULL) return err_set(e, RC_INVALID, "combine: device %d of %d is missing", i, a->count);
