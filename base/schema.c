@@ -129,8 +129,7 @@ static const char *decode_text(const json_t *value, double min, double max, stru
 
 static void decode_string(const struct field *f, const json_t *value, void *member, struct decode *d) {
     const char *text = decode_text(value, f->min, f->max, d);
-    if (text != NULL && f->values != NULL && name_index(f->values, text) < 0)
-        problem_value(d, f, text);
+    if (text != NULL && f->values != NULL && name_index(f->values, text) < 0) problem_value(d, f, text);
     *(const char **)member = text;
 }
 
@@ -231,8 +230,7 @@ static void decode_objects(const struct field *f, const json_t *value, void *mem
 }
 
 static void decode_strings(const struct field *f, const json_t *value, void *member, struct decode *d) {
-    const struct field element = {
-        .min = 1, .values = f->values, .planned = f->planned, .planned_is = f->planned_is};
+    const struct field element = {.min = 1, .values = f->values, .planned = f->planned, .planned_is = f->planned_is};
     struct list *list = begin_list(f, value, member, sizeof(const char *), d);
     for (size_t i = 0; list != NULL && i < list->count; i++) {
         size_t mark = decode_enter_index(d, i);

@@ -292,7 +292,7 @@ struct error_report {
  * Products as those of error, sums in fp64. */
 struct kfac_args {
     struct mat w, w_hat; /* [N, K]; w_hat fp32 */
-    struct mat h, g;     /* [K, K], [N, N] of the backend's gram type, finished: Σ xᵀx of its input, Σ gᵀg at its output */
+    struct mat h, g; /* [K, K], [N, N] of the backend's gram type, finished: Σ xᵀx of its input, Σ gᵀg at its output */
 };
 struct kfac_report {
     double kfac, diag;

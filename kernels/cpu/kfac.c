@@ -99,8 +99,7 @@ static double diagonal(struct backend_state *state, const struct kfac_args *a, i
     int64_t cols = a->w.cols;
 #pragma omp parallel for num_threads(state->threads)
     for (int64_t i = 0; i < rows; i++)
-        ws->partial[i] =
-            f64_row(a->g, from + i)[from + i] * dot(ws->rows + i * cols, ws->product + i * cols, cols);
+        ws->partial[i] = f64_row(a->g, from + i)[from + i] * dot(ws->rows + i * cols, ws->product + i * cols, cols);
     return add_up(ws->partial, rows);
 }
 

@@ -24,10 +24,11 @@ template <typename T, int COUNT> static __device__ inline double dot_part(const 
 }
 
 /* One block a token; the first chunk begins. */
-template <typename T, int COUNT> static __global__ void add_dots(struct fisher_args a, struct chunk c, struct buffers b) {
+template <typename T, int COUNT>
+static __global__ void add_dots(struct fisher_args a, struct chunk c, struct buffers b) {
     int64_t t = blockIdx.x;
-    double dot = block_sum(dot_part<T, COUNT>((const T *)a.g.data + t * a.g.stride + c.row,
-                                              (const T *)b.errors + t * CHUNK, c.rows));
+    double dot = block_sum(
+        dot_part<T, COUNT>((const T *)a.g.data + t * a.g.stride + c.row, (const T *)b.errors + t * CHUNK, c.rows));
     if (threadIdx.x == 0) b.dots[t] = c.row > 0 ? b.dots[t] + dot : dot;
 }
 

@@ -96,7 +96,8 @@ static enum rc measure(struct backend_state *state, const struct kfac_args *a, c
     int64_t cols = a->w.cols;
     for (int64_t from = 0; from < a->w.rows; from += ws->chunk) {
         struct chunk s = chunk_at(a, ws, from);
-        struct mat rows = {ws->rows, s.rows, cols, cols, a->h.type}, product = {ws->product, s.rows, cols, cols, a->h.type};
+        struct mat rows = {ws->rows, s.rows, cols, cols, a->h.type},
+                   product = {ws->product, s.rows, cols, cols, a->h.type};
         spread_difference<T><<<(unsigned)s.rows, BLOCK, 0, state->stream>>>(*a, s, (T *)ws->rows);
         LAUNCHED();
         TRY(cuda_times_gram(state, &rows, &a->h, &product, e));
@@ -107,8 +108,8 @@ static enum rc measure(struct backend_state *state, const struct kfac_args *a, c
     return RC_OK;
 }
 
-static enum rc add_up(struct backend_state *state, const struct workspace *ws, int64_t rows,
-                      struct kfac_report *report, struct err *e) {
+static enum rc add_up(struct backend_state *state, const struct workspace *ws, int64_t rows, struct kfac_report *report,
+                      struct err *e) {
     double *host = (double *)calloc(2 * (size_t)rows, sizeof *host);
     if (host == NULL) return err_set(e, RC_NO_MEMORY, "no memory for the traces of %lld rows", (long long)rows);
     enum rc rc = cuda_download(state, ws->kfac, 2 * (size_t)rows * sizeof *host, host, e);

@@ -20,9 +20,8 @@ struct inputs {
 
 static struct inputs inputs(const struct fisher_case *c) {
     int64_t T = c->windows * c->length;
-    struct inputs in = {.x = host_normal(T * c->cols, 1),
-                        .g = host_normal(T * c->rows, 1),
-                        .d = host_normal(c->rows * c->cols, 0.01)};
+    struct inputs in = {
+        .x = host_normal(T * c->cols, 1), .g = host_normal(T * c->rows, 1), .d = host_normal(c->rows * c->cols, 0.01)};
     in.a = (struct fisher_args){.x = put_activation(in.x, T, c->cols, PAD),
                                 .g = put_activation(in.g, T, c->rows, 1),
                                 .d = put_activation(in.d, c->rows, c->cols, 2 * PAD),

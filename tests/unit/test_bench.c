@@ -181,10 +181,10 @@ static void options_that_make_no_sense_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(floors_are_counted_from_the_shapes), cmocka_unit_test(sliding_windows_see_less),
-        cmocka_unit_test(what_was_not_measured_is_null),      cmocka_unit_test(calibrations_are_timed),
-        cmocka_unit_test(scores_are_timed_against_a_forward_pass),
-        cmocka_unit_test(every_linear_is_quantized),          cmocka_unit_test(options_that_make_no_sense_are_refused),
+        cmocka_unit_test(floors_are_counted_from_the_shapes),      cmocka_unit_test(sliding_windows_see_less),
+        cmocka_unit_test(what_was_not_measured_is_null),           cmocka_unit_test(calibrations_are_timed),
+        cmocka_unit_test(scores_are_timed_against_a_forward_pass), cmocka_unit_test(every_linear_is_quantized),
+        cmocka_unit_test(options_that_make_no_sense_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

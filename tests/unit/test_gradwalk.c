@@ -114,7 +114,6 @@ static struct grad_walk grad_walk(struct golden *g, struct walked *r, int64_t sc
         .gram = gram, .guided = true, .candidates = CANDIDATES, .scored = scored, .seed = SEED, .score = take_score};
 }
 
-
 /* --- against definitions --- */
 
 struct direct {
@@ -153,8 +152,9 @@ static void add_weighed(struct direct *d, const struct linear_gradient *at) {
 
 static void add_outer(struct direct *d, int index, struct mat g) {
     double **sum = &d->g[index];
-    if (*sum == NULL) *sum = memset(arena_alloc(&d->r->g->arena, (size_t)(g.cols * g.cols) * sizeof **sum), 0,
-                                    (size_t)(g.cols * g.cols) * sizeof **sum);
+    if (*sum == NULL)
+        *sum = memset(arena_alloc(&d->r->g->arena, (size_t)(g.cols * g.cols) * sizeof **sum), 0,
+                      (size_t)(g.cols * g.cols) * sizeof **sum);
     for (int64_t t = 0; t < g.rows; t++)
         for (int64_t i = 0; i < g.cols * g.cols; i++)
             (*sum)[i] += (double)f32_row(g, t)[i / g.cols] * f32_row(g, t)[i % g.cols];

@@ -270,8 +270,8 @@ static enum rc quantize(struct bench *b, struct err *e) {
 static const struct {
     const char *name;
     enum rc (*run)(struct bench *b, struct err *e);
-} phases[] = {{"gemm", gemm}, {"eval", eval}, {"paired", paired},    {"profile", profile},
-              {"fisher", fisher}, {"gptq", gptq}, {"awq", awq},   {"quantize", quantize}};
+} phases[] = {{"gemm", gemm},     {"eval", eval}, {"paired", paired}, {"profile", profile},
+              {"fisher", fisher}, {"gptq", gptq}, {"awq", awq},       {"quantize", quantize}};
 enum { PHASES = sizeof phases / sizeof *phases };
 
 static enum rc run_phases(struct bench *b, const bool wanted[PHASES], struct err *e) {
@@ -302,8 +302,8 @@ static enum rc want_phase(void *ctx, const char *item, struct err *e) {
             wanted[i] = true;
             return RC_OK;
         }
-    return err_set(e, RC_INVALID, "--phases takes gemm, eval, paired, profile, fisher, gptq, awq and quantize, not \"%s\"",
-                   item);
+    return err_set(e, RC_INVALID,
+                   "--phases takes gemm, eval, paired, profile, fisher, gptq, awq and quantize, not \"%s\"", item);
 }
 
 static enum rc add_candidate(void *ctx, const char *item, struct err *e) {

@@ -16,8 +16,8 @@ double work_forward(const struct model *model, int64_t count, int64_t length);
 double work_head(const struct model *model, int64_t count, int64_t length);
 /* Every distinct Linear input of every block, over `tokens` tokens. */
 double work_gram(const struct model *model, int64_t tokens);
-/* Back through every block, each computed anew as far as it takes: the gradient by every Linear's input, and by q, k and
- * v; before it the head, for labels and for the gradient of their NLL. No weight has a gradient. */
+/* Back through every block, each computed anew as far as it takes: the gradient by every Linear's input, and by q, k
+ * and v; before it the head, for labels and for the gradient of their NLL. No weight has a gradient. */
 double work_back(const struct model *model, int64_t count, int64_t length);
 /* x·Dᵀ of every block Linear and candidate over `tokens` tokens. */
 double work_fisher(const struct model *model, int64_t tokens, const struct candidate *candidates, size_t count);

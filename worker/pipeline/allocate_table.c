@@ -45,13 +45,8 @@ static enum rc read_strings(const json_t *data, struct drift_row *row, struct er
 }
 
 static enum rc read_row(const json_t *data, struct drift_row *row, struct err *e) {
-    *row = (struct drift_row){.block = -1,
-                              .bytes = -1,
-                              .drift = -1,
-                              .relative_error = -1,
-                              .fisher = -1,
-                              .kfac = -1,
-                              .diag = -1};
+    *row = (struct drift_row){
+        .block = -1, .bytes = -1, .drift = -1, .relative_error = -1, .fisher = -1, .kfac = -1, .diag = -1};
     if (!json_is_object(data)) return missing("data", e);
     TRY(read_strings(data, row, e));
     TRY(read_params(data, &row->params, e));

@@ -6,8 +6,8 @@
 
 #include "worker/model/model.h"
 
-/* By position the device's number; −1 for a Linear that is not wanted. `wanted`: [model.linear_count]. The same on every
- * device. */
+/* By position the device's number; −1 for a Linear that is not wanted. `wanted`: [model.linear_count]. The same on
+ * every device. */
 void divide_linears(const struct model *model, const bool *wanted, int block, int devices,
                     int owner[BLOCK_LINEARS_MAX]);
 

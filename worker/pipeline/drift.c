@@ -53,8 +53,9 @@ json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t cand
         "drift_den", r->drift_den, "relative_error", r->relative_error, "max_abs_error", r->max_abs_error, "rtn_drift",
         drift_is_guarded(c) ? json_real(r->rtn_drift) : json_null(), "damp",
         candidate_uses_gptq(c) ? json_real(r->damp) : json_null(), "awq_gain",
-        candidate_uses_awq(c) ? json_real(r->awq_gain) : json_null(), "fisher", score_json(r->scores.fisher),
-        "kfac", score_json(r->scores.kfac), "diag", score_json(r->scores.diag), "bytes", (json_int_t)r->bytes, "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached", r->cached);
+        candidate_uses_awq(c) ? json_real(r->awq_gain) : json_null(), "fisher", score_json(r->scores.fisher), "kfac",
+        score_json(r->scores.kfac), "diag", score_json(r->scores.diag), "bytes", (json_int_t)r->bytes,
+        "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached", r->cached);
 }
 
 static enum rc get_number(const json_t *data, const char *key, bool optional, double *out, struct err *e) {
@@ -114,8 +115,8 @@ static json_t *total_json(const struct drift_table *t, size_t c) {
         const struct drift_row *r = drift_at(t, l, c);
         sum += r->drift;
         most = fmax(most, r->drift);
-        scores = (struct loss_scores){add_score(scores.fisher, r->scores.fisher), add_score(scores.kfac, r->scores.kfac),
-                                      add_score(scores.diag, r->scores.diag)};
+        scores = (struct loss_scores){add_score(scores.fisher, r->scores.fisher),
+                                      add_score(scores.kfac, r->scores.kfac), add_score(scores.diag, r->scores.diag)};
         bytes += r->bytes;
         params += (double)(t->linears[l]->rows * t->linears[l]->cols);
     }

@@ -41,8 +41,8 @@ struct drift_table {
 double error_ratio(double num, double den);
 /* Whether RTN is measured beside it. */
 bool drift_is_guarded(const struct candidate *c);
-/* From what the backend measured, without scores; `none` rows are exact and cost 2 bytes a weight: of their scores those
- * that are not asked for are < 0, the others 0. */
+/* From what the backend measured, without scores; `none` rows are exact and cost 2 bytes a weight: of their scores
+ * those that are not asked for are < 0, the others 0. */
 struct drift_row drift_row_measured(const struct error_report *report, int64_t bytes);
 struct drift_row drift_row_none(const struct linear *linear, struct loss_scores scores);
 

@@ -16,15 +16,15 @@
 struct grad_run {
     const struct grad_walk *g;
     const struct model *model;
-    int devices, first_block;         /* that has a wanted Linear */
-    int64_t width[INPUT_COUNT];       /* the widest K of a wanted Linear with this input */
-    int64_t rows[BLOCK_LINEARS_MAX];  /* the widest N of a wanted Linear at this position */
-    int64_t most_weights;             /* of a block's wanted Linears */
-    int64_t chunk, windows;           /* windows of one; that are scored, and those that fill their last chunk */
-    struct grams *h, *h_w, *outer;    /* [devices]; without widths where they are not asked for */
-    struct grad_walker *walkers;      /* [devices] */
-    double *scores;                   /* [slots of a block, windows] by whoever has the window */
-    bool keeps;                       /* what is scored, instead of another pass */
+    int devices, first_block;        /* that has a wanted Linear */
+    int64_t width[INPUT_COUNT];      /* the widest K of a wanted Linear with this input */
+    int64_t rows[BLOCK_LINEARS_MAX]; /* the widest N of a wanted Linear at this position */
+    int64_t most_weights;            /* of a block's wanted Linears */
+    int64_t chunk, windows;          /* windows of one; that are scored, and those that fill their last chunk */
+    struct grams *h, *h_w, *outer;   /* [devices]; without widths where they are not asked for */
+    struct grad_walker *walkers;     /* [devices] */
+    double *scores;                  /* [slots of a block, windows] by whoever has the window */
+    bool keeps;                      /* what is scored, instead of another pass */
     _Atomic int64_t steps;
 };
 
@@ -40,14 +40,14 @@ struct grad_walker {
     bool fits;                    /* what would be kept */
     void *memory;                 /* [bytes] on the device: the next six */
     size_t bytes;
-    char *differences;            /* of a block's wanted Linears, [candidates, N, K] each, activation type */
-    double *norms;                /* [T] Σ‖g‖² of a chunk */
-    float *roots;                 /* [T] */
-    void *weighed;                /* [T, K] of the widest, activation type */
-    double *sums;                 /* [slots of a block, windows] on the device */
-    double *squares;              /* [windows] that no one reads */
-    double *scores;               /* as sums, on the host */
-    struct gram_slot *slots;      /* [BLOCK_LINEARS_MAX, candidates] of the block */
+    char *differences;       /* of a block's wanted Linears, [candidates, N, K] each, activation type */
+    double *norms;           /* [T] Σ‖g‖² of a chunk */
+    float *roots;            /* [T] */
+    void *weighed;           /* [T, K] of the widest, activation type */
+    double *sums;            /* [slots of a block, windows] on the device */
+    double *squares;         /* [windows] that no one reads */
+    double *scores;          /* as sums, on the host */
+    struct gram_slot *slots; /* [BLOCK_LINEARS_MAX, candidates] of the block */
 };
 
 static const struct linear *linear_at(const struct grad_run *run, int block, int position, int64_t *index) {
@@ -114,10 +114,8 @@ static size_t lay_out(struct grad_walker *k, void *base) {
 static enum rc open_grams(struct grad_walker *k, struct err *e) {
     const struct grad_run *run = k->run;
     const struct windows *windows = k->g->gram.windows;
-    struct grams_args a = {.job = k->job,
-                           .count = INPUT_COUNT,
-                           .tokens = windows->count * windows->length,
-                           .stats = k->g->gram.stats};
+    struct grams_args a = {
+        .job = k->job, .count = INPUT_COUNT, .tokens = windows->count * windows->length, .stats = k->g->gram.stats};
     struct grams_args weighed = {.job = k->job, .count = INPUT_COUNT, .tokens = a.tokens};
     struct grams_args outer = {.job = k->job, .count = BLOCK_LINEARS_MAX, .tokens = a.tokens};
     memcpy(a.width, run->width, sizeof run->width);

@@ -5,9 +5,9 @@
  *
  * or, as far as gradients and inputs have nothing to do with each other, from G = Σ_t g_tᵀg_t and H alone (kfac), and H
  * can weigh tokens by what their outputs matter, H_w = Σ_t ‖g_t‖²·x_t·x_tᵀ (algorithms §12). H is in all bits that of
- * the gram walk. What the callback made of a block's weights is scored over the first few windows: with their inputs and
- * gradients as they were kept, where the device has memory of its own and room in it, else by going through the block
- * once more.
+ * the gram walk. What the callback made of a block's weights is scored over the first few windows: with their inputs
+ * and gradients as they were kept, where the device has memory of its own and room in it, else by going through the
+ * block once more.
  *
  * A job that is split over devices walks a share of the windows on each. At a block's end the parts of H, H_w and G are
  * added up over the devices and the block's Linears are divided among them; what is to be scored then gets to all, as
@@ -25,10 +25,9 @@ struct grad_walk {
     size_t candidates; /* how many weights of each wanted Linear are scored */
     int64_t scored;    /* windows: the first so many */
     uint64_t seed;     /* of the labels */
-    /* When all of a block's inputs are through: of every slot that was filled, in model order, by one device alone, whose
-     * `job` it is. `linear` is an index into model.linears. */
-    enum rc (*score)(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher,
-                     struct err *e);
+    /* When all of a block's inputs are through: of every slot that was filled, in model order, by one device alone,
+     * whose `job` it is. `linear` is an index into model.linears. */
+    enum rc (*score)(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher, struct err *e);
 };
 
 enum rc grad_walk_run(const struct grad_walk *g, struct err *e);
