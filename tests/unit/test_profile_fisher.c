@@ -15,6 +15,10 @@ static const char plain[] = SPEC(MANY, ""), scored[] = SPEC(MANY, FISHER);
 static const char all_scores[] = SPEC(MANY, ",'scores':['drift','fisher','kfac','diag'],'fisher_windows':4");
 static const char only_kfac[] = SPEC(MANY, ",'scores':['kfac']"), only_diag[] = SPEC(MANY, ",'scores':['diag']");
 static const char alone[] = SPEC("{'method':'awq','bits':4,'group':64}", FISHER);
+static const char alone_kfac[] =
+    SPEC("{'method':'awq','bits':4,'group':64}", ",'scores':['fisher','kfac'],'fisher_windows':3");
+static const char alone_diag[] =
+    SPEC("{'method':'awq','bits':4,'group':64}", ",'scores':['fisher','diag'],'fisher_windows':3");
 static const char fewer[] = SPEC(MANY, ",'scores':['drift','fisher'],'fisher_windows':1");
 static const char guided[] = SPEC("{'method':['gptq','awq'],'bits':4,'group':64,'guided':true}", "");
 static const char guided_scored[] =
@@ -136,15 +140,31 @@ static void only_what_is_asked_for_is_told(void **state) {
     all_null(&k, "diag");
     all_null(&d, "kfac");
     json_object_update(again.cache, k.cache);
-    json_object_update(again.cache, d.cache);
-    must_run(&again, CALIBRATION, all_scores, NULL);
-    assert_int_equal(row_count(&again, "cached"), 0);
     must_run(&again, CALIBRATION, only_kfac, NULL);
     assert_int_equal(row_count(&again, "cached"), LINEARS * CANDIDATES);
     run_release(&all);
     run_release(&k);
     run_release(&d);
     run_release(&again);
+}
+
+/* A row that lacks one of the scores is another row. */
+static void each_score_asked_for_is_part_of_the_key(void **state) {
+    (void)state;
+    static const char *const more[] = {alone_kfac, alone_diag};
+    struct run fisher;
+    run_init(&fisher);
+    must_run(&fisher, CALIBRATION, alone, NULL);
+    for (size_t i = 0; i < 2; i++) {
+        struct run r;
+        run_init(&r);
+        json_object_update(r.cache, fisher.cache);
+        must_run(&r, CALIBRATION, more[i], NULL);
+        assert_int_equal(row_count(&r, "cached"), 0);
+        same_members(&r, &fisher, (const char *const[]){"drift", "fisher", NULL});
+        run_release(&r);
+    }
+    run_release(&fisher);
 }
 
 /* Of a method, more bits lose less; and what the totals say is their sum. */
@@ -286,6 +306,7 @@ int main(void) {
         cmocka_unit_test(scores_fall_with_bits),
         cmocka_unit_test(kfac_and_diag_tell_about_what_fisher_tells),
         cmocka_unit_test(only_what_is_asked_for_is_told),
+        cmocka_unit_test(each_score_asked_for_is_part_of_the_key),
         cmocka_unit_test(score_does_not_depend_on_other_candidates),
         cmocka_unit_test(interrupted_and_cached_scores_are_the_same),
         cmocka_unit_test(guided_candidates_take_gradients),
