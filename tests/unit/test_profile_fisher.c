@@ -46,8 +46,8 @@ static void same_members(const struct run *a, const struct run *b, const char *c
 }
 
 static void same_rows(const struct run *a, const struct run *b) {
-    static const char *const members[] = {"drift", "drift_den", "relative_error", "damp", "awq_gain",
-                                          "bytes", "fisher",    "kfac",           "diag", NULL};
+    static const char *const members[] = {"drift",  "drift_den", "relative_error", "damp",      "awq_gain", "bytes",
+                                          "fisher", "kfac",      "diag",           "rtn_drift", NULL};
     same_members(a, b, members);
 }
 

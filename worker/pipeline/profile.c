@@ -4,6 +4,7 @@
  * A row comes from an earlier attempt, from the cache, or from the walk, in this order; the walk covers only what is
  * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/json.h"
@@ -210,6 +211,36 @@ static enum rc measure_kfac(struct bench *b, int n, struct mat w_hat, struct dri
     return RC_OK;
 }
 
+/* Whether RTN on the first one's grid is what the other is held against, or the other itself. */
+static bool same_rtn(const struct candidate *c, const struct candidate *other) {
+    char left[CANDIDATE_ID_SIZE], right[CANDIDATE_ID_SIZE];
+    struct candidate own = candidate_rtn(c), its = other->method == METHOD_RTN ? *other : candidate_rtn(other);
+    if (other->method != METHOD_RTN && !drift_is_guarded(other)) return false;
+    its.layout = own.layout; /* does not change a weight */
+    return !strcmp(candidate_id(&own, left), candidate_id(&its, right));
+}
+
+/* RTN's drift beside a candidate's: measured once for all with the same grid. */
+static enum rc measure_rtn(struct bench *b, int n, const struct candidate *c, struct mat w_hat, double *drift,
+                           struct err *e) {
+    const struct drift_table *t = &b->p->table;
+    struct candidate plain = candidate_rtn(c);
+    struct group_quantize_args simple = {.group = b->group, .index = n, .candidate = &plain};
+    struct error_report report;
+    *drift = 0;
+    if (!drift_is_guarded(c)) return RC_OK;
+    for (size_t i = 0; i < t->candidate_count; i++) {
+        const struct candidate *other = &t->candidates[i];
+        const struct drift_row *row = drift_at(t, b->place[n], i);
+        if (other == c || !row->known || row->cached || !same_rtn(c, other)) continue;
+        *drift = other->method == METHOD_RTN ? row->drift : row->rtn_drift;
+        return RC_OK;
+    }
+    TRY(measure(b, &simple, w_hat, (struct mat){0}, &report, e));
+    *drift = error_ratio(report.drift_num, report.drift_den);
+    return RC_OK;
+}
+
 /* Where the difference is wanted for the score that follows; NULL: none does. */
 static struct gram_slot *slot_of(const struct bench *b, int n, const struct candidate *c) {
     return b->in->slots[n] ? &b->in->slots[n][c - b->p->table.candidates] : NULL;
@@ -219,18 +250,16 @@ static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struc
     struct profile *p = b->p;
     const struct linear *linear = p->table.linears[b->place[n]];
     struct drift_row *row = drift_at(&p->table, b->place[n], (size_t)(c - p->table.candidates));
-    struct candidate own = candidate_for(c, linear), plain = candidate_rtn(c);
-    struct error_report report, rtn = {0};
+    struct candidate own = candidate_for(c, linear);
+    struct error_report report;
     struct gram_slot *slot = slot_of(b, n, c);
     struct mat w_hat = matf(b->w_hat, linear->rows, linear->cols), none = {0};
     struct group_quantize_args chosen = {.group = b->group, .index = n, .candidate = &own, .scale = scale};
-    struct group_quantize_args simple = {.group = b->group, .index = n, .candidate = &plain};
     TRY(measure(b, &chosen, w_hat, slot ? slot->d : none, &report, e));
     if (slot) slot->filled = true;
     *row = drift_row_measured(&report, candidate_bytes(c, linear->rows, linear->cols));
     TRY(measure_kfac(b, n, w_hat, row, e));
-    if (drift_is_guarded(c)) TRY(measure(b, &simple, w_hat, none, &rtn, e));
-    row->rtn_drift = error_ratio(rtn.drift_num, rtn.drift_den);
+    TRY(measure_rtn(b, n, c, w_hat, &row->rtn_drift, e));
     if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, scale, c)->factor.damp;
     if (candidate_uses_awq(c)) row->awq_gain = scale->gain;
     p->computed++;
