@@ -4,12 +4,15 @@
 
 /* Bytes of D and of D · H kept at a time. */
 static const int64_t WORKSPACE = 256 << 20;
-static const int64_t ROWS_MAX = 8192;
+static const int64_t ROWS_MAX = 8192, ROWS_UPPER = 2048;
 
 struct workspace {
     void *rows, *product; /* [chunk, K] of H's type: D or G·(D·H), and D·H */
     double *kfac, *diag;  /* [N] the rows' shares */
     int64_t chunk;
+    /* Of G its upper part alone, off-diagonal blocks doubled, where it is the larger factor; else of H: as G and D·H·Dᵀ
+     * are symmetric, either will do, but not both. */
+    bool upper;
 };
 
 struct chunk {
@@ -41,7 +44,7 @@ template <typename T> static __global__ void end_rows(struct kfac_args a, struct
     if (threadIdx.x == 0) ws.diag[n] = ((const T *)a.g.data)[n * a.g.stride + n] * sum;
 }
 
-/* kfac[n] += D_n · (G·(D·H))_n; the first chunk of D begins. */
+/* kfac[n] += D_n · (G·(D·H))_n */
 template <typename T>
 static __global__ void add_traces(struct kfac_args a, struct chunk c, struct workspace ws, bool first) {
     int64_t n = c.from + blockIdx.x;
@@ -56,7 +59,10 @@ static __global__ void add_traces(struct kfac_args a, struct chunk c, struct wor
 static enum rc get_workspace(struct backend_state *state, const struct kfac_args *a, struct workspace *ws,
                              struct err *e) {
     int64_t rows = WORKSPACE / (2 * a->w.cols * (int64_t)dtype_size(a->h.type));
+    ws->upper = a->w.rows > a->w.cols;
     rows = rows < ROWS_MAX ? rows : ROWS_MAX;
+    if (ws->upper && rows > ROWS_UPPER) rows = ROWS_UPPER;
+    if (rows > 64) rows -= rows % 64; /* keeps blocks of G aligned */
     rows = rows < a->w.rows ? rows : a->w.rows;
     ws->chunk = rows > 0 ? rows : 1;
     size_t matrix = ((size_t)(ws->chunk * a->w.cols) * dtype_size(a->h.type) + 255) / 256 * 256;
@@ -73,18 +79,19 @@ static struct chunk chunk_at(const struct kfac_args *a, const struct workspace *
     return {from, a->w.rows - from < ws->chunk ? a->w.rows - from : ws->chunk};
 }
 
-/* What G's columns [s.from, s.from + s.rows) bring to every row. */
+/* What G's columns [s.from, s.from + s.rows) bring to every row, or to those no further down. */
 template <typename T>
 static enum rc add_columns(struct backend_state *state, const struct kfac_args *a, const struct workspace *ws,
                            struct chunk s, struct err *e) {
     int64_t cols = a->w.cols;
     struct mat product = {ws->product, s.rows, cols, cols, a->h.type};
-    for (int64_t from = 0; from < a->w.rows; from += ws->chunk) {
+    for (int64_t from = 0; from < (ws->upper ? s.from + s.rows : a->w.rows); from += ws->chunk) {
         struct chunk c = chunk_at(a, ws, from);
+        bool first = s.from == (ws->upper ? from : 0);
         struct mat g = {(T *)a->g.data + from * a->g.stride + s.from, c.rows, s.rows, a->g.stride, a->g.type};
         struct mat out = {ws->rows, c.rows, cols, cols, a->h.type};
-        TRY(cuda_wide_product(state, &g, &product, 1, 0, &out, e));
-        add_traces<T><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, *ws, s.from == 0);
+        TRY(cuda_wide_product(state, &g, &product, ws->upper && from < s.from ? 2 : 1, 0, &out, e));
+        add_traces<T><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, *ws, first);
         LAUNCHED();
     }
     return RC_OK;
@@ -100,7 +107,8 @@ static enum rc measure(struct backend_state *state, const struct kfac_args *a, c
                    product = {ws->product, s.rows, cols, cols, a->h.type};
         spread_difference<T><<<(unsigned)s.rows, BLOCK, 0, state->stream>>>(*a, s, (T *)ws->rows);
         LAUNCHED();
-        TRY(cuda_times_gram(state, &rows, &a->h, &product, e));
+        TRY(ws->upper ? cuda_wide_product(state, &rows, &a->h, 1, 0, &product, e)
+                      : cuda_times_gram(state, &rows, &a->h, &product, e));
         end_rows<T><<<(unsigned)s.rows, BLOCK, 0, state->stream>>>(*a, s, *ws);
         LAUNCHED();
         TRY(add_columns<T>(state, a, ws, s, e));

@@ -10,8 +10,8 @@ struct kfac_case {
 };
 /* More than a chunk of rows, more than a tile either way, none of their multiples; fewer tokens than channels. */
 static const struct kfac_case cases[] = {
-    {1, 1, 1, 0},       {5, 3, 7, 0.5},   {9, 17, 33, 0},      {40, 64, 24, 0.5},
-    {20, 600, 40, 0.3}, {30, 70, 530, 0}, {12, 530, 300, 0.5},
+    {1, 1, 1, 0},     {5, 3, 7, 0.5},      {9, 17, 33, 0},     {40, 64, 24, 0.5},  {20, 600, 40, 0.3},
+    {30, 70, 530, 0}, {12, 530, 300, 0.5}, {6, 4200, 20, 0.3}, {4, 12, 4200, 0.3},
 };
 
 struct inputs {
