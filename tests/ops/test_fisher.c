@@ -83,10 +83,12 @@ static void weights_that_stay_cost_nothing(void **state) {
     assert_true(get_doubles(in.a.sum, 2)[1] == 0 && get_doubles(in.a.squares, 2)[1] == 0);
 }
 
-/* What a window scores does not depend on which others are in the call. */
+/* What a window scores does not depend on which others are in the call, but for how a product of another size adds up:
+ * in bf16 that may round an output's error to its neighbour. */
 static void a_window_scores_the_same_alone(void **state) {
     (void)state;
     const struct fisher_case c = {3, 64, 40, 96};
+    double bound = dev.b->activation == DTYPE_BF16 ? 0x1p-8 : 1e-6;
     seed(71);
     struct inputs in = inputs(&c);
     assert_ok(dev.b->fisher(dev.s, &in.a, &err));
@@ -94,7 +96,7 @@ static void a_window_scores_the_same_alone(void **state) {
     in.a.x = put_activation(in.x + 2 * 64 * 96, 64, 96, PAD);
     in.a.g = put_activation(in.g + 2 * 64 * 40, 64, 40, 1);
     assert_ok(dev.b->fisher(dev.s, &in.a, &err));
-    assert_near(get_doubles(in.a.sum, 1)[0], together, 1e-6 * together);
+    assert_near(get_doubles(in.a.sum, 1)[0], together, bound * together);
 }
 
 static void row_norms_sum_squares_and_their_roots(void **state) {
