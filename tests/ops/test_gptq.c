@@ -345,7 +345,8 @@ static double drift_of(const float *w, const struct outcome *o, struct mat h) {
         w_hat[i] = ((float)o->codes[i] - o->zero[g]) * o->scale[g];
     }
     struct error_report report;
-    struct error_args a = {put_matrix(w, q->rows, q->cols, 0), put_matrix(w_hat, q->rows, q->cols, 0), h, NULL};
+    struct error_args a = {
+        .w = put_matrix(w, q->rows, q->cols, 0), .w_hat = put_matrix(w_hat, q->rows, q->cols, 0), .h = h};
     assert_ok(dev.b->error(dev.s, &a, &report, &err));
     return report.drift_num / report.drift_den;
 }

@@ -485,6 +485,46 @@ static void scores_are_held_against_a_sweep(void **state) {
     run_release(&other);
 }
 
+static int quantized_linears;
+
+static enum rc counting_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+    quantized_linears++;
+    return backend_cpu.quantize(state, a, e);
+}
+
+/* Where a candidate before has had RTN's error on the same grid measured, it is taken from there. */
+static void rtn_is_measured_once_for_a_grid(void **state) {
+    (void)state;
+    static const char twice[] = SPEC("{'method':['hqq','rtn'],'bits':2,'group':64}", ",'layers':'layers\\\\.0\\\\.'");
+    static const char once[] = SPEC("{'method':['rtn','hqq'],'bits':2,'group':64}", ",'layers':'layers\\\\.0\\\\.'");
+    static const char others[] = SPEC("{'method':'hqq','bits':[2,3],'group':64},{'method':'rtn','bits':2,'group':32}",
+                                      ",'layers':'layers\\\\.0\\\\.'");
+    static const struct {
+        const char *spec;
+        int each;
+    } cases[] = {{twice, 3}, {once, 2}, {others, 5}};
+    struct backend counting = backend_cpu;
+    struct run r[3];
+    counting.quantize = counting_quantize;
+    for (int i = 0; i < 3; i++) {
+        run_init(&r[i]);
+        r[i].backend = &counting;
+        quantized_linears = 0;
+        must_run(&r[i], CALIBRATION, cases[i].spec, NULL);
+        assert_int_equal(quantized_linears, 7 * cases[i].each);
+    }
+    json_t *row;
+    size_t i;
+    json_array_foreach(r[0].rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        const json_t *other = row_of(&r[1], json_string_value(json_object_get(data, "name")),
+                                     json_string_value(json_object_get(data, "candidate")));
+        assert_true(json_equal(json_object_get(data, "rtn_drift"), json_object_get(other, "rtn_drift")));
+    }
+    for (int k = 0; k < 3; k++)
+        run_release(&r[k]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(row_does_not_depend_on_other_candidates),
@@ -499,6 +539,7 @@ int main(void) {
         cmocka_unit_test(bytes_are_those_of_the_packed_buffers),
         cmocka_unit_test(hqq_above_rtn_is_flagged),
         cmocka_unit_test(scores_are_held_against_a_sweep),
+        cmocka_unit_test(rtn_is_measured_once_for_a_grid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 #include "worker/pipeline/reverse.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "base/mem.h"
@@ -17,7 +18,8 @@ enum { FORWARD_STEPS = 1, BACKWARD_STEPS = 2 };
 struct reverser {
     const struct reverse_walk *r;
     struct walk walk;        /* what the forward pass of a block knows of its walk */
-    int64_t windows, chunks; /* windows of a chunk, chunks in all */
+    int64_t windows, chunks; /* windows of a chunk, chunks of this walk */
+    int parts;
     struct forward forward;
     struct backward backward;
     struct block blocks[2]; /* the second only where the device loads ahead */
@@ -31,7 +33,8 @@ struct reverser {
     int32_t *ids, *labels;         /* [T] of one chunk, as the next */
     double *u, *nll;
     float *weight;
-    int64_t steps, steps_total;
+    _Atomic int64_t steps;
+    int64_t steps_total;
 };
 
 static int blocks_of(const struct reverser *k) {
@@ -85,17 +88,32 @@ static enum rc open_hidden(struct reverser *k, struct err *e) {
     return hidden_open(&a, &k->hidden, e);
 }
 
-static int64_t chunks_again(const struct reverser *k) {
-    int64_t again = k->r->again < k->r->windows->count ? k->r->again : k->r->windows->count;
-    return k->r->hooks->linear_again ? (again + k->windows - 1) / k->windows : 0;
+/* Of the first `windows` ones: that all walks of the job have, and that are this one's. */
+static int64_t all_chunks(const struct reverser *k, int64_t windows) {
+    return (windows + k->windows - 1) / k->windows;
+}
+
+static int64_t own_chunks(const struct reverser *k, int64_t windows) {
+    return (all_chunks(k, windows) - k->r->part + k->parts - 1) / k->parts;
+}
+
+static int64_t windows_again(const struct reverser *k) {
+    if (!k->r->hooks->linear_again) return 0;
+    return k->r->again < k->r->windows->count ? k->r->again : k->r->windows->count;
+}
+
+/* Of all the walks, whose progress is one. */
+static int64_t count_steps(const struct reverser *k) {
+    int64_t chunks = all_chunks(k, k->r->windows->count), again = all_chunks(k, windows_again(k));
+    int64_t back = (chunks + again) * BACKWARD_STEPS;
+    return blocks_of(k) * chunks * FORWARD_STEPS + (blocks_of(k) - k->r->first_block) * back;
 }
 
 static enum rc reverser_open(struct reverser *k, struct err *e) {
     const struct reverse_walk *r = k->r;
     size_t tokens = (size_t)chunk_tokens(k);
-    k->chunks = (r->windows->count + k->windows - 1) / k->windows;
-    int64_t back = (k->chunks + chunks_again(k)) * BACKWARD_STEPS;
-    k->steps_total = blocks_of(k) * k->chunks * FORWARD_STEPS + (blocks_of(k) - r->first_block) * back;
+    k->chunks = own_chunks(k, r->windows->count);
+    k->steps_total = count_steps(k);
     k->ids = xcalloc(tokens, sizeof *k->ids);
     k->labels = xcalloc(tokens, sizeof *k->labels);
     k->u = xcalloc(tokens, sizeof *k->u);
@@ -152,7 +170,7 @@ static enum rc ready_block(struct reverser *k, int block, int next, struct err *
 /* --- steps that both ways have --- */
 
 static struct site site_at(const struct reverser *k, int block, int64_t chunk) {
-    int64_t done = chunk * k->windows, left = k->r->windows->count - done;
+    int64_t done = (chunk * k->parts + k->r->part) * k->windows, left = k->r->windows->count - done;
     return (struct site){0, block, done, left < k->windows ? left : k->windows};
 }
 
@@ -185,8 +203,8 @@ static enum rc end_step(struct reverser *k, int steps, struct err *e) {
     int64_t tokens = r->windows->count * r->windows->length;
     TRY(r->job->backend->keep_pace(r->job->device, e));
     if (job_cancelled(r->job)) return err_set(e, RC_CANCELLED, "cancelled");
-    k->steps += steps;
-    int64_t done = (int64_t)((double)k->steps / (double)k->steps_total * (double)tokens);
+    int64_t all = atomic_fetch_add(r->tally ? r->tally : &k->steps, steps) + steps;
+    int64_t done = (int64_t)((double)all / (double)k->steps_total * (double)tokens);
     return emit_progress(r->job, r->phase, done, tokens, "tokens", e);
 }
 
@@ -332,7 +350,7 @@ static enum rc chunk_back(struct reverser *k, int block, int64_t chunk, linear_h
 static enum rc block_back(struct reverser *k, int block, struct err *e) {
     const struct reverse_hooks *hooks = k->r->hooks;
     const struct block_weights *w = &block_buffer(k, block)->weights;
-    int64_t again = chunks_again(k);
+    int64_t again = own_chunks(k, windows_again(k));
     TRY(ready_block(k, block, block > k->r->first_block ? block - 1 : -1, e));
     if (hooks->begin) TRY(hooks->begin(hooks->ctx, block, w, e));
     for (int64_t chunk = 0; chunk < k->chunks; chunk++)
@@ -355,6 +373,7 @@ static enum rc walk_all(struct reverser *k, struct err *e) {
 enum rc reverse_walk_run(const struct reverse_walk *r, struct err *e) {
     static const struct walk_hooks no_hooks = {0};
     struct reverser k = {.r = r, .windows = walk_chunk(r->job, r->windows), .held = {-1, -1}};
+    k.parts = r->parts > 0 ? r->parts : 1;
     k.walk = (struct walk){.job = r->job, .model = r->model, .windows = r->windows, .hooks = &no_hooks};
     k.forward.walk = &k.walk;
     enum rc rc = reverser_open(&k, e);
