@@ -1,10 +1,10 @@
-/* Coordinate descent on GPTQ's codes (QuantEase, Behdin et al. 2023; CDQuant, Nair & Suggala 2024): column after column,
- * each code moves to where tr(E·H′·Eᵀ), E = ŵ − w, is least as the other columns are. With R = E·H′ that is a move by
- * −R[n,k]/(H′[k,k]·scale), to the nearest integer, for which a tie is no reason.
+/* Coordinate descent on GPTQ's codes (QuantEase, Behdin et al. 2023; CDQuant, Nair & Suggala 2024): column after
+ * column, each code moves to where tr(E·H′·Eᵀ), E = ŵ − w, is least as the other columns are. With R = E·H′ that is a
+ * move by −R[n,k]/(H′[k,k]·scale), to the nearest integer, for which a tie is no reason.
  *
- * Rows are independent, so each thread takes some of them through all columns. R is made anew for each block of columns,
- * from E as it is then: no error gathers in it over the sweeps, and inside a block only the columns behind a move have
- * to hear of it. */
+ * Rows are independent, so each thread takes some of them through all columns. R is made anew for each block of
+ * columns, from E as it is then: no error gathers in it over the sweeps, and inside a block only the columns behind a
+ * move have to hear of it. */
 #include <cblas.h>
 #include <math.h>
 #include <string.h>
@@ -66,7 +66,7 @@ static void take_errors(const struct descent *d, struct rows *rows) {
             int32_t column = f->order[k];
             int64_t p = parameter_at(d, rows->first + i, k);
             double w_hat = ((double)codes[column] - q->zero[p]) * q->scale[p];
-            rows->error[i * q->cols + k] = f->dead[column] ? 0 : (float)(w_hat - w[column]);
+            rows->error[i * q->cols + k] = (float)(w_hat - w[column]);
         }
     }
     memset(rows->error + rows->count * q->cols, 0, (size_t)((ROWS - rows->count) * q->cols) * sizeof *rows->error);

@@ -125,11 +125,11 @@ enum rc cuda_flash_attention_back(struct backend_state *state, const struct atte
 enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
 /* descend.cu: GPTQ's codes gone through again; what it needs of what GPTQ has in hand. */
 struct descend_columns {
-    float *error;          /* [N, K] workspace: ŵ − w in the order of the steps */
-    float *slope;          /* [N, STEPS_MAX] workspace */
-    const int32_t *order;  /* [K] the column of each step */
-    const int32_t *group;  /* [K] its group */
-    const uint8_t *dead;   /* [K] by column */
+    float *error;         /* [N, K] workspace: ŵ − w in the order of the steps */
+    float *slope;         /* [N, STEPS_MAX] workspace */
+    const int32_t *order; /* [K] the column of each step */
+    const int32_t *group; /* [K] its group */
+    const uint8_t *dead;  /* [K] by column */
 };
 enum rc cuda_descend(struct backend_state *state, const struct quantize_args *a, const struct descend_columns *c,
                      struct err *e);

@@ -31,8 +31,7 @@ static __global__ void take_errors(struct mat w, struct descent d) {
     if (n >= d.q.rows) return;
     int64_t column = d.c.order[k], p = n * d.q.groups + d.c.group[k];
     double w_hat = ((double)d.q.codes[n * d.q.cols + column] - d.q.zero[p]) * d.q.scale[p];
-    float error = (float)(w_hat - load_stored(w.data, w.type, n * w.stride + column));
-    d.c.error[i] = d.c.dead[column] ? 0 : error;
+    d.c.error[i] = (float)(w_hat - load_stored(w.data, w.type, n * w.stride + column));
 }
 
 /* One row's weight in the column of one step. */
@@ -94,8 +93,8 @@ static __global__ void __launch_bounds__(BLOCK) move_columns(struct descent d, s
     }
 }
 
-/* R = E · H′ of the block, made anew from E as it is, then its steps. To cuBLAS, which counts columns first, all factors
- * are transposed and change places. */
+/* R = E · H′ of the block, made anew from E as it is, then its steps. To cuBLAS, which counts columns first, all
+ * factors are transposed and change places. */
 static enum rc descend_block(struct backend_state *state, const struct descent *d, struct segment s, struct err *e) {
     const float one = 1, zero = 0;
     int cols = (int)d->q.cols;

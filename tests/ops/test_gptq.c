@@ -504,8 +504,8 @@ static void check_golden(const json_t *golden) {
     assert_ok(dev.b->factor(dev.s, &a, &err));
     struct quantized q = device_quantized(rows, cols, &c);
     struct quantize_report report;
-    assert_ok(dev.b->quantize(
-        dev.s, &(struct quantize_args){put_matrix(w, rows, cols, 3), c, a.h, &f, &q, &report}, &err));
+    assert_ok(
+        dev.b->quantize(dev.s, &(struct quantize_args){put_matrix(w, rows, cols, 3), c, a.h, &f, &q, &report}, &err));
     const float *want = floats_of(golden, "codes", rows * cols);
     const uint8_t *codes = get_bytes(q.codes, rows * cols);
     for (int64_t i = 0; i < rows * cols; i++)

@@ -52,7 +52,7 @@ static struct candidate recipe(int n) {
     static const int bits[] = {2, 3, 4, 5, 6, 8, 16}, groups[] = {0, 16, 17, 64, 1000, 1024}, damps[] = {0, 100, 1234};
     static const int clips[] = {0, 9000, 9999}, descends[] = {0, DESCEND_MAX, DESCEND_MAX + 1};
     struct candidate c = {0};
-    int *const fields[] = {(int *)&c.method, (int *)&c.zero, (int *)&c.layout,    &c.bits, &c.group, (int *)&c.range,
+    int *const fields[] = {(int *)&c.method, (int *)&c.zero, (int *)&c.layout,    &c.bits, &c.group,  (int *)&c.range,
                            (int *)&c.order,  &c.damp,        (int *)&c.fp8_scale, &c.clip, &c.descend};
     const int counts[] = {METHODS, 2, 2, 7, 6, RANGE_RATIO + 1, ORDER_STATIC_GROUPS + 1, 3, 2, 3, 3};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
@@ -73,8 +73,8 @@ static struct candidate recipe(int n) {
 static bool equal(const struct candidate *a, const struct candidate *b) {
     return a->method == b->method && a->bits == b->bits && a->group == b->group && a->symmetric == b->symmetric &&
            a->zero == b->zero && a->layout == b->layout && a->range == b->range && a->clip == b->clip &&
-           a->order == b->order && a->damp == b->damp && a->descend == b->descend && a->sequential == b->sequential && a->guided == b->guided &&
-           a->fp8_scale == b->fp8_scale;
+           a->order == b->order && a->damp == b->damp && a->descend == b->descend && a->sequential == b->sequential &&
+           a->guided == b->guided && a->fp8_scale == b->fp8_scale;
 }
 
 static void every_recipe_has_an_id_that_reads_back(void **state) {
