@@ -264,6 +264,7 @@ struct factor {
     int32_t *order; /* [K] host memory: the column rounded at each step */
     uint8_t *dead;  /* [K] host memory, by column */
     double damp;    /* what it took */
+    double mean;    /* of diag H */
 };
 struct factor_args {
     struct mat h; /* [K, K] of the backend's gram type, finished */
@@ -293,11 +294,14 @@ struct quantize_report {
 };
 
 /* algorithms: RTN §2, HQQ §3, GPTQ §4, clipping §7; METHOD_AWQ is RTN here: its scales are in w and h already.
+ * A candidate that descends has GPTQ's codes gone through again so many times, in the order in which it rounded them:
+ * each moves to where tr((w − ŵ)·H′·(w − ŵ)ᵀ), H′ damped as the factor is, is least as the others are; scales and zeros
+ * stay (cyclic coordinate descent: QuantEase, Behdin et al. 2023; CDQuant, Nair & Suggala 2024).
  * RC_INVALID naming row and column when w holds NaN or Inf. */
 struct quantize_args {
     struct mat w; /* [N, K] */
     struct candidate candidate;
-    struct mat h;                /* [K, K] for RANGE_WEIGHTED without GPTQ and RANGE_OUTPUT; else {0} */
+    struct mat h; /* [K, K] for RANGE_WEIGHTED without GPTQ, RANGE_OUTPUT, and to descend: what the factor is of */
     const struct factor *factor; /* for GPTQ, of the candidate's order, group and damp; else NULL */
     struct quantized *out;       /* buffers by quantized_alloc */
     struct quantize_report *report;

@@ -294,6 +294,9 @@ enum rc check_candidate(const struct candidate *c, struct err *e) {
         return err_set(e, RC_UNSUPPORTED, "fp8 has 8 bits and a scale a row");
     if (candidate_uses_gptq(c) && c->range == RANGE_OUTPUT)
         return err_set(e, RC_UNSUPPORTED, "gptq does not round to nearest: its range cannot be chosen by the output");
+    if (c->descend < 0 || c->descend > (candidate_uses_gptq(c) ? DESCEND_MAX : 0))
+        return err_set(e, RC_UNSUPPORTED, "%d sweeps: only gptq's codes descend, up to %d times", c->descend,
+                       DESCEND_MAX);
     bool clips = c->range == RANGE_PERCENTILE || c->range == RANGE_RATIO;
     if (clips && (c->clip < 1 || c->clip > PARTS))
         return err_set(e, RC_INVALID, "%d of %d of the weights are no range", c->clip, PARTS);
@@ -351,8 +354,10 @@ enum rc check_quantized(const struct quantized *q, struct err *e) {
 /* What the candidate needs of H is there. */
 static enum rc check_calibrated(const struct quantize_args *a, struct err *e) {
     const struct candidate *c = &a->candidate;
-    if (candidate_uses_gptq(c)) return check_factor_form(a->factor, a->w.cols, e);
-    if (c->range != RANGE_WEIGHTED && c->range != RANGE_OUTPUT) return RC_OK;
+    bool gptq = candidate_uses_gptq(c);
+    if (gptq) TRY(check_factor_form(a->factor, a->w.cols, e));
+    if (gptq && c->descend == 0) return RC_OK;
+    if (!gptq && c->range != RANGE_WEIGHTED && c->range != RANGE_OUTPUT) return RC_OK;
     return matrix_of("quantize: h", &a->h, a->w.cols, a->w.cols, e);
 }
 

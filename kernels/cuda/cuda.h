@@ -140,6 +140,16 @@ enum rc cuda_times_gram(struct backend_state *state, const struct mat *rows, con
 
 /* gptq.cu: quantize by GPTQ; what was asked for is checked. */
 enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
+/* descend.cu: GPTQ's codes gone through again; what it needs of what GPTQ has in hand. */
+struct descend_columns {
+    float *error;         /* [N, K] workspace: ŵ − w in the order of the steps */
+    float *slope;         /* [N, STEPS_MAX] workspace */
+    const int32_t *order; /* [K] the column of each step */
+    const int32_t *group; /* [K] its group */
+    const uint8_t *dead;  /* [K] by column */
+};
+enum rc cuda_descend(struct backend_state *state, const struct quantize_args *a, const struct descend_columns *c,
+                     struct err *e);
 /* quantize.cu: the weight at index n·K + k is no number: RC_INVALID, naming it. */
 enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e);
 /* range.cu, fp8.cu: parts of cuda_quantize, and the grids of one group's columns for GPTQ. */

@@ -159,7 +159,7 @@ static struct factor_args factor_arguments(void) {
     static int32_t order[K];
     static uint8_t dead[K];
     static struct factor out;
-    out = (struct factor){K, put(host_zeros(K * K), K * K), order, dead, 0};
+    out = (struct factor){K, put(host_zeros(K * K), K * K), order, dead, 0, 0};
     return (struct factor_args){{put(identity, 2 * K * K), K, K, K, dev.b->gram_type}, ORDER_NATURAL, 0, 0.01, &out};
 }
 
