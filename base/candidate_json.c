@@ -157,10 +157,16 @@ static void check_taken(const struct values values[OPTIONS], struct decode *d) {
     }
 }
 
+/* Who names no method gets the one that does least damage for its bytes: GPTQ, guided. */
+static void choose_method(struct values values[OPTIONS]) {
+    if (values[OPTION_METHOD].given) return;
+    values[OPTION_METHOD] = (struct values){.items = {METHOD_GPTQ}, .count = 1, .given = true};
+    if (!values[OPTION_GUIDED].given) values[OPTION_GUIDED] = (struct values){{true}, 1, true};
+}
+
 /* What the members ask of each other before they are multiplied. */
 static void check_members(const struct values values[OPTIONS], struct decode *d) {
     const struct values *methods = &values[OPTION_METHOD];
-    if (!methods->given) problem_at(d, "method", "is required: none, rtn, hqq, gptq, awq, awq+gptq or fp8");
     check_taken(values, d);
     if (has_value(methods, METHOD_NONE) && methods->count > 1)
         problem_at(d, "method", "\"none\" must be a candidate of its own");
@@ -227,6 +233,7 @@ static void decode_product(const json_t *object, bool lists, struct list *list, 
     for (int i = 0; i < OPTIONS; i++)
         decode_option((enum option)i, object, lists, &values[i], d);
     refuse_unknown(object, d);
+    choose_method(values);
     if (decode_faults(d) == before) check_members(values, d);
     if (decode_faults(d) != before) return;
     size_t size = product_size(values);
@@ -258,6 +265,18 @@ void candidates_decode(const json_t *array, void *member, struct decode *d) {
         decode_product(json_array_get(array, i), true, list, d);
         decode_leave(d, mark);
     }
+}
+
+struct list candidates_default(struct arena *arena) {
+    static const int groups[] = {32, 64, 128};
+    enum { GROUPS = sizeof groups / sizeof *groups };
+    struct candidate *items = arena_alloc(arena, BIT_WIDTHS * GROUPS * sizeof *items);
+    for (int i = 0; i < BIT_WIDTHS * GROUPS; i++) {
+        items[i] = candidate_default(METHOD_GPTQ, bit_widths[i / GROUPS], groups[i % GROUPS]);
+        items[i].guided = true;
+        items[i].sequential = false;
+    }
+    return (struct list){.items = items, .count = BIT_WIDTHS * GROUPS};
 }
 
 void candidate_decode(const json_t *object, void *member, struct decode *d) {
@@ -306,8 +325,8 @@ static json_t *describe_product(bool lists) {
                             "maxItems", VALUES_MAX);
         json_object_set_new(properties, candidate_options[i].name, one);
     }
-    return json_pack("{s:s, s:s, s:o, s:[s], s:b}", "title", "candidate", "type", "object", "properties", properties,
-                     "required", "method", "additionalProperties", 0);
+    return json_pack("{s:s, s:s, s:o, s:b}", "title", "candidate", "type", "object", "properties", properties,
+                     "additionalProperties", 0);
 }
 
 json_t *candidates_describe(void) {

@@ -50,9 +50,7 @@ const struct schema calibration_schema = {
 };
 
 static void profile_defaults(void *object) {
-    static const char *scores[] = {"drift"};
     struct spec_profile *profile = object;
-    profile->scores = (struct list){.items = scores, .count = 1};
     profile->fisher_windows = 16;
 }
 
@@ -74,8 +72,17 @@ bool spec_wants_guided(const struct spec_profile *profile) {
     return false;
 }
 
+/* Guided candidates have the gradients that Fisher scores need. */
+static void choose_scores(struct spec_profile *profile) {
+    static const char *scores[] = {"drift", "fisher"};
+    if (profile->scores.count > 0) return;
+    profile->scores = (struct list){.items = scores, .count = spec_wants_guided(profile) ? 2 : 1};
+}
+
 static void profile_check(void *object, struct decode *d) {
-    const struct spec_profile *profile = object;
+    struct spec_profile *profile = object;
+    if (profile->candidates.count == 0) profile->candidates = candidates_default(d->arena);
+    choose_scores(profile);
     devices_check(&profile->common, d);
     bool loss = spec_wants_loss(profile);
     if (profile->head && (loss || spec_wants_guided(profile)))
@@ -96,7 +103,6 @@ static const struct field profile_fields[] = {
     {.name = "candidates",
      .type = FIELD_CUSTOM,
      .offset = offsetof(struct spec_profile, candidates),
-     .required = true,
      .decode = candidates_decode,
      .describe = candidates_describe},
     {.name = "scores",

@@ -210,7 +210,8 @@ static void faults_are_where_they_stand(void **state) {
     expect_problem("{}", "");
     expect_problem("[]", "");
     expect_problem("[7]", "/0");
-    expect_problem("[{}]", "/0/method");
+    expect_problem("[{}]", "/0/bits");
+    expect_problem("[{\"bits\":4,\"sequential\":true}]", "/0/sequential");
     expect_problem("[{\"method\":\"rtn\"}]", "/0/bits");
     expect_problem("[{\"method\":\"gguf\",\"bits\":4}]", "/0/method");
     expect_problem("[{\"method\":\"gptq\"}]", "/0/bits");
@@ -265,6 +266,8 @@ static void methods_have_their_defaults(void **state) {
                "gptq4g64-damp0.01-static gptq4g64-static gptq4g64-damp1-static");
     expect_ids("[{\"method\":[\"gptq\",\"awq+gptq\"],\"bits\":4,\"descend\":[0,2]}]",
                "gptq4g64 gptq4g64-descend2 awq+gptq4g64 awq+gptq4g64-descend2");
+    expect_ids("[{\"bits\":[3,4],\"group\":32}]", "gptq3g32-guided gptq4g32-guided");
+    expect_ids("[{\"bits\":4,\"guided\":false}]", "gptq4g64");
     expect_ids("[{\"method\":[\"gptq\",\"awq\"],\"bits\":4,\"guided\":[false,true]}]",
                "gptq4g64 gptq4g64-guided awq4g64 awq4g64-guided");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true],\"sequential\":false}]",

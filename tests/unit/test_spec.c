@@ -280,6 +280,31 @@ static void check_faults(const struct fault *cases, size_t count) {
     }
 }
 
+static bool asks_for(const struct fixture *f, const char *score) {
+    return spec_wants(&f->spec.profile, score);
+}
+
+/* Candidates that walk the gradients anyway are scored by them. */
+static void a_profile_of_nothing_but_a_model_is_guided(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" PROFILE "}");
+    const struct list *candidates = &f.spec.profile.candidates;
+    const struct candidate *all = candidates->items;
+    char id[CANDIDATE_ID_SIZE];
+    assert_int_equal(candidates->count, 18);
+    assert_string_equal(candidate_id(&all[0], id), "gptq2g32-guided");
+    assert_string_equal(candidate_id(&all[17], id), "gptq8g128-guided");
+    assert_true(asks_for(&f, "drift") && asks_for(&f, "fisher") && !asks_for(&f, "kfac"));
+    arena_release(&f.arena);
+    expect_ok(&f, "{" PROFILE "," CANDIDATES "}");
+    assert_true(asks_for(&f, "drift") && !asks_for(&f, "fisher"));
+    arena_release(&f.arena);
+    expect_ok(&f, "{" PROFILE "," GUIDED ",\"scores\":[\"drift\"]}");
+    assert_false(asks_for(&f, "fisher"));
+    arena_release(&f.arena);
+}
+
 /* What an allocation has from a sweep is none of a profile's. */
 static void a_profile_says_where_other_scores_come_from(void **state) {
     (void)state;
@@ -301,7 +326,7 @@ static void every_fault_has_its_pointer(void **state) {
         {"{}", "/kind"},
         {"{\"kind\":7}", "/kind"},
         {"{\"kind\":\"divergence\"}", "/kind"},
-        {"{" PROFILE "}", "/candidates"},
+        {"{" PROFILE ",\"head\":true}", "/head"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"noise\"]}", "/scores/1"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"kfac\"],\"head\":true}", "/head"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"diag\"],\"head\":true}", "/head"},
@@ -440,6 +465,7 @@ int main(void) {
         cmocka_unit_test(quantize_names_what_it_reads_and_makes),
         cmocka_unit_test(every_fault_has_its_pointer),
         cmocka_unit_test(every_fault_of_a_sweep_has_its_pointer),
+        cmocka_unit_test(a_profile_of_nothing_but_a_model_is_guided),
         cmocka_unit_test(a_profile_says_where_other_scores_come_from),
         cmocka_unit_test(labels_are_bounded),
         cmocka_unit_test(every_kind_describes_itself),
