@@ -1,5 +1,6 @@
 #include "kernels/check.h"
 
+#include <float.h>
 #include <limits.h>
 
 static enum rc shape(const char *name, const void *data, int64_t rows, int64_t cols, int64_t stride, struct err *e) {
@@ -211,6 +212,45 @@ enum rc check_fisher(const struct fisher_args *a, struct err *e) {
 enum rc check_row_norms(const struct row_norms_args *a, struct err *e) {
     TRY(matrix("row_norms: g", &a->g, e));
     return present("row_norms: norms", a->norms, a->g.rows, e);
+}
+
+enum rc check_kl_back(const struct kl_back_args *a, struct err *e) {
+    int64_t rows = a->x.rows, hidden = a->x.cols, vocab = a->head.rows;
+    TRY(matrix("kl_back: x", &a->x, e));
+    TRY(matrix_of("kl_back: x_ref", &a->x_ref, rows, hidden, e));
+    TRY(matrix_of("kl_back: head", &a->head, vocab, hidden, e));
+    if (a->head_ref.data != NULL) TRY(matrix_of("kl_back: head_ref", &a->head_ref, vocab, hidden, e));
+    if (vocab == 0 && rows > 0) return err_set(e, RC_INVALID, "kl_back: the vocabulary is empty");
+    TRY(matrix_of("kl_back: dx", &a->dx, rows, hidden, e));
+    if (a->dx.type != DTYPE_F32) return err_set(e, RC_UNSUPPORTED, "kl_back: dx sums over the vocabulary in fp32");
+    return present("kl_back: kl", a->kl, rows, e);
+}
+
+enum rc check_scale_back(const struct scale_back_args *a, struct err *e) {
+    TRY(matrix("scale_back: x", &a->x, e));
+    TRY(matrix_of("scale_back: g", &a->g, a->x.rows, a->w_hat.rows, e));
+    TRY(matrix_of("scale_back: w_hat", &a->w_hat, a->w_hat.rows, a->x.cols, e));
+    if (a->group < 1 || a->group > a->x.cols)
+        return err_set(e, RC_INVALID, "scale_back: %lld columns have no groups of %d", (long long)a->x.cols, a->group);
+    return present("scale_back: slope", a->slope, a->w_hat.rows, e);
+}
+
+enum rc check_adam(const struct adam_args *a, struct err *e) {
+    if (a->count < 0 || a->count > INT64_MAX / 8 || a->step < 1)
+        return err_set(e, RC_INVALID, "adam: %lld values at step %lld: steps count from 1", (long long)a->count,
+                       (long long)a->step);
+    bool rates = a->rate >= 0 && a->rate <= FLT_MAX && a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1 &&
+                 a->epsilon > 0 && a->epsilon <= FLT_MAX;
+    if (!rates)
+        return err_set(e, RC_INVALID,
+                       "adam: a rate of %g with betas of %g and %g and epsilon %g moves nothing sensibly",
+                       (double)a->rate, (double)a->beta1, (double)a->beta2, (double)a->epsilon);
+    TRY(present("adam: base", a->base, a->count, e));
+    TRY(present("adam: slope", a->slope, a->count, e));
+    TRY(present("adam: mean", a->mean, a->count, e));
+    TRY(present("adam: square", a->square, a->count, e));
+    TRY(present("adam: theta", a->theta, a->count, e));
+    return present("adam: scale", a->scale, a->count, e);
 }
 
 enum rc check_gram(const struct gram_args *a, struct err *e) {

@@ -58,6 +58,9 @@ enum rc cpu_sample_labels(struct backend_state *state, const struct sample_label
 enum rc cpu_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e);
 enum rc cpu_fisher(struct backend_state *state, const struct fisher_args *a, struct err *e);
 enum rc cpu_row_norms(struct backend_state *state, const struct row_norms_args *a, struct err *e);
+enum rc cpu_kl_back(struct backend_state *state, const struct kl_back_args *a, struct err *e);
+enum rc cpu_scale_back(struct backend_state *state, const struct scale_back_args *a, struct err *e);
+enum rc cpu_adam(struct backend_state *state, const struct adam_args *a, struct err *e);
 enum rc cpu_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
 enum rc cpu_gram_finish(struct backend_state *state, struct mat h, struct err *e);
 enum rc cpu_combine(const struct combine_args *a, struct err *e);

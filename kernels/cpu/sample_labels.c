@@ -23,12 +23,12 @@ static void sample_tile(const void *args, const struct logits *l, int64_t row, f
     const struct sample_labels_args *a = args;
     struct logits_sum sums[LOGITS_TILE];
     struct search searches[LOGITS_TILE];
-    struct logits_chunk c = {.row = row, .rows = a->x.rows - row < LOGITS_TILE ? a->x.rows - row : LOGITS_TILE};
-    logits_sums(l, row, c.rows, scratch, sums);
-    for (int64_t t = 0; t < c.rows; t++)
+    int64_t rows = logits_chunk_at(l, row, 0).rows;
+    logits_sums(l, row, scratch, sums);
+    for (int64_t t = 0; t < rows; t++)
         searches[t] = (struct search){.target = a->u[row + t] * sums[t].sum};
-    for (; c.col < a->head.rows; c.col += LOGITS_CHUNK) {
-        c.cols = a->head.rows - c.col < LOGITS_CHUNK ? a->head.rows - c.col : LOGITS_CHUNK;
+    for (int64_t col = 0; col < l->head.rows; col += LOGITS_CHUNK) {
+        struct logits_chunk c = logits_chunk_at(l, row, col);
         logits_compute(l, &c, scratch);
         for (int64_t t = 0; t < c.rows; t++) {
             if (searches[t].found) continue;
@@ -36,7 +36,7 @@ static void sample_tile(const void *args, const struct logits *l, int64_t row, f
             search_on(&searches[t], scratch + t * LOGITS_CHUNK, c.col, c.cols);
         }
     }
-    for (int64_t t = 0; t < c.rows; t++)
+    for (int64_t t = 0; t < rows; t++)
         a->labels[row + t] = searches[t].label;
 }
 
@@ -44,5 +44,5 @@ enum rc cpu_sample_labels(struct backend_state *state, const struct sample_label
     TRY(check_sample_labels(a, e));
     TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->head));
     struct logits l = {a->x, a->head, a->bias, a->logit_scale};
-    return logits_each_tile(state, &l, sample_tile, a, e);
+    return logits_each_tile(state, &l, &(struct logits_work){sample_tile, a, 1}, e);
 }

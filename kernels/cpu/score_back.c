@@ -1,4 +1,3 @@
-#include <cblas.h>
 #include <math.h>
 
 #include "kernels/check.h"
@@ -20,16 +19,13 @@ static void gradient_row(const struct score_back_args *a, int64_t t, const struc
 static void score_tile(const void *args, const struct logits *l, int64_t row, float *scratch) {
     const struct score_back_args *a = args;
     struct logits_sum sums[LOGITS_TILE];
-    struct logits_chunk c = {.row = row, .rows = a->x.rows - row < LOGITS_TILE ? a->x.rows - row : LOGITS_TILE};
-    logits_sums(l, row, c.rows, scratch, sums);
-    for (; c.col < a->head.rows; c.col += LOGITS_CHUNK) {
-        c.cols = a->head.rows - c.col < LOGITS_CHUNK ? a->head.rows - c.col : LOGITS_CHUNK;
+    logits_sums(l, row, scratch, sums);
+    for (int64_t col = 0; col < l->head.rows; col += LOGITS_CHUNK) {
+        struct logits_chunk c = logits_chunk_at(l, row, col);
         logits_compute(l, &c, scratch);
         for (int64_t t = 0; t < c.rows; t++)
             gradient_row(a, row + t, &sums[t], &c, scratch + t * LOGITS_CHUNK);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)c.rows, (int)a->dx.cols, (int)c.cols,
-                    a->logit_scale, scratch, LOGITS_CHUNK, f32_row(a->head, c.col), (int)a->head.stride, c.col > 0,
-                    f32_row(a->dx, row), (int)a->dx.stride);
+        logits_back(l, &c, scratch, a->dx);
     }
 }
 
@@ -37,5 +33,5 @@ enum rc cpu_score_back(struct backend_state *state, const struct score_back_args
     TRY(check_score_back(a, e));
     TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->head));
     struct logits l = {a->x, a->head, a->bias, a->logit_scale};
-    return logits_each_tile(state, &l, score_tile, a, e);
+    return logits_each_tile(state, &l, &(struct logits_work){score_tile, a, 1}, e);
 }

@@ -41,11 +41,9 @@ static inline double add_lanes_f64(double *lane) {
     return lane[0];
 }
 
-/* e^x to 2 ulp, 0 below −104, Inf above 89, NaN for NaN. Cody–Waite reduction to |r| <= ln2/2, then the degree-6
- * minimax polynomial of Cephes; the power of two goes in as two factors so that subnormal results come out right. */
-static inline float exp_f32(float x) {
-    x = x > 89.0f ? 89.0f : x;
-    x = x < -104.0f ? -104.0f : x;
+/* e^x = 2^exponent · (1 + the result), |x| < 2^20: Cody–Waite reduction to |r| <= ln2/2, then the degree-6 minimax
+ * polynomial of Cephes. */
+static inline float exp_reduced(float x, int32_t *exponent) {
     const float magic = 0x1.8p23f; /* adding it rounds to the nearest integer */
     float shifted = x * 1.44269504f + magic, n = shifted - magic;
     float r = x - n * 0.693359375f;
@@ -56,16 +54,36 @@ static inline float exp_f32(float x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
     uint32_t bits, magic_bits;
     memcpy(&bits, &shifted, sizeof bits);
     memcpy(&magic_bits, &magic, sizeof magic_bits);
-    int32_t exponent = (int32_t)(bits - magic_bits), half = exponent >> 1;
+    *exponent = (int32_t)(bits - magic_bits);
+    return p * (r * r) + r;
+}
+
+/* e^x to 2 ulp, 0 below −104, Inf above 89, NaN for NaN. The power of two goes in as two factors so that subnormal
+ * results come out right. */
+static inline float exp_f32(float x) {
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -104.0f ? -104.0f : x;
+    int32_t exponent;
+    float p = exp_reduced(x, &exponent) + 1.0f;
+    int32_t half = exponent >> 1;
     uint32_t low_bits = (uint32_t)(half + 127) << 23, high_bits = (uint32_t)(exponent - half + 127) << 23;
     float low, high;
     memcpy(&low, &low_bits, sizeof low);
     memcpy(&high, &high_bits, sizeof high);
     return p * low * high;
+}
+
+/* e^x − 1 for x <= 0, to 2 ulp: keeps its digits where e^x is nearly 1. −1 below −80, NaN for NaN. */
+static inline float expm1_f32(float x) {
+    x = x < -80.0f ? -80.0f : x;
+    int32_t exponent;
+    float p = exp_reduced(x, &exponent), power;
+    uint32_t bits = (uint32_t)(exponent + 127) << 23;
+    memcpy(&power, &bits, sizeof power);
+    return p * power + (power - 1.0f);
 }
 
 #endif

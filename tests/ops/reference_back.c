@@ -127,6 +127,37 @@ void ref_score_back(const struct ref_head *h, int64_t label, double weight, doub
     free(logits);
 }
 
+void ref_kl_back(const struct ref_head *own, const struct ref_head *ref, double weight, double *dx, double *scale) {
+    double *logits = calloc(2 * (size_t)own->vocab, sizeof *logits), *logits_ref = logits + own->vocab;
+    if (logits == NULL) return;
+    ref_logits(own, logits);
+    ref_logits(ref, logits_ref);
+    double total = ref_log_sum_exp(logits, own->vocab), total_ref = ref_log_sum_exp(logits_ref, own->vocab);
+    for (int64_t i = 0; i < own->hidden; i++)
+        dx[i] = scale[i] = 0;
+    for (int64_t v = 0; v < own->vocab; v++) {
+        double p = exp(logits[v] - total), p_ref = exp(logits_ref[v] - total_ref), factor = weight * own->scale;
+        for (int64_t i = 0; i < own->hidden; i++) {
+            dx[i] += factor * (p - p_ref) * own->head[v * own->hidden + i];
+            scale[i] += fabs(factor) * (p + p_ref) * fabsf(own->head[v * own->hidden + i]);
+        }
+    }
+    free(logits);
+}
+
+void ref_scale_back(const struct ref_scale_back *r, double *slope, double *scale) {
+    for (int64_t n = 0; n < r->rows; n++)
+        for (int64_t k = 0; k < r->cols; k++) {
+            int64_t at = n * r->groups + r->group_of[k];
+            double w = r->w_hat[n * r->cols + k];
+            for (int64_t t = 0; t < r->tokens; t++) {
+                double product = (double)r->g[t * r->rows + n] * r->x[t * r->cols + k] * w;
+                slope[at] += product;
+                scale[at] += fabs(product);
+            }
+        }
+}
+
 static double difference(double (*loss)(const void *), const void *ctx, float *x, float step) {
     float at = *x, above = at + step, below = at - step;
     *x = above;

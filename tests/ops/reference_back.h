@@ -42,6 +42,17 @@ struct ref_head {
 void ref_logits(const struct ref_head *h, double *logits);
 void ref_score_back(const struct ref_head *h, int64_t label, double weight, double *dx, double *scale);
 
+/* Of weight · KL(P_ref ‖ P) by the x of `own`, where the reference's logits are those of `ref`. */
+void ref_kl_back(const struct ref_head *own, const struct ref_head *ref, double weight, double *dx, double *scale);
+
+/* slope [N, G] of a Linear's scales: `slope` and `scale` hold what was there before, and its magnitude. */
+struct ref_scale_back {
+    const float *x, *g, *w_hat;
+    int64_t tokens, rows, cols, groups; /* T, N, K, G */
+    const int32_t *group_of;            /* [K] */
+};
+void ref_scale_back(const struct ref_scale_back *r, double *slope, double *scale);
+
 /* By each of x's `count` values, what `loss(ctx)` gains where it moves; loss reads x through ctx. */
 void ref_differences(double (*loss)(const void *ctx), const void *ctx, float *x, int64_t count, double *out);
 

@@ -116,6 +116,34 @@ static void score_reference_is_the_derivative(void **state) {
     assert_differences(head_loss, &h, x, D, dx);
 }
 
+struct kl_loss {
+    struct ref_head own;
+    const double *logits_ref;
+};
+
+static double kl_loss(const void *ctx) {
+    const struct kl_loss *l = ctx;
+    double logits[16];
+    ref_logits(&l->own, logits);
+    return 0.7 * ref_kl(l->logits_ref, logits, l->own.vocab);
+}
+
+static void kl_reference_is_the_derivative(void **state) {
+    (void)state;
+    enum { V = 16, D = 5 };
+    seed(4);
+    float *x = host_normal(D, 1);
+    const float *bias = host_normal(V, 1);
+    double logits_ref[V];
+    struct ref_head own = {x, host_normal(V * D, 1), bias, D, V, 1.5};
+    struct ref_head ref = {host_normal(D, 1), host_normal(V * D, 1), bias, D, V, 1.5};
+    ref_logits(&ref, logits_ref);
+    struct kl_loss loss = {own, logits_ref};
+    struct ref_gradient dx = gradient(D);
+    ref_kl_back(&own, &ref, 0.7, dx.value, dx.scale);
+    assert_differences(kl_loss, &loss, x, D, dx);
+}
+
 /* `residual`: into an fp32 matrix. */
 static void gemm_case(const struct shape *s, double alpha, double beta, bool residual) {
     int64_t count = s->tokens * s->cols;
@@ -407,10 +435,9 @@ static void silu_mul_back_survives_extremes(void **state) {
 
 int main(void) {
     const struct CMUnitTest references[] = {
-        cmocka_unit_test(rmsnorm_reference_is_the_derivative),
-        cmocka_unit_test(attention_reference_is_the_derivative),
-        cmocka_unit_test(silu_mul_reference_is_the_derivative),
-        cmocka_unit_test(score_reference_is_the_derivative),
+        cmocka_unit_test(rmsnorm_reference_is_the_derivative),  cmocka_unit_test(attention_reference_is_the_derivative),
+        cmocka_unit_test(silu_mul_reference_is_the_derivative), cmocka_unit_test(score_reference_is_the_derivative),
+        cmocka_unit_test(kl_reference_is_the_derivative),
     };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gemm_back_multiplies_and_accumulates),

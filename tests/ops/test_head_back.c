@@ -1,4 +1,4 @@
-/* Labels drawn from the softmax and the loss's gradient by the final hidden state, over vocabularies that end inside
+/* Labels drawn from the softmax and the losses' gradients by the final hidden state, over vocabularies that end inside
  * and at the edges of a chunk, against float64. */
 #include <math.h>
 
@@ -242,6 +242,144 @@ static void score_back_and_score_agree(void **state) {
         assert_near(with[t], alone[t], 1e-12);
 }
 
+struct reference {
+    float *x, *head;
+    struct mat device_x, device_head;
+};
+
+/* What `in` was before it moved by a share of its own size. */
+static struct reference reference(const struct head_case *c, const struct inputs *in, double share) {
+    int64_t states = c->tokens * c->hidden, weights = c->vocab * c->hidden;
+    struct reference r = {.x = host_zeros(states), .head = host_zeros(weights)};
+    for (int64_t i = 0; i < states; i++)
+        r.x[i] = in->x[i] + (float)(share * normal());
+    for (int64_t i = 0; i < weights; i++)
+        r.head[i] = in->head[i] * (float)(1 + share * normal());
+    r.device_x = put_activation(r.x, c->tokens, c->hidden, 1);
+    r.device_head = put_activation(r.head, c->vocab, c->hidden, 0);
+    return r;
+}
+
+static struct kl_back_args divergence(const struct head_case *c, const struct inputs *in, const struct reference *r) {
+    return (struct kl_back_args){.x = in->device_x,
+                                 .x_ref = r->device_x,
+                                 .head = in->device_head,
+                                 .head_ref = r->device_head,
+                                 .bias = in->device_bias,
+                                 .logit_scale = c->logit_scale,
+                                 .dx = put_matrix(host_normal(c->tokens * c->hidden, 1), c->tokens, c->hidden, 3),
+                                 .kl = host_doubles(c->tokens)};
+}
+
+/* `own_head`: the reference has one too; else both use the model's. Some positions have weights. */
+static void kl_case(const struct head_case *c, double share, bool own_head, bool weighted) {
+    struct inputs in = inputs(c);
+    struct reference r = reference(c, &in, share);
+    struct kl_back_args a = divergence(c, &in, &r);
+    int64_t T = c->tokens, D = c->hidden;
+    float *weight = host_zeros(T);
+    for (int64_t t = 0; t < T; t++)
+        weight[t] = t % 3 == 1 ? 0 : (float)(1 + uniform());
+    if (weighted) a.weight = weight;
+    if (!own_head) a.head_ref = (struct mat){0};
+    assert_ok(dev.b->kl_back(dev.s, &a, &err));
+    double *want = host_doubles(T * D), *scale = host_doubles(T * D);
+    double *logits = host_doubles(c->vocab), *logits_ref = host_doubles(c->vocab);
+    double tolerance = 2e-6 * (1 + c->spread * c->logit_scale), further = 1 + share * share; /* logits_ref spread */
+    for (int64_t t = 0; t < T; t++) {
+        struct ref_head own = position(c, &in, t), ref = own;
+        ref.x = r.x + t * D;
+        if (own_head) ref.head = r.head;
+        ref_logits(&own, logits);
+        ref_logits(&ref, logits_ref);
+        double kl = ref_kl(logits_ref, logits, c->vocab);
+        assert_near(a.kl[t], kl, tolerance * (1 + kl)); /* far away, what P_ref is off by counts as often */
+        ref_kl_back(&own, &ref, weighted ? weight[t] : 1, want + t * D, scale + t * D);
+    }
+    assert_matrix(a.dx, want, scale, further * tolerance + (dev.b->activation == DTYPE_BF16 ? 0x1p-8 : 0));
+}
+
+/* Near the reference, and far from it: where all that one finds likely the other does not. */
+static void kl_back_is_the_gradient_of_the_divergence(void **state) {
+    (void)state;
+    for (int i = 0; i < case_count; i++)
+        for (int variant = 0; variant < 4; variant++) {
+            seed(60 + (uint64_t)i);
+            kl_case(&cases[i], variant == 3 ? 2 : 0.1, variant % 2, variant / 2);
+        }
+}
+
+/* Where one token has nearly all of both, P − P_ref keeps digits that the difference of two softmaxes in fp32 has lost.
+ * The logits are held exactly by fp32 and differ by multiples of 2^-12. */
+static void a_small_divergence_keeps_its_digits(void **state) {
+    (void)state;
+    enum { V = 9000, D = 2, LIKELY = 8500 };
+    seed(70);
+    float x[D] = {1, 0x1p-12f}, *head = host_zeros(V * D), *head_ref = host_zeros(V * D);
+    for (int v = 0; v < V; v++) {
+        head[D * v] = head_ref[D * v] = v == LIKELY ? 16 : (float)below(64) / 8 - 4;
+        head[D * v + 1] = v == LIKELY ? 3 : (float)below(7) - 3;
+    }
+    struct mat device_x = put_activation(x, 1, D, 6);
+    struct kl_back_args a = {.x = device_x,
+                             .x_ref = device_x,
+                             .head = put_activation(head, V, D, 6),
+                             .head_ref = put_activation(head_ref, V, D, 6),
+                             .logit_scale = 1,
+                             .dx = put_matrix(host_zeros(D), 1, D, 0),
+                             .kl = host_doubles(1)};
+    assert_ok(dev.b->kl_back(dev.s, &a, &err));
+    struct ref_head own = {x, head, NULL, D, V, 1}, ref = {x, head_ref, NULL, D, V, 1};
+    double *logits = host_doubles(V), *logits_ref = host_doubles(V), want[D], scale[D], tolerance[D];
+    ref_logits(&own, logits);
+    ref_logits(&ref, logits_ref);
+    ref_kl_back(&own, &ref, 1, want, scale);
+    double total = ref_log_sum_exp(logits, V), total_ref = ref_log_sum_exp(logits_ref, V);
+    for (int i = 0; i < D; i++)
+        tolerance[i] = 1e-9 * scale[i]; /* what the sums in fp32 leave */
+    for (int v = 0; v < V; v++)
+        for (int i = 0; i < D; i++) {
+            double moved = (exp(logits[v] - total) - exp(logits_ref[v] - total_ref)) * (double)head[D * v + i];
+            tolerance[i] += fabs(moved) * (dev.b->activation == DTYPE_BF16 ? 0x1p-8 : 1e-6);
+        }
+    assert_matrix(a.dx, want, tolerance, 1);
+    assert_near(a.kl[0], ref_kl(logits_ref, logits, V), 1e-9);
+}
+
+/* Nothing is lost and nothing moves: exactly 0. */
+static void a_model_that_is_the_reference_has_no_gradient(void **state) {
+    (void)state;
+    const struct head_case c = {7, 1100, 24, 8, true, 1};
+    seed(71);
+    struct inputs in = inputs(&c);
+    struct reference same = {in.x, in.head, in.device_x, in.device_head};
+    struct kl_back_args a = divergence(&c, &in, &same);
+    assert_ok(dev.b->kl_back(dev.s, &a, &err));
+    const float *dx = get_matrix(a.dx);
+    for (int64_t i = 0; i < c.tokens * c.hidden; i++)
+        assert_true(dx[i] == 0);
+    for (int64_t t = 0; t < c.tokens; t++)
+        assert_true(a.kl[t] == 0);
+}
+
+/* Whatever the logits are, a position that does not count moves nothing, and none is NaN. */
+static void positions_that_do_not_count_have_no_gradient(void **state) {
+    (void)state;
+    const struct head_case c = {4, 700, 16, 5000, false, 1};
+    static const float weight[4] = {0, 1, 0, 0};
+    seed(72);
+    struct inputs in = inputs(&c);
+    struct reference r = reference(&c, &in, 2);
+    struct kl_back_args a = divergence(&c, &in, &r);
+    a.weight = weight;
+    assert_ok(dev.b->kl_back(dev.s, &a, &err));
+    const float *dx = get_matrix(a.dx);
+    for (int i = 0; i < 4 * 16; i++)
+        assert_true(isfinite(dx[i]) && (dx[i] != 0) == (i / 16 == 1));
+    for (int t = 0; t < 4; t++)
+        assert_true(isfinite(a.kl[t]) && a.kl[t] > 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(labels_are_where_u_lies),
@@ -251,6 +389,10 @@ int main(void) {
         cmocka_unit_test(score_back_is_the_gradient_of_the_nll),
         cmocka_unit_test(positions_without_weight_have_no_gradient),
         cmocka_unit_test(score_back_and_score_agree),
+        cmocka_unit_test(kl_back_is_the_gradient_of_the_divergence),
+        cmocka_unit_test(a_small_divergence_keeps_its_digits),
+        cmocka_unit_test(a_model_that_is_the_reference_has_no_gradient),
+        cmocka_unit_test(positions_that_do_not_count_have_no_gradient),
     };
     return RUN_ON_BACKENDS("the head backwards", tests);
 }

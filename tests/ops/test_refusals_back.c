@@ -138,6 +138,80 @@ static void row_norms_needs_somewhere_to_put_them(void **state) {
     REFUSED(row_norms, RC_INVALID, "row_norms: g", a.g.data = NULL);
 }
 
+static struct kl_back_args kl_back_arguments(void) {
+    return (struct kl_back_args){.x = zeros(T, K),
+                                 .x_ref = zeros(T, K),
+                                 .head = zeros(6, K),
+                                 .logit_scale = 1,
+                                 .dx = fp32_zeros(T, K),
+                                 .kl = host_doubles(T)};
+}
+
+static void kl_back_refuses_models_of_different_shapes(void **state) {
+    (void)state;
+    ACCEPTED(kl_back);
+    REFUSED(kl_back, RC_INVALID, "kl_back: x: no data", a.x.data = NULL);
+    REFUSED(kl_back, RC_INVALID, "kl_back: x_ref: [2, 8] where [3, 8]", a.x_ref.rows = 2);
+    REFUSED(kl_back, RC_INVALID, "kl_back: x_ref: no data", a.x_ref.data = NULL);
+    REFUSED(kl_back, RC_INVALID, "kl_back: head: [6, 7] where [6, 8]", a.head.cols = 7);
+    REFUSED(kl_back, RC_INVALID, "kl_back: head_ref: [5, 8] where [6, 8]", a.head_ref = zeros(5, K));
+    REFUSED(kl_back, RC_INVALID, "vocabulary is empty", a.head.rows = 0);
+    REFUSED(kl_back, RC_INVALID, "kl_back: dx: [2, 8]", a.dx.rows = 2);
+    REFUSED(kl_back, RC_UNSUPPORTED, "in fp32", a.dx.type = DTYPE_BF16);
+    REFUSED(kl_back, RC_INVALID, "kl_back: kl", a.kl = NULL);
+}
+
+static struct scale_back_args scale_back_arguments(void) {
+    return (struct scale_back_args){
+        .x = zeros(T, K), .g = zeros(T, N), .w_hat = zeros(N, K), .group = 3, .slope = device_floats(N * 3)};
+}
+
+static void scale_back_refuses_shapes_and_groups_that_do_not_fit(void **state) {
+    (void)state;
+    ACCEPTED(scale_back);
+    REFUSED(scale_back, RC_INVALID, "scale_back: x: no data", a.x.data = NULL);
+    REFUSED(scale_back, RC_INVALID, "scale_back: g: [3, 3] where [3, 4]", a.g.cols = 3);
+    REFUSED(scale_back, RC_INVALID, "scale_back: g: [2, 4] where [3, 4]", a.g.rows = 2);
+    REFUSED(scale_back, RC_INVALID, "scale_back: w_hat: [4, 7] where [4, 8]", a.w_hat.cols = 7);
+    REFUSED(scale_back, RC_INVALID, "8 columns have no groups of 0", a.group = 0);
+    REFUSED(scale_back, RC_INVALID, "8 columns have no groups of 9", a.group = 9);
+    REFUSED(scale_back, RC_INVALID, "scale_back: slope", a.slope = NULL);
+}
+
+static struct adam_args adam_arguments(void) {
+    return (struct adam_args){.count = K,
+                              .rate = 1e-3f,
+                              .beta1 = 0.9f,
+                              .beta2 = 0.99f,
+                              .epsilon = 1e-8f,
+                              .step = 1,
+                              .base = device_floats(K),
+                              .slope = device_floats(K),
+                              .mean = device_floats(K),
+                              .square = device_floats(K),
+                              .theta = device_floats(K),
+                              .scale = device_floats(K)};
+}
+
+static void adam_refuses_rates_that_lead_nowhere(void **state) {
+    (void)state;
+    ACCEPTED(adam);
+    REFUSED(adam, RC_INVALID, "steps count from 1", a.step = 0);
+    REFUSED(adam, RC_INVALID, "-1 values", a.count = -1);
+    REFUSED(adam, RC_INVALID, "a rate of -1", a.rate = -1);
+    REFUSED(adam, RC_INVALID, "a rate of nan", a.rate = NAN);
+    REFUSED(adam, RC_INVALID, "betas of 1 and", a.beta1 = 1);
+    REFUSED(adam, RC_INVALID, "and 1 and epsilon", a.beta2 = 1);
+    REFUSED(adam, RC_INVALID, "epsilon 0", a.epsilon = 0);
+    REFUSED(adam, RC_INVALID, "epsilon inf", a.epsilon = INFINITY);
+    REFUSED(adam, RC_INVALID, "adam: base", a.base = NULL);
+    REFUSED(adam, RC_INVALID, "adam: slope", a.slope = NULL);
+    REFUSED(adam, RC_INVALID, "adam: mean", a.mean = NULL);
+    REFUSED(adam, RC_INVALID, "adam: square", a.square = NULL);
+    REFUSED(adam, RC_INVALID, "adam: theta", a.theta = NULL);
+    REFUSED(adam, RC_INVALID, "adam: scale", a.scale = NULL);
+}
+
 /* What Linears read and write has one type; the cpu knows no other. */
 static void matrices_of_another_type_are_refused(void **state) {
     (void)state;
@@ -150,6 +224,11 @@ static void matrices_of_another_type_are_refused(void **state) {
     REFUSED(sample_labels, RC_UNSUPPORTED, "of type", a.x.type = DTYPE_F16);
     REFUSED(fisher, RC_UNSUPPORTED, "of type", a.g.type = DTYPE_F16);
     REFUSED(row_norms, RC_UNSUPPORTED, "of type", a.g.type = DTYPE_F16);
+    REFUSED(kl_back, RC_UNSUPPORTED, "of type", a.x.type = DTYPE_F16);
+    REFUSED(kl_back, RC_UNSUPPORTED, "of type", a.x_ref.type = DTYPE_F16);
+    REFUSED(scale_back, RC_UNSUPPORTED, "of type", a.x.type = DTYPE_F16);
+    REFUSED(scale_back, RC_UNSUPPORTED, "of type", a.g.type = DTYPE_F16);
+    REFUSED(scale_back, RC_UNSUPPORTED, "of type", a.w_hat.type = DTYPE_F16);
 }
 
 int main(void) {
@@ -162,6 +241,9 @@ int main(void) {
         cmocka_unit_test(score_back_refuses_labels_and_shapes_that_do_not_fit),
         cmocka_unit_test(fisher_refuses_shapes_that_do_not_fit),
         cmocka_unit_test(row_norms_needs_somewhere_to_put_them),
+        cmocka_unit_test(kl_back_refuses_models_of_different_shapes),
+        cmocka_unit_test(scale_back_refuses_shapes_and_groups_that_do_not_fit),
+        cmocka_unit_test(adam_refuses_rates_that_lead_nowhere),
         cmocka_unit_test(matrices_of_another_type_are_refused),
     };
     return RUN_ON_BACKENDS("refusals, backwards", tests);

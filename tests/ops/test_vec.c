@@ -146,6 +146,17 @@ static void the_exponential_is_good_to_two_ulp(void **state) {
     assert_true(isnan(exp_f32(NAN)));
 }
 
+static void the_exponential_less_one_is_good_to_two_ulp(void **state) {
+    (void)state;
+    for (int i = 0; i < 200000; i++) {
+        float x = -ldexpf(1 + (float)(i % 1000) / 1000, i / 1000 % 40 - 33);
+        double want = expm1((double)x), ulp = (double)(float)want - nextafterf((float)want, -INFINITY);
+        assert_near(expm1_f32(x), want, 2 * ulp);
+    }
+    assert_true(expm1_f32(0) == 0 && expm1_f32(-200) == -1 && expm1_f32(-INFINITY) == -1);
+    assert_true(isnan(expm1_f32(NAN)));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_largest_is_found_wherever_it_stands),
@@ -156,6 +167,7 @@ int main(void) {
         cmocka_unit_test(a_value_that_is_no_number_is_seen_wherever_it_stands),
         cmocka_unit_test(elementwise_operations_stay_within_the_vector),
         cmocka_unit_test(the_exponential_is_good_to_two_ulp),
+        cmocka_unit_test(the_exponential_less_one_is_good_to_two_ulp),
     };
     return cmocka_run_group_tests_name("vec", tests, NULL, NULL);
 }
