@@ -8,6 +8,7 @@
 #include "base/mem.h"
 #include "base/random.h"
 #include "base/sizes.h"
+#include "worker/pipeline/calibrate.h"
 #include "worker/pipeline/hidden.h"
 #include "worker/pipeline/reverse.h"
 #include "worker/pipeline/tuned.h"
@@ -42,10 +43,15 @@ struct refiner {
 
 /* --- what there is to do, and room for --- */
 
-bool refine_possible(const struct candidate *recipe, const struct model *model) {
+static bool is_possible(const struct candidate *recipe, const struct model *model) {
     for (int64_t i = 0; i < model->linear_count; i++)
         if (model->linears[i].block >= 0 && tuned_by(&recipe[i])) return true;
     return false;
+}
+
+bool refine_wanted(bool given, bool refine, const struct candidate *recipe, const struct model *model) {
+    bool guided = calibration_plan(recipe, model->linear_count).guided;
+    return (given ? refine : guided) && is_possible(recipe, model);
 }
 
 enum rc refine_check(const struct job *job, const struct model *model, const struct candidate *recipe, struct err *e) {
@@ -324,7 +330,23 @@ enum rc refine_run(const struct refine_args *a, struct refined *out, struct err 
     return rc;
 }
 
-json_t *refined_json(const struct refined *r) {
-    return json_pack("{si sI sf sf sf}", "epochs", r->epochs, "steps", (json_int_t)r->steps, "kl_before", r->kl_before,
-                     "kl_after", r->kl_after, "seconds", r->seconds);
+/* --- what is told of it --- */
+
+static const char row_phase[] = "_refined";
+
+json_t *refined_json(const struct refined *r, bool given) {
+    return json_pack("{si sI sf sf sf sb}", "epochs", r->epochs, "steps", (json_int_t)r->steps, "kl_before",
+                     r->kl_before, "kl_after", r->kl_after, "seconds", r->seconds, "default", !given);
+}
+
+json_t *refine_settings_json(void) {
+    return json_pack("{si si ss si}", "epochs", EPOCHS, "batch", BATCH, "rate", TUNED_RATE, "warm_up", WARM_UP);
+}
+
+enum rc refined_send(const struct job *job, const json_t *refined, struct err *e) {
+    return job_row(job, row_phase, 0) ? RC_OK : emit_row(job, row_phase, 0, refined, NULL, e);
+}
+
+json_t *refined_earlier(const struct job *job) {
+    return json_incref((json_t *)job_row(job, row_phase, 0));
 }

@@ -31,15 +31,22 @@ struct refined {
     double seconds;
 };
 
-/* Whether the recipe leaves anything to refine, */
-bool refine_possible(const struct candidate *recipe, const struct model *model);
-/* and the device has the memory that it takes at least: RC_NO_MEMORY, with advice, before hours of calibration. */
+/* Whether a job refines: what its spec says, by default where the recipe has a guided candidate; and not if it leaves
+ * nothing to refine. */
+bool refine_wanted(bool given, bool refine, const struct candidate *recipe, const struct model *model);
+/* Whether the device has the memory that it takes at least: else RC_NO_MEMORY, with advice, before hours of
+ * calibration. */
 enum rc refine_check(const struct job *job, const struct model *model, const struct candidate *recipe, struct err *e);
 
 /* Progress is of phase "reference", then "refine", in tokens. */
 enum rc refine_run(const struct refine_args *a, struct refined *out, struct err *e);
 
-/* {epochs, steps, kl_before, kl_after, seconds} */
-json_t *refined_json(const struct refined *r);
+/* {epochs, steps, kl_before, kl_after, seconds, default}; `given`: the spec asked for it. */
+json_t *refined_json(const struct refined *r, bool given);
+/* How it is done, for provenance: {epochs, batch, rate, warm_up}. */
+json_t *refine_settings_json(void);
+/* The first as a row of phase "_refined", index 0; of an earlier attempt, whose is kept: a new reference, or NULL. */
+enum rc refined_send(const struct job *job, const json_t *refined, struct err *e);
+json_t *refined_earlier(const struct job *job);
 
 #endif

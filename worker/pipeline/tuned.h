@@ -12,6 +12,8 @@
 
 struct tuned;
 
+#define TUNED_RATE "0.024/2^bits" /* the full one, for people */
+
 /* Whether a Linear of the blocks made by this candidate is. */
 bool tuned_by(const struct candidate *c);
 /* Device memory that the scales of such a model take at least, beside what a walk does. */
