@@ -160,6 +160,7 @@ static const struct field profile_fields[] = {
     INT_FIELD(struct spec_profile, fisher_windows, 1, WINDOWS_MAX),
     {.name = "layers", .type = FIELD_REGEX, .offset = offsetof(struct spec_profile, layers), .min = 1},
     {.name = "head", .type = FIELD_BOOL, .offset = offsetof(struct spec_profile, head)},
+    JOB_FIELD(struct spec_profile, sweep, false),
     {0},
 };
 static const struct schema profile_schema = {
@@ -168,6 +169,10 @@ static const struct schema profile_schema = {
     .size = sizeof(struct spec_profile),
     .defaults = profile_defaults,
     .check = profile_check,
+};
+static const struct spec_reference profile_references[] = {
+    {.member = "sweep", .kind = "sweep", .offset = offsetof(struct spec_profile, sweep), .rows = true},
+    {0},
 };
 
 /* --- allocation --- */
@@ -244,20 +249,30 @@ static const struct schema rule_schema = {
     .check = rule_check,
 };
 
+const char *const allocation_score_names[] = {"drift", "error", "fisher", "kfac", "diag", "noise", "delta_kl", NULL};
+
 static void allocation_defaults(void *object) {
     struct spec_allocation *allocation = object;
     allocation->method = ALLOCATION_OPTIMAL;
 }
 
+static void allocation_check(void *object, struct decode *d) {
+    const struct spec_allocation *allocation = object;
+    if (allocation->score >= SCORES_OF_ROWS && allocation->sweep == NULL)
+        problem_at(d, "sweep", "is required: score %s is scaled from a sweep's rows",
+                   allocation_score_names[allocation->score]);
+}
+
 static const struct field allocation_fields[] = {
     COMMON_FIELDS("allocation"),
     JOB_FIELD(struct spec_allocation, profile, true),
+    JOB_FIELD(struct spec_allocation, sweep, false),
     ENUM_FIELD(struct spec_allocation, method, allocation_method_names),
     {.name = "score",
      .type = FIELD_ENUM,
      .offset = offsetof(struct spec_allocation, score),
-     .values = score_names,
-     .planned = planned_scores},
+     .presence = offsetof(struct spec_allocation, has_score) + 1,
+     .values = allocation_score_names},
     {.name = "budget",
      .type = FIELD_OBJECT,
      .offset = offsetof(struct spec_allocation, budget),
@@ -276,9 +291,11 @@ static const struct schema allocation_schema = {
     .fields = allocation_fields,
     .size = sizeof(struct spec_allocation),
     .defaults = allocation_defaults,
+    .check = allocation_check,
 };
 static const struct spec_reference allocation_references[] = {
     {.member = "profile", .kind = "profile", .offset = offsetof(struct spec_allocation, profile), .rows = true},
+    {.member = "sweep", .kind = "sweep", .offset = offsetof(struct spec_allocation, sweep), .rows = true},
     {0},
 };
 
@@ -426,10 +443,8 @@ static const struct spec_reference quantize_references[] = {
 
 /* --- kinds --- */
 
-static const struct spec_reference no_references[] = {{0}};
-
 const struct job_kind job_kinds[] = {
-    {"profile", LANE_DEVICE, &profile_schema, no_references},
+    {"profile", LANE_DEVICE, &profile_schema, profile_references},
     {"allocation", LANE_CPU, &allocation_schema, allocation_references},
     {"eval", LANE_DEVICE, &eval_schema, eval_references},
     {"quantize", LANE_DEVICE, &quantize_schema, quantize_references},

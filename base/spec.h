@@ -46,6 +46,7 @@ struct spec_profile {
     int64_t fisher_windows; /* of the calibration's, that Fisher scores are taken over */
     const char *layers;     /* regex over Linear names; NULL: all */
     bool head;              /* lm_head counts as a Linear too */
+    const char *sweep;      /* job id of a sweep that scores are held against, or NULL */
 };
 
 /* Exactly one of vram, weights, average_bits is given. */
@@ -67,18 +68,35 @@ struct spec_rule {
     struct list tie; /* const char *: projections of one block that must share a candidate */
 };
 
+/* What an allocation minimises: the first SCORES_OF_ROWS stand in a profile's rows, the others are a sweep's, scaled to
+ * the profile's candidates. From SCORE_FISHER on they are nats a scored token. */
+enum score {
+    SCORE_DRIFT,
+    SCORE_ERROR,
+    SCORE_FISHER,
+    SCORE_KFAC,
+    SCORE_DIAG,
+    SCORE_NOISE,
+    SCORE_DELTA_KL,
+    SCORES,
+    SCORES_OF_ROWS = SCORE_NOISE
+};
+extern const char *const allocation_score_names[]; /* by enum score; NULL-terminated */
+
 enum allocation_method { ALLOCATION_GREEDY, ALLOCATION_UPGRADE, ALLOCATION_OPTIMAL };
 
 struct spec_allocation {
     struct spec_common common;
     const char *profile; /* job id */
+    const char *sweep;   /* job id, or NULL */
     int method;          /* enum allocation_method */
-    int score;           /* index into score_names */
+    bool has_score;      /* else the best that every row of the profile has */
+    int score;           /* enum score */
     struct spec_budget *budget;
     struct list rules; /* struct spec_rule */
     int target;        /* enum target: what is to load the model; the solver chooses what it can carry */
 };
-extern const char *const score_names[];
+extern const char *const score_names[]; /* what a profile can be asked for */
 
 /* Whether the profile takes gradients: for a score, for a candidate. */
 bool spec_wants_fisher(const struct spec_profile *profile);

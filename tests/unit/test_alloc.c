@@ -1,58 +1,9 @@
 /* Allocation: exact against brute force, honest about its gap, never over budget. */
+#include "tests/unit/alloc_instance.h"
+
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
-
-#include "base/random.h"
-#include "worker/alloc/alloc.h"
-
-enum { MAX_ITEMS = 7, MAX_OPTIONS = 5 };
-
-static uint64_t random_state;
-
-static uint64_t random_bits(void) {
-    return splitmix64(&random_state);
-}
-
-static int random_int(int n) {
-    return (int)(random_bits() % (uint64_t)n);
-}
-
-struct instance {
-    struct alloc_option options[MAX_ITEMS][MAX_OPTIONS];
-    struct alloc_item items[MAX_ITEMS];
-    struct alloc_problem problem;
-};
-
-/* Flavours by `kind`: coarse costs and scores with many ties and zeros; fine ones; huge costs. */
-static void random_instance(struct instance *in, int kind) {
-    in->problem = (struct alloc_problem){in->items, 1 + random_int(MAX_ITEMS), 0};
-    int64_t least = 0, most = 0;
-    for (int i = 0; i < in->problem.item_count; i++) {
-        int count = 1 + random_int(MAX_OPTIONS);
-        in->items[i] = (struct alloc_item){in->options[i], count};
-        int64_t low = INT64_MAX, high = 0;
-        for (int o = 0; o < count; o++) {
-            struct alloc_option *option = &in->options[i][o];
-            static const uint64_t costs[] = {6, 1000, 10000000000000};
-            option->cost = (int64_t)(random_bits() % costs[kind]);
-            option->score = kind == 0 ? random_int(5) * 0.1 : (double)(random_bits() >> 11) * 0x1p-53;
-            option->bits = 2 + random_int(7);
-            if (option->cost < low) low = option->cost;
-            if (option->cost > high) high = option->cost;
-        }
-        least += low;
-        most += high;
-    }
-    in->problem.budget = random_int(20) ? least + (int64_t)(random_bits() % (uint64_t)(most - least + 2)) : least - 1;
-}
 
 /* The best objective of all assignments within the budget, or infinity. */
 static double brute_force(const struct alloc_problem *p, int item, int64_t cost, double score) {
@@ -64,20 +15,6 @@ static double brute_force(const struct alloc_problem *p, int item, int64_t cost,
         best = fmin(best, brute_force(p, item + 1, cost + option->cost, score + option->score));
     }
     return best;
-}
-
-static void check_consistent(const struct alloc_problem *p, const struct alloc_result *r) {
-    int64_t cost = 0;
-    double score = 0;
-    for (int i = 0; i < p->item_count; i++) {
-        assert_in_range(r->choice[i], 0, p->items[i].option_count - 1);
-        cost += p->items[i].options[r->choice[i]].cost;
-        score += p->items[i].options[r->choice[i]].score;
-    }
-    assert_true(cost == r->cost);
-    assert_true(cost <= p->budget);
-    assert_true(score == r->objective);
-    assert_true(r->gap >= 0 && r->gap <= 1);
 }
 
 static void optimal_equals_brute_force(void **state) {
@@ -411,12 +348,12 @@ static void hostile_numbers_are_refused(void **state) {
         int choice[2];
         struct alloc_result r = {.choice = choice};
         struct frontier_point points[4];
-        int count;
+        struct frontier f = {.points = points, .max_points = 4};
         struct err e = {0};
         assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_INVALID);
         assert_int_equal(alloc_greedy(&p, &r, NULL, &e), RC_INVALID);
         assert_int_equal(alloc_upgrade(&p, 4, &r, NULL, &e), RC_INVALID);
-        assert_int_equal(alloc_frontier(&p, points, 4, &count, &e), RC_INVALID);
+        assert_int_equal(alloc_frontier(&p, &f, &e), RC_INVALID);
     }
     struct alloc_item empty = {NULL, 0};
     struct alloc_problem p = {&empty, 1, 10};
@@ -434,53 +371,6 @@ static void no_items_cost_nothing(void **state) {
     struct err e = {0};
     assert_int_equal(alloc_optimal(&p, &r, NULL, &e), RC_OK);
     assert_true(r.cost == 0 && r.objective == 0 && r.gap == 0);
-}
-
-static void frontier_is_convex_feasible_and_ends_at_both_extremes(void **state) {
-    (void)state;
-    random_state = 5;
-    for (int n = 0; n < 200; n++) {
-        struct instance in;
-        struct frontier_point points[64];
-        int count, choice[MAX_ITEMS];
-        struct err e = {0};
-        struct alloc_result r = {.choice = choice};
-        random_instance(&in, n % 3);
-        assert_int_equal(alloc_frontier(&in.problem, points, 64, &count, &e), RC_OK);
-        assert_in_range(count, 1, 64);
-        for (int k = 0; k < count; k++) {
-            in.problem.budget = points[k].cost;
-            assert_int_equal(alloc_optimal(&in.problem, &r, NULL, &e), RC_OK);
-            assert_true(fabs(r.objective - points[k].objective) <= 1e-12); /* a vertex is an optimum */
-            if (k) assert_true(points[k].cost > points[k - 1].cost && points[k].objective < points[k - 1].objective);
-        }
-        in.problem.budget = points[0].cost - 1;
-        assert_int_equal(alloc_optimal(&in.problem, &r, NULL, &e), RC_INFEASIBLE);
-        in.problem.budget = INT64_MAX;
-        assert_int_equal(alloc_optimal(&in.problem, &r, NULL, &e), RC_OK);
-        assert_true(r.objective == points[count - 1].objective);
-        struct frontier_point thin[3];
-        int thin_count;
-        assert_int_equal(alloc_frontier(&in.problem, thin, 3, &thin_count, &e), RC_OK);
-        assert_int_equal(thin_count, count < 3 ? count : 3);
-        assert_memory_equal(&thin[0], &points[0], sizeof *thin);
-        assert_memory_equal(&thin[thin_count - 1], &points[count - 1], sizeof *thin);
-    }
-}
-
-static void a_frontier_has_at_least_two_points(void **state) {
-    (void)state;
-    struct alloc_option options[] = {{1, 9, 2}, {2, 5, 3}, {4, 0, 4}};
-    struct alloc_item item = {options, 3};
-    struct alloc_problem p = {&item, 1, 0};
-    struct frontier_point points[2];
-    int count = -1;
-    struct err e = {0};
-    assert_int_equal(alloc_frontier(&p, points, 1, &count, &e), RC_INVALID);
-    assert_int_equal(count, 0);
-    assert_int_equal(alloc_frontier(&p, points, 2, &count, &e), RC_OK);
-    assert_int_equal(count, 2);
-    assert_true(points[0].cost == 1 && points[0].objective == 9 && points[1].cost == 4 && points[1].objective == 0);
 }
 
 /* 2,000 Linears of a few shapes at 2, 3, 4, 8 bits: the shape of the real problem. */
@@ -535,8 +425,6 @@ int main(void) {
         cmocka_unit_test(infeasible_budget_states_the_smallest_feasible_one),
         cmocka_unit_test(hostile_numbers_are_refused),
         cmocka_unit_test(no_items_cost_nothing),
-        cmocka_unit_test(frontier_is_convex_feasible_and_ends_at_both_extremes),
-        cmocka_unit_test(a_frontier_has_at_least_two_points),
         cmocka_unit_test(large_instances_are_proven),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

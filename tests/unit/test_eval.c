@@ -324,6 +324,29 @@ static void allocation_is_applied_by_name(void **state) {
     run_release(&r);
 }
 
+/* An eval of a prediction's allocation says how it turned out; of any other recipe nothing. */
+static void prediction_stands_beside_the_measurement(void **state) {
+    (void)state;
+    static const char spec[] = SPEC(",'allocation':'A'"), member[] = "prediction";
+    struct run r;
+    run_init(&r);
+    json_t *inputs = json_pack("{s{s{s[{ss ss}] s{sf sf sf}}}}", "allocation", "result", "assignment", "name",
+                               "model.layers.1.self_attn.q_proj", "candidate", "rtn2g64", "prediction", "kl", 0.25,
+                               "low", 0.2, "high", 0.3);
+    json_t *result = json_object_get(json_object_get(inputs, "allocation"), "result");
+    assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, spec, NULL, inputs), RC_OK);
+    assert_true(number(&r, member, "kl") == 0.25 && number(&r, member, "low") == 0.2);
+    assert_true(number(&r, member, "high") == 0.3 && number(&r, member, "measured") == number(&r, "kl", "mean"));
+    assert_true(number(&r, "kl", "mean") > 0 && number(&r, member, "ratio") == 4 * number(&r, "kl", "mean"));
+    json_object_set_new(result, member, json_null());
+    assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, spec, NULL, inputs), RC_OK);
+    assert_null(json_object_get(r.result, member));
+    json_decref(inputs);
+    must_run(&r, HELDOUT, rtn3, NULL);
+    assert_null(json_object_get(r.result, member));
+    run_release(&r);
+}
+
 static void compare_pairs_with_an_earlier_eval(void **state) {
     (void)state;
     struct run before, after;
@@ -493,6 +516,7 @@ int main(void) {
         cmocka_unit_test(interrupted_calibration_gives_the_same_result),
         cmocka_unit_test(allocation_brings_its_calibration),
         cmocka_unit_test(calibrated_head_is_evaluated),
+        cmocka_unit_test(prediction_stands_beside_the_measurement),
         cmocka_unit_test(compare_pairs_with_an_earlier_eval),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -436,6 +436,55 @@ static void hqq_above_rtn_is_flagged(void **state) {
     run_release(&r);
 }
 
+/* A sweep that found what hqq3g64's drift says, squared; of the profile's model. */
+static json_t *sweep_like(const struct run *profile) {
+    json_t *rows = json_array(), *row, *model = json_object_get(profile->result, "model");
+    size_t i;
+    json_array_foreach(profile->rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        double drift = json_number_value(json_object_get(data, "drift"));
+        if (strcmp(json_string_value(json_object_get(data, "candidate")), "hqq3g64") != 0) continue;
+        json_array_append_new(rows, json_pack("{ss si s{sO sf}}", "phase", "sweep", "index", (int)i, "data", "name",
+                                              json_object_get(data, "name"), "delta_kl", drift * drift));
+    }
+    return json_pack("{s{ss s{sO ss sn} so}}", "sweep", "job", "S", "result", "model", model, "candidate", "hqq3g64",
+                     "noise", "rows", rows);
+}
+
+/* Without a walk, where all is cached; and what cannot be compared is refused before anything is computed. */
+static void scores_are_held_against_a_sweep(void **state) {
+    (void)state;
+    static const char against[] = SPEC("{'method':'hqq','bits':[3,4],'group':64},{'method':'rtn','bits':3,'group':64}",
+                                       ",'layers':'layers\\\\.[01]\\\\.','sweep':'S'");
+    struct run first, again, other;
+    run_init(&first);
+    run_init(&again);
+    run_init(&other);
+    must_run(&first, CALIBRATION, both, NULL);
+    assert_null(json_object_get(first.result, "correlation"));
+    json_t *inputs = sweep_like(&first);
+    json_object_update(again.cache, first.cache);
+    assert_int_equal(run_job(&again, FIXTURE "tiny", CALIBRATION, against, NULL, inputs), RC_OK);
+    const json_t *list = json_object_get(again.result, "correlation"), *drift = json_array_get(list, 0);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(again.result, "rows"), "computed")), 0);
+    assert_string_equal(json_string_value(json_object_get(again.result, "sweep")), "S");
+    assert_int_equal(json_array_size(list), 2); /* drift and error, at the sweep's candidate */
+    assert_string_equal(json_string_value(json_object_get(drift, "score")), "drift");
+    assert_string_equal(json_string_value(json_object_get(drift, "candidate")), "hqq3g64");
+    assert_true(json_number_value(json_object_get(drift, "spearman")) == 1);
+    assert_true(json_number_value(json_object_get(drift, "spearman_within_projection")) == 1);
+    assert_int_equal(json_integer_value(json_object_get(drift, "n")), 14);
+    json_object_set_new(json_object_get(json_object_get(inputs, "sweep"), "result"), "model",
+                        json_pack("{ss}", "fingerprint", "other"));
+    assert_int_equal(run_job(&other, FIXTURE "tiny", CALIBRATION, against, NULL, inputs), RC_INVALID);
+    assert_string_equal(other.err.pointer, "/sweep");
+    assert_int_equal(json_array_size(other.rows), 0);
+    json_decref(inputs);
+    run_release(&first);
+    run_release(&again);
+    run_release(&other);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(row_does_not_depend_on_other_candidates),
@@ -449,6 +498,7 @@ int main(void) {
         cmocka_unit_test(drift_is_the_relative_output_error),
         cmocka_unit_test(bytes_are_those_of_the_packed_buffers),
         cmocka_unit_test(hqq_above_rtn_is_flagged),
+        cmocka_unit_test(scores_are_held_against_a_sweep),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

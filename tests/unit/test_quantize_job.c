@@ -348,6 +348,24 @@ static void all_that_a_target_cannot_carry_is_named(void **state) {
     made_close(&m);
 }
 
+/* An id means nothing where the artifact goes. */
+static void what_is_told_of_the_allocation_names_no_jobs(void **state) {
+    (void)state;
+    struct made m;
+    char file[128];
+    made_open(&m);
+    static const char *const assigned[] = {"model.layers.0.self_attn.q_proj", "rtn4g64"};
+    json_t *inputs = allocation(assigned, 1, json_pack("{ss ss ss}", "profile", "P1", "sweep", "S1", "score", "noise"));
+    must_make(&m, QUANTIZE(",'allocation':'A'"), NULL, inputs);
+    snprintf(file, sizeof file, "%s/allocation.json", m.path);
+    json_t *told = json_load_file(file, 0, NULL);
+    assert_string_equal(json_string_value(json_object_get(told, "score")), "noise");
+    assert_true(!json_object_get(told, "profile") && !json_object_get(told, "sweep"));
+    json_decref(told);
+    json_decref(inputs);
+    made_close(&m);
+}
+
 static void an_allocation_is_for_the_weights_it_measured(void **state) {
     (void)state;
     struct made m;
@@ -410,6 +428,7 @@ int main(void) {
         cmocka_unit_test(a_device_with_memory_of_its_own_changes_nothing),
         cmocka_unit_test(another_job_with_the_name_is_refused),
         cmocka_unit_test(all_that_a_target_cannot_carry_is_named),
+        cmocka_unit_test(what_is_told_of_the_allocation_names_no_jobs),
         cmocka_unit_test(an_allocation_is_for_the_weights_it_measured),
         cmocka_unit_test(an_artifact_of_another_model_is_refused),
         cmocka_unit_test(a_split_eval_reads_it_too),

@@ -58,7 +58,7 @@ static void profile_has_the_documented_defaults(void **state) {
     assert_null(profile->common.label);
     assert_string_equal(spec_model(f.kind, &f.spec), "M");
     assert_string_equal(spec_dataset(f.kind, &f.spec), "D");
-    assert_null(f.kind->references[0].member);
+    assert_null(profile->sweep);
     arena_release(&f.arena);
 }
 
@@ -74,7 +74,8 @@ static void allocation_has_the_documented_defaults(void **state) {
     assert_int_equal(budget->batch, 1);
     assert_int_equal(budget->kv_bits, 16);
     assert_int_equal(budget->reserve, 0);
-    assert_int_equal(f.spec.allocation.score, 0);
+    assert_false(f.spec.allocation.has_score);
+    assert_null(f.spec.allocation.sweep);
     assert_int_equal(f.spec.allocation.method, ALLOCATION_OPTIMAL);
     assert_null(spec_model(f.kind, &f.spec));
     assert_null(spec_dataset(f.kind, &f.spec));
@@ -173,6 +174,30 @@ static void references_name_jobs_of_a_kind(void **state) {
     arena_release(&f.arena);
 }
 
+static const char *sweep_of(const struct fixture *f) {
+    for (const struct spec_reference *r = f->kind->references; r->member; r++)
+        if (strcmp(r->member, "sweep") == 0 && strcmp(r->kind, "sweep") == 0 && r->rows)
+            return *(const char *const *)((const char *)&f->spec + r->offset);
+    return NULL;
+}
+
+static void a_sweep_comes_with_its_rows(void **state) {
+    (void)state;
+    static const char *const names[] = {"drift", "error", "fisher", "kfac", "diag", "noise", "delta_kl"};
+    struct fixture f;
+    expect_ok(&f, "{" PROFILE "," CANDIDATES ",\"sweep\":\"S\"}");
+    assert_string_equal(sweep_of(&f), "S");
+    arena_release(&f.arena);
+    for (int score = 0; score < SCORES; score++) {
+        char text[256];
+        snprintf(text, sizeof text, "{" ALLOCATION "," BUDGET ",\"sweep\":\"S\",\"score\":\"%s\"}", names[score]);
+        expect_ok(&f, text);
+        assert_string_equal(sweep_of(&f), "S");
+        assert_true(f.spec.allocation.has_score && f.spec.allocation.score == score);
+        arena_release(&f.arena);
+    }
+}
+
 static void an_artifacts_name_is_one_folder(void **state) {
     (void)state;
     static const char *const bad[] = {"", ".", "..", ".hidden", "a/b", "/a", "a b", "a\\\\b", "\u00e4"};
@@ -239,7 +264,9 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" ALLOCATION ",\"budget\":{\"vram\":1,\"weights\":1}}", "/budget"},
         {"{" ALLOCATION ",\"budget\":{\"weights\":\"much\"}}", "/budget/weights"},
         {"{" ALLOCATION ",\"budget\":{\"average_bits\":0.5}}", "/budget/average_bits"},
-        {"{" ALLOCATION "," BUDGET ",\"score\":\"kfac\"}", "/score"},
+        {"{" ALLOCATION "," BUDGET ",\"score\":\"loss\"}", "/score"},
+        {"{" ALLOCATION "," BUDGET ",\"score\":\"delta_kl\"}", "/sweep"},
+        {"{" ALLOCATION "," BUDGET ",\"score\":\"noise\"}", "/sweep"},
         {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"min_bits\":4}]}", "/rules/0"},
         {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"match\":\"x\"}]}", "/rules/0"},
         {"{" ALLOCATION "," BUDGET ",\"rules\":[{\"match\":\"x\",\"min_bits\":5,\"max_bits\":4}]}",
@@ -335,6 +362,7 @@ int main(void) {
         cmocka_unit_test(rules_are_decoded),
         cmocka_unit_test(common_members_fit_every_kind),
         cmocka_unit_test(references_name_jobs_of_a_kind),
+        cmocka_unit_test(a_sweep_comes_with_its_rows),
         cmocka_unit_test(an_artifacts_name_is_one_folder),
         cmocka_unit_test(quantize_names_what_it_reads_and_makes),
         cmocka_unit_test(every_fault_has_its_pointer),

@@ -12,6 +12,7 @@
 #ifndef HSAQ_WORKER_ALLOC_ALLOC_H
 #define HSAQ_WORKER_ALLOC_ALLOC_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -40,11 +41,6 @@ struct alloc_result {
     double gap; /* proven bound on (objective − optimum) / objective; 0: proven optimal */
 };
 
-struct frontier_point {
-    int64_t cost;
-    double objective;
-};
-
 /* All three: RC_INVALID for a problem that breaks the promises above, RC_NO_MEMORY, and RC_INFEASIBLE with the smallest
  * feasible budget in `*smallest` (may be NULL) and in the message. For `upgrade` that is what its start costs. */
 enum rc alloc_greedy(const struct alloc_problem *p, struct alloc_result *r, int64_t *smallest, struct err *e);
@@ -52,9 +48,36 @@ enum rc alloc_upgrade(const struct alloc_problem *p, double base_bits, struct al
                       struct err *e);
 enum rc alloc_optimal(const struct alloc_problem *p, struct alloc_result *r, int64_t *smallest, struct err *e);
 
+struct frontier_point {
+    int64_t cost;
+    double objective;
+};
+
+struct frontier {
+    struct frontier_point *points; /* [max_points], caller-allocated */
+    int *choices;                  /* [max_points, item_count] indices into the items' options, or NULL */
+    int max_points;                /* >= 2 */
+    int count;
+};
+
 /* The budget–score frontier from the cheapest to the best assignment, whatever the budget: the vertices of its lower
- * convex hull, each a feasible assignment, thinned to at most `max_points` (>= 2) with both ends kept. */
-enum rc alloc_frontier(const struct alloc_problem *p, struct frontier_point *points, int max_points, int *count,
-                       struct err *e);
+ * convex hull, each a feasible assignment, thinned to at most `max_points` with both ends kept. */
+enum rc alloc_frontier(const struct alloc_problem *p, struct frontier *frontier, struct err *e);
+
+/* An item's step to another of its options: the score that it gains (or loses, of a step down) per unit of cost. */
+struct alloc_edge {
+    int item, to;
+    double rate; /* >= 0 where the choice is no worse than what costs less */
+};
+
+enum { ALLOC_EDGES_MAX = 10 };
+
+/* The items nearest to another choice, each once in either list: those that would gain most per unit of cost, and those
+ * that would lose least. */
+struct alloc_edges {
+    struct alloc_edge up[ALLOC_EDGES_MAX], down[ALLOC_EDGES_MAX];
+    int up_count, down_count;
+};
+void alloc_edges(const struct alloc_problem *p, const int *choice, struct alloc_edges *edges);
 
 #endif

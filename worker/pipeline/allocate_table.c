@@ -10,10 +10,10 @@
 #define PARAMS_MAX 4000000000000
 
 /* One row, read. */
-struct drift_row {
+struct table_row {
     const char *name, *projection, *candidate;
     int64_t block, params, cols, bytes;
-    double drift, relative_error, fisher; /* fisher < 0: there is none */
+    double scores[SCORES_OF_ROWS]; /* NAN: not asked for */
 };
 
 static enum rc missing(const char *member, struct err *e) {
@@ -27,7 +27,7 @@ static enum rc read_params(const json_t *data, int64_t *params, struct err *e) {
 }
 
 /* "shape": [N, K], which a profile of long ago may lack. */
-static enum rc read_cols(const json_t *data, struct drift_row *row, struct err *e) {
+static enum rc read_cols(const json_t *data, struct table_row *row, struct err *e) {
     const json_t *shape = json_object_get(data, "shape");
     row->cols = json_integer_value(json_array_get(shape, 1));
     if (shape && (row->cols < 1 || row->cols > row->params || row->params % row->cols != 0))
@@ -35,7 +35,7 @@ static enum rc read_cols(const json_t *data, struct drift_row *row, struct err *
     return RC_OK;
 }
 
-static enum rc read_strings(const json_t *data, struct drift_row *row, struct err *e) {
+static enum rc read_strings(const json_t *data, struct table_row *row, struct err *e) {
     TRY(json_get_string(data, "name", &row->name, e));
     TRY(json_get_string(data, "projection", &row->projection, e));
     TRY(json_get_string(data, "candidate", &row->candidate, e));
@@ -44,22 +44,35 @@ static enum rc read_strings(const json_t *data, struct drift_row *row, struct er
     return row->candidate ? RC_OK : missing("candidate", e);
 }
 
-static enum rc read_row(const json_t *data, struct drift_row *row, struct err *e) {
-    *row = (struct drift_row){.block = -1, .bytes = -1, .drift = -1, .relative_error = -1, .fisher = -1};
+/* Every row has the first two. */
+static const char *const score_members[SCORES_OF_ROWS] = {
+    [SCORE_DRIFT] = "drift", [SCORE_ERROR] = "relative_error", [SCORE_FISHER] = "fisher", [SCORE_KFAC] = "kfac",
+    [SCORE_DIAG] = "diag",
+};
+
+static enum rc read_scores(const json_t *data, struct table_row *row, struct err *e) {
+    for (int s = 0; s < SCORES_OF_ROWS; s++) {
+        double *score = &row->scores[s];
+        *score = NAN;
+        TRY(json_get_number(data, score_members[s], score, e));
+        bool required = s <= SCORE_ERROR;
+        if (required ? isfinite(*score) && *score >= 0 : isnan(*score) || (isfinite(*score) && *score >= 0)) continue;
+        return err_set(e, RC_INVALID, "it has no %s that is a number >= 0", score_members[s]);
+    }
+    row->scores[SCORE_ERROR] *= row->scores[SCORE_ERROR];
+    return RC_OK;
+}
+
+static enum rc read_row(const json_t *data, struct table_row *row, struct err *e) {
+    *row = (struct table_row){.block = -1, .bytes = -1};
     if (!json_is_object(data)) return missing("data", e);
     TRY(read_strings(data, row, e));
     TRY(read_params(data, &row->params, e));
     TRY(read_cols(data, row, e));
     TRY(json_get_int(data, "block", -1, 4095, &row->block, e));
     TRY(json_get_int(data, "bytes", 0, BYTES_MAX, &row->bytes, e));
-    TRY(json_get_number(data, "drift", &row->drift, e));
-    TRY(json_get_number(data, "relative_error", &row->relative_error, e));
-    TRY(json_get_number(data, "fisher", &row->fisher, e));
     if (row->bytes < 0) return missing("bytes", e);
-    if (!isfinite(row->drift) || row->drift < 0) return missing("drift that is a number >= 0", e);
-    if (!isfinite(row->relative_error) || row->relative_error < 0)
-        return missing("relative_error that is a number >= 0", e);
-    return RC_OK;
+    return read_scores(data, row, e);
 }
 
 /* The row's candidate as a column, added when it is new. */
@@ -74,7 +87,7 @@ static enum rc find_candidate(struct profile_table *table, const char *id, int *
 }
 
 /* The row's Linear, added when it is new; `names` maps names to indices. */
-static enum rc find_linear(struct profile_table *table, json_t *names, const struct drift_row *row, int *index,
+static enum rc find_linear(struct profile_table *table, json_t *names, const struct table_row *row, int *index,
                            struct err *e) {
     const json_t *known = json_object_get(names, row->name);
     *index = known ? (int)json_integer_value(known) : table->linear_count;
@@ -108,7 +121,7 @@ static enum rc find_axes(struct profile_table *table, const json_t *rows, json_t
     size_t r;
     const json_t *value;
     json_array_foreach(rows, r, value) {
-        struct drift_row row;
+        struct table_row row;
         int index;
         if (!is_drift_row(value)) continue;
         enum rc rc = read_row(json_object_get(value, "data"), &row, e);
@@ -120,23 +133,12 @@ static enum rc find_axes(struct profile_table *table, const json_t *rows, json_t
     return RC_OK;
 }
 
-static enum rc score_of(const struct drift_row *row, const char *score, double *out, struct err *e) {
-    *out = row->drift;
-    if (strcmp(score, "error") == 0) *out = row->relative_error * row->relative_error;
-    if (strcmp(score, "fisher") != 0) return RC_OK;
-    *out = row->fisher;
-    if (isfinite(row->fisher) && row->fisher >= 0) return RC_OK;
-    return err_at(e, "/score", RC_INVALID, "fisher: the profile has none for %s; it must ask for it in its scores",
-                  row->name);
-}
-
 /* Second pass: every row into its cell. */
-static enum rc fill_cells(struct profile_table *table, const json_t *rows, const json_t *names, int score,
-                          struct err *e) {
+static enum rc fill_cells(struct profile_table *table, const json_t *rows, const json_t *names, struct err *e) {
     size_t r;
     const json_t *value;
     json_array_foreach(rows, r, value) {
-        struct drift_row row;
+        struct table_row row;
         int column;
         if (!is_drift_row(value)) continue;
         TRY(read_row(json_object_get(value, "data"), &row, e));
@@ -145,29 +147,22 @@ static enum rc fill_cells(struct profile_table *table, const json_t *rows, const
         if (cell->measured)
             return err_set(e, RC_INVALID, "row %zu of the profile measures %s at %s a second time", r, row.name,
                            row.candidate);
-        double chosen;
-        TRY(score_of(&row, score_names[score], &chosen, e));
-        *cell = (struct cell){
-            .measured = true,
-            .allowed = true,
-            .bytes = row.bytes,
-            .drift = row.drift,
-            .score = chosen,
-        };
+        *cell = (struct cell){.measured = true, .allowed = true, .bytes = row.bytes};
+        memcpy(cell->scores, row.scores, sizeof row.scores);
     }
     return RC_OK;
 }
 
-static enum rc fill_table(struct profile_table *table, const json_t *rows, json_t *names, int score, struct err *e) {
+static enum rc fill_table(struct profile_table *table, const json_t *rows, json_t *names, struct err *e) {
     table->linears = calloc(json_array_size(rows) + 1, sizeof *table->linears);
     if (!table->linears || !names) return err_set(e, RC_NO_MEMORY, "no memory for the Linears of a profile");
     TRY(find_axes(table, rows, names, e));
     table->cells = calloc((size_t)table->linear_count * (size_t)table->candidate_count, sizeof *table->cells);
     if (!table->cells) return err_set(e, RC_NO_MEMORY, "no memory for the rows of a profile");
-    return fill_cells(table, rows, names, score, e);
+    return fill_cells(table, rows, names, e);
 }
 
-enum rc profile_table_init(struct profile_table *table, const json_t *profile, int score, struct err *e) {
+enum rc profile_table_init(struct profile_table *table, const json_t *profile, struct err *e) {
     *table = (struct profile_table){.result = json_object_get(profile, "result")};
     const json_t *rows = json_object_get(profile, "rows"), *model = json_object_get(table->result, "model");
     if (!json_is_array(rows) || !json_is_object(model))
@@ -175,10 +170,16 @@ enum rc profile_table_init(struct profile_table *table, const json_t *profile, i
     TRY(json_get_string(model, "name", &table->model, e));
     TRY(json_get_string(model, "fingerprint", &table->fingerprint, e));
     json_t *names = json_object();
-    enum rc rc = fill_table(table, rows, names, score, e);
+    enum rc rc = fill_table(table, rows, names, e);
     json_decref(names);
     if (rc != RC_OK) profile_table_release(table);
     return rc;
+}
+
+int table_find_candidate(const struct profile_table *table, const char *id) {
+    for (int c = 0; c < table->candidate_count; c++)
+        if (strcmp(table->ids[c], id) == 0) return c;
+    return -1;
 }
 
 void profile_table_release(struct profile_table *table) {

@@ -19,6 +19,7 @@
 #include "worker/pipeline/eval_noise.h"
 #include "worker/pipeline/eval_result.h"
 #include "worker/pipeline/packed_store.h"
+#include "worker/pipeline/predict.h"
 #include "worker/pipeline/quantize.h"
 #include "worker/pipeline/recipe.h"
 #include "worker/pipeline/refine.h"
@@ -419,6 +420,17 @@ static enum rc add_compare(const struct eval *v, const char *windows_hash_text, 
     return RC_OK;
 }
 
+/* What the allocation was predicted to cost, beside what it does. */
+static void add_prediction(const struct eval *v, json_t *result) {
+    const json_t *allocation = json_object_get(json_object_get(v->job->inputs, "allocation"), "result");
+    json_t *beside = prediction_beside(json_object_get(allocation, "prediction"),
+                                       json_object_get(json_object_get(result, "kl"), "mean"));
+    if (v->spec->allocation && beside)
+        json_object_set_new(result, "prediction", beside);
+    else
+        json_decref(beside);
+}
+
 /* What the quantized model was made with, and for how many Linears that is not the H that they ask for. */
 static json_t *calibration_result(const struct eval *v) {
     json_t *out = calibration_json(&v->calibration, &v->calibration_windows, v->job->calibration);
@@ -439,6 +451,7 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
                         json_real(v->seconds > 0 ? (double)v->tokens_walked / v->seconds : 0));
     if (v->calibrated) json_object_set_new(*result, "calibration", calibration_result(v));
     if (v->refined) json_object_set(*result, "refined", v->refined);
+    add_prediction(v, *result);
     enum rc rc = add_compare(v, text, *result, e);
     if (rc == RC_OK) return RC_OK;
     json_decref(*result);

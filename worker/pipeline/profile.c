@@ -12,6 +12,7 @@
 #include "worker/model/fingerprint.h"
 #include "worker/model/finite.h"
 #include "worker/pipeline/calibration_text.h"
+#include "worker/pipeline/correlation.h"
 #include "worker/pipeline/drift.h"
 #include "worker/pipeline/gradwalk.h"
 #include "worker/pipeline/match.h"
@@ -324,12 +325,25 @@ static struct profiled_model profiled_model(const struct profile *p) {
     return (struct profiled_model){p->source.model, p->prints, p->place, p->table.linear_count};
 }
 
+/* Before anything is computed for it. */
+static enum rc check_sweep(const struct profile *p, struct err *e) {
+    struct swept swept;
+    if (!p->spec->sweep) return RC_OK;
+    TRY(swept_init(&swept, json_object_get(p->job->inputs, "sweep"), e));
+    json_t *fingerprint = prints_json(p->prints);
+    enum rc rc = swept_check_model(&swept, json_string_value(fingerprint), e);
+    json_decref(fingerprint);
+    swept_release(&swept);
+    return rc;
+}
+
 static enum rc run(struct profile *p, struct err *e) {
     TRY(source_open(p->job, &p->source, e));
     TRY(calibration_windows(&p->source.tokens, p->spec->calibration, &p->windows, e));
     TRY(open_table(p, e));
     TRY(take_earlier_rows(p, e));
     TRY(prints_open(p->job, p->source.model, &p->prints, e));
+    TRY(check_sweep(p, e));
     fingerprints_chain(p->prints, &p->windows);
     TRY(ask_cache(p, e));
     TRY(fill_exact_rows(p, e));
@@ -356,6 +370,33 @@ static json_t *result_json(const struct profile *p) {
                                p->computed && p->seconds > 0 ? tokens / p->seconds : 0.0));
 }
 
+/* Of the profile as an allocation would read it. */
+static enum rc add_correlation(const struct profile *p, json_t *result, struct err *e) {
+    if (!p->spec->sweep) return RC_OK;
+    json_t *rows = json_array(), *correlation = NULL;
+    for (size_t l = 0; l < p->table.linear_count; l++)
+        for (size_t c = 0; c < p->table.candidate_count; c++)
+            json_array_append_new(rows,
+                                  json_pack("{ss so}", "phase", row_phase, "data", drift_row_encode(&p->table, l, c)));
+    json_t *profile = json_pack("{sO so}", "result", result, "rows", rows);
+    enum rc rc = correlation_of(profile, json_object_get(p->job->inputs, "sweep"), &correlation, e);
+    json_decref(profile);
+    TRY(rc);
+    json_object_set_new(result, "sweep", json_string(p->spec->sweep));
+    json_object_set_new(result, "correlation", correlation);
+    return RC_OK;
+}
+
+static enum rc make_result(const struct profile *p, json_t **result, struct err *e) {
+    *result = result_json(p);
+    if (!*result) return err_set(e, RC_INTERNAL, "the profile's result cannot be encoded");
+    enum rc rc = add_correlation(p, *result, e);
+    if (rc == RC_OK) return RC_OK;
+    json_decref(*result);
+    *result = NULL;
+    return rc;
+}
+
 static void release(struct profile *p) {
     json_decref(p->inversions);
     free(p->table.rows);
@@ -369,10 +410,7 @@ static void release(struct profile *p) {
 enum rc pipeline_profile(const struct job *job, json_t **result, struct err *e) {
     struct profile p = {.job = job, .spec = &job->spec->profile};
     enum rc rc = run(&p, e);
-    if (rc == RC_OK) {
-        *result = result_json(&p);
-        if (!*result) rc = err_set(e, RC_INTERNAL, "the profile's result cannot be encoded");
-    }
+    if (rc == RC_OK) rc = make_result(&p, result, e);
     release(&p);
     return rc;
 }

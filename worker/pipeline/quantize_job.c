@@ -127,6 +127,7 @@ static void describe(struct quantize *q) {
     q->allocation = json_deep_copy(allocation_result(q));
     if (!q->allocation) q->allocation = json_pack("{sO so}", "uniform", uniform, "assignment", assignment_json(q));
     json_object_del(q->allocation, "profile");
+    json_object_del(q->allocation, "sweep");
     q->provenance =
         json_pack("{ss ss s{ss ss sO} so ss sO}", "hsaqd", HSAQ_VERSION, "arithmetic", q->job->backend->arithmetic,
                   "model", "name", m->name, "family", m->arch.family, "fingerprint", q->fingerprint, "uniform", uniform,
