@@ -112,6 +112,26 @@ static void eval_calibrates_where_a_candidate_needs_it(void **state) {
     arena_release(&f.arena);
 }
 
+/* Scales are refined on it, whatever the candidates look at; and only where there are any. */
+static void refining_needs_a_calibration(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" EVAL GPTQ ON_C "}");
+    assert_false(f.spec.eval.has_refine || spec_refines(f.kind, &f.spec));
+    arena_release(&f.arena);
+    expect_ok(&f, "{" EVAL GPTQ ON_C ",\"refine\":false}");
+    assert_true(f.spec.eval.has_refine && !spec_refines(f.kind, &f.spec));
+    arena_release(&f.arena);
+    static const char *const asked[] = {"{" EVAL RTN ON_C ",\"refine\":true}",
+                                        "{" QUANTIZE RTN ON_C ",\"refine\":true}",
+                                        "{" EVAL ",\"allocation\":\"J\",\"refine\":true}"};
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        expect_ok(&f, asked[i]);
+        assert_true(spec_refines(f.kind, &f.spec));
+        arena_release(&f.arena);
+    }
+}
+
 static void eval_length_follows_the_protocol(void **state) {
     (void)state;
     struct fixture f;
@@ -280,6 +300,12 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" EVAL ",\"allocation\":\"A\",\"uniform\":{\"method\":\"rtn\",\"bits\":4}}", "/uniform"},
         {"{" EVAL ",\"artifact\":\"A\",\"uniform\":{\"method\":\"rtn\",\"bits\":4}}", "/artifact"},
         {"{" EVAL ",\"artifact\":\"A\",\"calibration\":{\"dataset\":\"C\"}}", "/calibration"},
+        {"{" EVAL RTN ",\"refine\":true}", "/calibration"},
+        {"{" EVAL RTN ON_C ",\"refine\":false}", "/calibration"},
+        {"{" EVAL ",\"refine\":true}", "/refine"},
+        {"{" EVAL ",\"artifact\":\"A\",\"refine\":true}", "/refine"},
+        {"{" EVAL ",\"uniform\":{\"method\":\"fp8\"}" ON_C ",\"refine\":true}", "/refine"},
+        {"{" QUANTIZE RTN ON_C ",\"refine\":1}", "/refine"},
         {"{" ALLOCATION "," BUDGET ",\"target\":\"gguf\"}", "/target"},
         {"{" QUANTIZE "}", ""},
         {"{" QUANTIZE "," UNIFORM ",\"allocation\":\"A\"}", "/uniform"},
@@ -358,6 +384,7 @@ int main(void) {
         cmocka_unit_test(profile_has_the_documented_defaults),
         cmocka_unit_test(allocation_has_the_documented_defaults),
         cmocka_unit_test(eval_calibrates_where_a_candidate_needs_it),
+        cmocka_unit_test(refining_needs_a_calibration),
         cmocka_unit_test(eval_length_follows_the_protocol),
         cmocka_unit_test(rules_are_decoded),
         cmocka_unit_test(common_members_fit_every_kind),
