@@ -144,7 +144,7 @@ static struct candidate *mixed_recipe(struct golden *g) {
     gptq.sequential = false;
     gptq.guided = true;
     recipe[1] = candidate_default(METHOD_NONE, 16, 0);
-    recipe[2] = candidate_default(METHOD_FP8, 8, 0);
+    recipe[2] = candidate_default(METHOD_FP8, 8, 0); /* v, whose rows nothing is folded into */
     recipe[3] = gptq;
     recipe[8] = candidate_default(METHOD_HQQ, 4, 16);
     return recipe;
@@ -252,6 +252,32 @@ static void a_device_without_room_is_told_of_before(void **state) {
     golden_close(&g);
 }
 
+static atomic_bool cancelled;
+
+static enum rc cancel_at_step(struct backend_state *state, const struct adam_args *a, struct err *e) {
+    atomic_store(&cancelled, true);
+    return backend_cpu.adam(state, a, e);
+}
+
+static void a_cancel_is_seen_between_steps(void **state) {
+    (void)state;
+    struct golden g;
+    struct golden_store before, s;
+    struct backend b = backend_cpu;
+    golden_open(&g, "llama");
+    struct candidate *recipe = mixed_recipe(&g);
+    calibrate_store(&before, &g, recipe);
+    calibrate_store(&s, &g, recipe);
+    b.adam = cancel_at_step;
+    g.job.backend = &b;
+    g.job.cancelled = &cancelled;
+    assert_int_equal(refine_store(&s), RC_CANCELLED);
+    assert_int_equal(changed_scales(&before, &s), 0);
+    packed_store_free(before.store);
+    packed_store_free(s.store);
+    golden_close(&g);
+}
+
 /* --- as a job has it --- */
 
 #define SPEC(more)                                                                                                     \
@@ -290,11 +316,9 @@ static void the_kl_falls(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(slopes_are_those_of_the_kl),
-        cmocka_unit_test(only_scales_change),
-        cmocka_unit_test(where_things_are_changes_nothing),
-        cmocka_unit_test(a_device_without_room_is_told_of_before),
-        cmocka_unit_test(the_kl_falls),
+        cmocka_unit_test(slopes_are_those_of_the_kl),       cmocka_unit_test(only_scales_change),
+        cmocka_unit_test(where_things_are_changes_nothing), cmocka_unit_test(a_device_without_room_is_told_of_before),
+        cmocka_unit_test(a_cancel_is_seen_between_steps),   cmocka_unit_test(the_kl_falls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

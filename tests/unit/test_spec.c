@@ -130,6 +130,19 @@ static void refining_needs_a_calibration(void **state) {
         assert_true(spec_refines(f.kind, &f.spec));
         arena_release(&f.arena);
     }
+    static const char *const refused[][2] = {
+        {"{" EVAL RTN ",\"refine\":true}", "/calibration"},
+        {"{" EVAL RTN ON_C ",\"refine\":false}", "/calibration"},
+        {"{" EVAL ",\"refine\":true}", "/refine"},
+        {"{" EVAL ",\"artifact\":\"A\",\"refine\":true}", "/refine"},
+        {"{" EVAL ",\"uniform\":{\"method\":\"fp8\"}" ON_C ",\"refine\":true}", "/refine"},
+        {"{" QUANTIZE RTN ON_C ",\"refine\":1}", "/refine"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        assert_int_equal(decode(&f, refused[i][0]), RC_INVALID);
+        assert_string_equal(f.problems.items[0].pointer, refused[i][1]);
+        arena_release(&f.arena);
+    }
 }
 
 static void eval_length_follows_the_protocol(void **state) {
@@ -300,12 +313,6 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" EVAL ",\"allocation\":\"A\",\"uniform\":{\"method\":\"rtn\",\"bits\":4}}", "/uniform"},
         {"{" EVAL ",\"artifact\":\"A\",\"uniform\":{\"method\":\"rtn\",\"bits\":4}}", "/artifact"},
         {"{" EVAL ",\"artifact\":\"A\",\"calibration\":{\"dataset\":\"C\"}}", "/calibration"},
-        {"{" EVAL RTN ",\"refine\":true}", "/calibration"},
-        {"{" EVAL RTN ON_C ",\"refine\":false}", "/calibration"},
-        {"{" EVAL ",\"refine\":true}", "/refine"},
-        {"{" EVAL ",\"artifact\":\"A\",\"refine\":true}", "/refine"},
-        {"{" EVAL ",\"uniform\":{\"method\":\"fp8\"}" ON_C ",\"refine\":true}", "/refine"},
-        {"{" QUANTIZE RTN ON_C ",\"refine\":1}", "/refine"},
         {"{" ALLOCATION "," BUDGET ",\"target\":\"gguf\"}", "/target"},
         {"{" QUANTIZE "}", ""},
         {"{" QUANTIZE "," UNIFORM ",\"allocation\":\"A\"}", "/uniform"},

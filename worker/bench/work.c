@@ -1,5 +1,7 @@
 #include "worker/bench/work.h"
 
+#include "worker/pipeline/refine.h"
+
 static double product(int64_t m, int64_t n, int64_t k) {
     return 2 * (double)m * (double)n * (double)k;
 }
@@ -68,6 +70,12 @@ double work_gptq(const struct model *model) {
 double work_awq(const struct model *model) {
     enum { SCALES = 40, DENOMINATOR = 1 };
     return (SCALES + DENOMINATOR) * products_by_channels(model);
+}
+
+double work_refine(const struct model *model, int64_t count, int64_t length) {
+    enum { BLOCK_PASSES = 4, HEAD_PASSES = 3 };
+    return (1 + REFINE_EPOCHS * BLOCK_PASSES) * work_forward(model, count, length) +
+           REFINE_EPOCHS * HEAD_PASSES * work_head(model, count, length);
 }
 
 static int products_with_h(const struct candidate *c) {

@@ -15,7 +15,7 @@
 #include "worker/pipeline/upload.h"
 #include "worker/pipeline/walk.h"
 
-enum { EPOCHS = 2, BATCH = 4, WARM_UP = 4 }; /* passes over the windows; windows of a step; steps */
+enum { BATCH = 4, WARM_UP = 4 }; /* windows of a step; steps */
 
 /* Device memory that codes leave to operations' workspaces. */
 static const int64_t device_reserve = (int64_t)1536 << 20;
@@ -268,7 +268,7 @@ static enum rc run_epochs(struct refiner *k, struct refined *out, struct err *e)
     k->order = xcalloc((size_t)count, sizeof *k->order);
     for (int64_t i = 0; i < count; i++)
         k->order[i] = i;
-    for (int epoch = 0; epoch < EPOCHS; epoch++) {
+    for (int epoch = 0; epoch < REFINE_EPOCHS; epoch++) {
         shuffle(k->order, count, &random);
         TRY(run_epoch(k, epoch == 0 ? &out->kl_before : &out->kl_after, e));
     }
@@ -297,7 +297,7 @@ static enum rc walk_back(struct refiner *k, struct refined *out, struct err *e) 
                                 .reserved = host_bytes(k),
                                 .device_reserved = tuned_code_bytes(k->tuned),
                                 .phase = "refine",
-                                .tokens_total = EPOCHS * k->a->windows->count * k->length};
+                                .tokens_total = REFINE_EPOCHS * k->a->windows->count * k->length};
     enum rc rc = reverse_open(&walk, &k->reverse, e);
     if (rc == RC_OK) rc = tuned_load(k->tuned, device_reserve, e);
     if (rc == RC_OK) rc = run_epochs(k, out, e);
@@ -322,8 +322,8 @@ enum rc refine_run(const struct refine_args *a, struct refined *out, struct err 
     k.batch.count = batch_windows(&k);
     k.chunk = whole < k.batch.count ? whole : k.batch.count;
     k.batch.ids = xcalloc((size_t)(k.batch.count * k.length), sizeof *k.batch.ids);
-    k.steps = EPOCHS * ((a->windows->count + BATCH - 1) / BATCH);
-    *out = (struct refined){.epochs = EPOCHS, .steps = k.steps};
+    k.steps = REFINE_EPOCHS * ((a->windows->count + BATCH - 1) / BATCH);
+    *out = (struct refined){.epochs = REFINE_EPOCHS, .steps = k.steps};
     enum rc rc = run(&k, out, e);
     release(&k);
     out->seconds = monotonic_seconds() - start;
@@ -340,7 +340,7 @@ json_t *refined_json(const struct refined *r, bool given) {
 }
 
 json_t *refine_settings_json(void) {
-    return json_pack("{si si ss si}", "epochs", EPOCHS, "batch", BATCH, "rate", TUNED_RATE, "warm_up", WARM_UP);
+    return json_pack("{si si ss si}", "epochs", REFINE_EPOCHS, "batch", BATCH, "rate", TUNED_RATE, "warm_up", WARM_UP);
 }
 
 enum rc refined_send(const struct job *job, const json_t *refined, struct err *e) {

@@ -15,6 +15,8 @@
 #include "worker/model/windows.h"
 #include "worker/pipeline/packed_store.h"
 
+enum { REFINE_EPOCHS = 2 }; /* passes over the windows */
+
 struct refine_args {
     const struct job *job;
     const struct model *model;      /* the reference */
