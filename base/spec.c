@@ -1,46 +1,15 @@
 #include "base/spec.h"
 
-#include <stddef.h>
 #include <string.h>
 
 #include "base/json.h"
-
-enum {
-    NAME_MAX_BYTES = 255,
-    LABEL_MAX = 200,
-    ARTIFACT_NAME_MAX = 128,
-    AFTER_MAX = 64,
-    ID_MAX = 64,
-    DEVICE_MAX = 32,
-    RULES_MAX = 256
-};
-enum { WINDOWS_MAX = 1 << 20, LENGTH_MAX = 1 << 20, BLOCKS_MAX = 4096, TIE_MAX = 32, BITS_MIN = 2, BITS_MAX = 16 };
-#define SEED_MAX 9007199254740991.0 /* what every JSON reader keeps exactly */
-#define BYTES_MAX 1e18
+#include "base/spec_fields.h"
 
 const char *const score_names[] = {"drift", "error", "fisher", NULL};
 static const char *const planned_scores[] = {"kfac", "noise", "delta_kl", NULL};
 const char *const sampling_names[] = {"sequential", "random", NULL};
 static const char *const allocation_method_names[] = {"greedy", "upgrade", "optimal", NULL};
 static const char *const protocol_names[] = {"windows", "llama.cpp", NULL};
-
-/* Every spec begins with a struct spec_common. */
-#define COMMON_FIELDS(kind_value)                                                                                      \
-    {.name = "kind",                                                                                                   \
-     .type = FIELD_STRING,                                                                                             \
-     .offset = offsetof(struct spec_common, kind),                                                                     \
-     .required = true,                                                                                                 \
-     .values = (const char *const[]){kind_value, NULL}},                                                               \
-        {.name = "label", .type = FIELD_STRING, .offset = offsetof(struct spec_common, label), .max = LABEL_MAX},      \
-        {.name = "priority",                                                                                           \
-         .type = FIELD_INT,                                                                                            \
-         .offset = offsetof(struct spec_common, priority),                                                             \
-         .min = -100,                                                                                                  \
-         .max = 100},                                                                                                  \
-        {.name = "after", .type = FIELD_STRINGS, .offset = offsetof(struct spec_common, after), .max = AFTER_MAX}, {   \
-        .name = "device", .type = FIELD_STRING, .offset = offsetof(struct spec_common, device), .min = 1,              \
-        .max = DEVICE_MAX                                                                                              \
-    }
 
 /* Of a kind whose windows can be shared out. */
 #define DEVICES_FIELD                                                                                                  \
@@ -55,27 +24,6 @@ static void devices_check(const struct spec_common *common, struct decode *d) {
     if (common->device != NULL && common->devices != NULL)
         problem_at(d, "devices", "excludes device; give one of them, or neither for whichever is free first");
 }
-
-#define NAME_FIELD(of, member, is_required)                                                                            \
-    {                                                                                                                  \
-        .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = (is_required), .min = 1,    \
-        .max = NAME_MAX_BYTES                                                                                          \
-    }
-#define JOB_FIELD(of, member, is_required)                                                                             \
-    {                                                                                                                  \
-        .name = #member, .type = FIELD_STRING, .offset = offsetof(of, member), .required = (is_required), .min = 1,    \
-        .max = ID_MAX                                                                                                  \
-    }
-#define INT_FIELD(of, member, low, high)                                                                               \
-    { .name = #member, .type = FIELD_INT, .offset = offsetof(of, member), .min = (low), .max = (high) }
-/* With a has_ member beside it. */
-#define OPTIONAL_FIELD(of, member, kind, low, high)                                                                    \
-    {                                                                                                                  \
-        .name = #member, .type = (kind), .offset = offsetof(of, member), .min = (low), .max = (high),                  \
-        .presence = offsetof(of, has_##member) + 1                                                                     \
-    }
-#define ENUM_FIELD(of, member, names)                                                                                  \
-    { .name = #member, .type = FIELD_ENUM, .offset = offsetof(of, member), .values = (names) }
 
 /* --- profile --- */
 
@@ -94,7 +42,7 @@ static const struct field calibration_fields[] = {
     INT_FIELD(struct spec_calibration, seed, 0, SEED_MAX),
     {0},
 };
-static const struct schema calibration_schema = {
+const struct schema calibration_schema = {
     .name = "calibration",
     .fields = calibration_fields,
     .size = sizeof(struct spec_calibration),
@@ -301,9 +249,8 @@ static const struct spec_reference allocation_references[] = {
 
 /* --- eval --- */
 
-/* Whether an allocation's candidates need one is known when it has run. `refined`: asked for. */
-static void calibration_check(const struct spec_calibration *calibration, const struct candidate *uniform,
-                              const char *allocation, bool refined, struct decode *d) {
+void spec_check_calibration(const struct spec_calibration *calibration, const struct candidate *uniform,
+                            const char *allocation, bool refined, struct decode *d) {
     bool looks = uniform != NULL && candidate_needs_gram(uniform), needed = looks || (uniform != NULL && refined);
     if (needed && calibration == NULL)
         problem_at(d, "calibration",
@@ -330,7 +277,7 @@ static void eval_check(void *object, struct decode *d) {
         problem_at(d, "uniform", "excludes allocation; give one of them, or neither for the reference alone");
     if (eval->artifact != NULL && (eval->allocation != NULL || eval->uniform != NULL))
         problem_at(d, "artifact", "excludes allocation and uniform; it is quantized already");
-    calibration_check(eval->calibration, eval->uniform, eval->allocation, eval->refine, d);
+    spec_check_calibration(eval->calibration, eval->uniform, eval->allocation, eval->refine, d);
     if (eval->refine) refine_check(eval->uniform, eval->allocation, d);
     devices_check(&eval->common, d);
 }
@@ -399,7 +346,7 @@ static void quantize_check(void *object, struct decode *d) {
         problem_here(d, "needs a recipe: give allocation or uniform");
     if (quantize->allocation != NULL && quantize->uniform != NULL)
         problem_at(d, "uniform", "excludes allocation; give one of them");
-    calibration_check(quantize->calibration, quantize->uniform, quantize->allocation, quantize->refine, d);
+    spec_check_calibration(quantize->calibration, quantize->uniform, quantize->allocation, quantize->refine, d);
     if (quantize->refine) refine_check(quantize->uniform, quantize->allocation, d);
 }
 
@@ -443,11 +390,14 @@ static const struct spec_reference quantize_references[] = {
 
 /* --- kinds --- */
 
+static const struct spec_reference no_references[] = {{0}};
+
 const struct job_kind job_kinds[] = {
     {"profile", LANE_DEVICE, &profile_schema, profile_references},
     {"allocation", LANE_CPU, &allocation_schema, allocation_references},
     {"eval", LANE_DEVICE, &eval_schema, eval_references},
     {"quantize", LANE_DEVICE, &quantize_schema, quantize_references},
+    {"sweep", LANE_DEVICE, &sweep_schema, no_references},
     {0},
 };
 
@@ -458,8 +408,8 @@ const struct job_kind *job_kind_find(const char *name) {
 }
 
 static enum rc find_kind(const json_t *json, const struct job_kind **kind, struct decode *d) {
-    static const char *const planned[] = {"sweep",       "divergence", "sanity", "inversion", "compare",
-                                          "calibration", "diagnose",   "study",  NULL};
+    static const char *const planned[] = {"divergence",  "sanity",   "inversion", "compare",
+                                          "calibration", "diagnose", "study",     NULL};
     const char *names[sizeof job_kinds / sizeof *job_kinds];
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         names[i] = job_kinds[i].name;
@@ -469,7 +419,7 @@ static enum rc find_kind(const json_t *json, const struct job_kind **kind, struc
     if (!json_is_object(json)) {
         problem_here(d, "a job is a JSON object, not %s", json_type_name(json));
     } else if (value == NULL) {
-        problem_at(d, "kind", "is required: profile, allocation, eval or quantize");
+        problem_at(d, "kind", "is required: profile, allocation, eval, quantize or sweep");
     } else if (!json_is_string(value)) {
         problem_at(d, "kind", "must be a string, not %s", json_type_name(value));
     } else {
@@ -495,11 +445,13 @@ enum rc spec_decode(const json_t *json, union spec *spec, const struct job_kind 
 const char *spec_model(const struct job_kind *kind, const union spec *spec) {
     if (kind->schema == &profile_schema) return spec->profile.model;
     if (kind->schema == &quantize_schema) return spec->quantize.model;
+    if (kind->schema == &sweep_schema) return spec->sweep.model;
     return kind->schema == &eval_schema ? spec->eval.model : NULL;
 }
 
 const char *spec_dataset(const struct job_kind *kind, const union spec *spec) {
     if (kind->schema == &profile_schema) return spec->profile.calibration->dataset;
+    if (kind->schema == &sweep_schema) return spec->sweep.dataset;
     return kind->schema == &eval_schema ? spec->eval.dataset : NULL;
 }
 
@@ -507,6 +459,7 @@ const char *spec_calibration_dataset(const struct job_kind *kind, const union sp
     const struct spec_calibration *calibration = NULL;
     if (kind->schema == &eval_schema) calibration = spec->eval.calibration;
     if (kind->schema == &quantize_schema) calibration = spec->quantize.calibration;
+    if (kind->schema == &sweep_schema) calibration = spec->sweep.calibration;
     return calibration != NULL ? calibration->dataset : NULL;
 }
 

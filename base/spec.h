@@ -131,12 +131,26 @@ struct spec_quantize {
     int target;      /* enum target */
 };
 
+/* Not both of candidate and noise are given; with neither, the candidate is hqq3g64. */
+struct spec_sweep {
+    struct spec_common common;
+    const char *model, *dataset;
+    int64_t length, windows;
+    struct candidate *candidate; /* NULL: noise */
+    bool has_noise, has_seed;
+    double noise;                         /* ‖ŵ − w‖ / ‖w‖ */
+    int64_t seed;                         /* of the noise */
+    struct spec_calibration *calibration; /* NULL: none needed */
+    const char *layers;                   /* regex over names of the blocks' Linears; NULL: all */
+};
+
 union spec {
     struct spec_common common;
     struct spec_profile profile;
     struct spec_allocation allocation;
     struct spec_eval eval;
     struct spec_quantize quantize;
+    struct spec_sweep sweep;
 };
 
 /* A member of the spec that names another job: the daemon waits for it and hands over its result and rows. */

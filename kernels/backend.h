@@ -90,15 +90,17 @@ struct silu_mul_args {
 
 /* Per position t < T: NLL of the label under each model, KL(ref ‖ quant) in nats, whether the arg max agrees.
  * logits = x · headᵀ · logit_scale (+ bias); computed over vocabulary chunks, nothing [T, V] is kept.
- * Without a quantized model (x_q.data NULL) only nll_ref is written. head_q.data NULL: both use head. */
+ * Without a quantized model (x_q.data NULL) only nll_ref is written. head_q.data NULL: both use head. Several quantized
+ * models share the reference's logits, each with the bits that it would have alone. */
 struct score_args {
-    struct mat x, x_q;       /* [T, D] after the final norm */
+    struct mat x, x_q;   /* [T, D] after the final norm */
+    int64_t more, apart; /* so many quantized models after x_q, each `apart` rows after the one before: Q = 1 + more */
     struct mat head, head_q; /* [V, D] */
     const float *bias;       /* [V] or NULL */
     float logit_scale;
     const int32_t *labels;    /* [T] host memory */
-    double *nll, *nll_q, *kl; /* [T] host memory */
-    uint8_t *top1_agree;      /* [T] host memory */
+    double *nll, *nll_q, *kl; /* [T], [Q, T], [Q, T] host memory */
+    uint8_t *top1_agree;      /* [Q, T] host memory */
 };
 
 /* --- backwards: a loss's gradient by the input of a forward operation, given dy, its gradient by the output. Matrices
@@ -310,13 +312,24 @@ struct dequantize_args {
  * element, in fp64. h.data NULL: output error is not computed and drift fields
  * are 0. The denominator is the same for every candidate of a Linear: hand it back in to save its cost. */
 struct error_args {
-    struct mat w, w_hat;     /* [N, K]; w_hat fp32 */
+    struct mat w, w_hat;     /* [N, K]; w_hat fp32 or of the activation type */
     struct mat h;            /* [K, K] */
     const double *drift_den; /* tr(W H Wᵀ) as reported before for the same w and h; NULL: computed */
 };
 struct error_report {
     double drift_num, drift_den; /* tr(D H Dᵀ), tr(W H Wᵀ) */
     double frobenius, weight_frobenius, max_abs, mean_abs;
+};
+
+/* out = w + deviation · z, z independent standard normal numbers, by Box and Muller from one hash a weight: element
+ * i = n·K + k takes the i-th number h of the splitmix64 stream that begins at `key` (base/random.h), with
+ * u = (h >> 40) + 1 and v = (h >> 16) mod 2^24, both in units of 2^−24: z = √(−2·ln u) · cos(2π·v), |z| < 5.8. So a
+ * weight's noise depends on the key and its place alone. */
+struct perturb_args {
+    struct mat w; /* [N, K] any float type */
+    uint64_t key;
+    float deviation; /* finite, not negative */
+    struct mat out;  /* [N, K] fp32 or the activation type; may be w */
 };
 
 /* Values on their way from a checkpoint to the device. */
@@ -395,6 +408,7 @@ struct backend {
     enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
                      struct err *e);
+    enum rc (*perturb)(struct backend_state *state, const struct perturb_args *a, struct err *e);
 
     enum rc (*gemm_back)(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
     enum rc (*rmsnorm_back)(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);

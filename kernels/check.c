@@ -2,6 +2,7 @@
 
 #include <float.h>
 #include <limits.h>
+#include <math.h>
 
 static enum rc shape(const char *name, const void *data, int64_t rows, int64_t cols, int64_t stride, struct err *e) {
     if (rows < 0 || cols < 0 || stride < cols || rows > INT_MAX || stride > INT_MAX)
@@ -141,6 +142,9 @@ enum rc check_score(const struct score_args *a, struct err *e) {
     TRY(present("score: nll", a->nll, rows, e));
     if (a->x_q.data == NULL) return RC_OK;
     TRY(matrix_of("score: x_q", &a->x_q, rows, hidden, e));
+    if (a->more < 0 || a->more > INT_MAX || (a->more > 0 && a->apart < rows))
+        return err_set(e, RC_INVALID, "score: %lld more models, %lld rows apart, where each has %lld",
+                       (long long)a->more, (long long)a->apart, (long long)rows);
     if (a->head_q.data != NULL) TRY(matrix_of("score: head_q", &a->head_q, vocab, hidden, e));
     TRY(present("score: nll_q", a->nll_q, rows, e));
     TRY(present("score: kl", a->kl, rows, e));
@@ -379,4 +383,14 @@ enum rc check_error(const struct error_args *a, struct err *e) {
         return err_set(e, RC_INVALID, "error: h is [%lld, %lld] but w has %lld channels", (long long)a->h.rows,
                        (long long)a->h.cols, (long long)a->w.cols);
     return shape("error: h", a->h.data, a->h.rows, a->h.cols, a->h.stride, e);
+}
+
+enum rc check_perturb(const struct perturb_args *a, struct err *e) {
+    TRY(matrix("perturb: w", &a->w, e));
+    TRY(matrix_of("perturb: out", &a->out, a->w.rows, a->w.cols, e));
+    TRY(float_type(a->w.type, e));
+    TRY(float_type(a->out.type, e));
+    if (!isfinite(a->deviation) || a->deviation < 0)
+        return err_set(e, RC_INVALID, "perturb: a deviation of %g", (double)a->deviation);
+    return RC_OK;
 }

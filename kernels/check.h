@@ -46,5 +46,6 @@ enum rc check_quantized(const struct quantized *q, struct err *e);
 enum rc check_quantize(const struct quantize_args *a, struct err *e);
 enum rc check_dequantize(const struct dequantize_args *a, struct err *e);
 enum rc check_error(const struct error_args *a, struct err *e);
+enum rc check_perturb(const struct perturb_args *a, struct err *e);
 
 #endif

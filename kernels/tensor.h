@@ -35,6 +35,11 @@ static inline struct mat mat_rows(struct mat m, int64_t first, int64_t rows) {
     return (struct mat){data, rows, m.cols, m.stride, m.type};
 }
 
+static inline struct mat mat_cols(struct mat m, int64_t first, int64_t cols) {
+    char *data = (char *)m.data + (size_t)first * dtype_size(m.type);
+    return (struct mat){data, m.rows, cols, m.stride, m.type};
+}
+
 /* Where row `row` of an fp32 or fp64 matrix begins; what the type is has been checked. */
 static inline float *f32_row(struct mat m, int64_t row) {
     return (float *)m.data + row * m.stride;

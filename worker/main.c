@@ -47,7 +47,7 @@ static const char usage[] =
     "  --length T         tokens of a window (2048)\n"
     "  --blocks N         blocks of the model (all)\n"
     "  --candidates LIST  of the profile (hqq2g64,hqq3g64,hqq4g64)\n"
-    "  --phases LIST      of gemm,eval,paired,profile,quantize (these), gptq,awq,refine (a minute or more on a CPU)\n"
+    "  --phases LIST      of gemm,eval,paired,profile,quantize (these), gptq,awq,refine,sweep (minutes on a CPU)\n"
     "  --json FILE        write the table as JSON too\n"
     "\n"
     "inspect and tokenize read one JSON object: {\"model\": {\"name\", \"path\"}}, and for tokenize also \"text\"\n"

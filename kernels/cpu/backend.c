@@ -176,4 +176,5 @@ const struct backend backend_cpu = {
     .quantize = cpu_quantize,
     .dequantize = cpu_dequantize,
     .error = cpu_error,
+    .perturb = cpu_perturb,
 };

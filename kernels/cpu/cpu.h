@@ -73,5 +73,6 @@ enum rc cpu_fp8(struct backend_state *state, const struct quantize_args *a, stru
 enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
+enum rc cpu_perturb(struct backend_state *state, const struct perturb_args *a, struct err *e);
 
 #endif

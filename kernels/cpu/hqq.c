@@ -1,10 +1,12 @@
 /* Half-quadratic quantization (Badri & Shaji 2023; algorithms §3): the scale stays, the zero moves.
  *
- * The iteration is the paper's, in fp32, with the scale and every zero rounded to the 16 bits that storage keeps, so
- * that what is compared is what is stored. Where the shrinkage is idle (errors below about 0.15, all LLM weights) each
- * step gives the zero of least squared error for the codes at hand, so the squared error of a group never rises; each
- * group therefore runs until its own zero rests instead of until the mean error of the whole tensor rises, and keeps
- * its best iterate. RTN's grid competes at the end (range.c): no group is worse than RTN's. */
+ * The iteration is the paper's, in fp32, with the scale and the zero that is kept rounded to the 16 bits of storage.
+ * Where the shrinkage is idle (errors below about 0.15, all LLM weights) each step gives the zero of least squared
+ * error for the codes at hand, so the squared error of a group never rises: the last iterate is the best, none is
+ * judged, and a step needs the sum of the codes alone. Each group runs until its own zero rests instead of until the
+ * mean error of the whole tensor rises. Where the shrinkage acts, or storage rounds the zero to an integer, the error
+ * may rise: there every iterate is judged as it would be stored, and the best is kept. RTN's grid competes at the end
+ * (range.c): no group is worse than RTN's. */
 #include <math.h>
 
 #include "kernels/cpu/grid.h"
@@ -13,38 +15,78 @@
 enum { ITERATIONS = 20 };
 static const double P = 0.7, BETA = 10, KAPPA = 1.01;
 /* Below β^(−1/(2−p)) for every β of the iteration: spares the power. */
-static const double SHRINKS_ABOVE = 0.14;
+static const float SHRINKS_ABOVE = 0.14f;
+static const float LARGE = 100;
 static const double RANGE_MIN = 1e-4, INVERSE_SCALE_MAX = 2e4;
 
-struct step {
-    float squares;  /* Σ x², x = w − ŵ */
-    float residual; /* Σ q − w/scale: n times the next zero while the shrinkage is idle */
-    float max_abs;  /* of x */
+/* The group's weights in steps of the grid, w/scale: they stay while the zero moves. */
+struct scaled {
+    struct range range;
+    float sum;
+    bool large; /* weights whose own rounding could hide how far x = w − ŵ is from the shrinkage's limit */
 };
 
 static inline float nearest_code(float scaled, float zero, float top) {
     float q = rintf(scaled + zero);
-    q = q < 0 ? 0 : q;
-    return q > top ? top : q;
+    q = q > 0 ? q : 0; /* NaN, as which sums of huge weights may come back, as well */
+    return q < top ? q : top;
 }
 
-SIMD static struct step run_step(const struct grid *g, const float *w, int64_t n) {
-    float scale = g->scale, zero = g->zero, top = (float)g->top, inverse = 1 / scale;
-    float squares[LANES] = {0}, residual[LANES] = {0}, max_abs[LANES] = {0};
+SIMD static float sum_of_scaled(const float *w, int64_t n, float inverse) {
+    float sum[LANES] = {0};
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t live = n - i < LANES ? n - i : LANES;
+        for (int l = 0; l < live; l++)
+            sum[l] += w[i + l] * inverse;
+    }
+    return add_lanes_f32(sum);
+}
+
+static struct scaled scaled_of(const struct grid *g, const float *w, int64_t n) {
+    float inverse = 1 / g->scale;
+    struct range r = grid_range(w, n);
+    return (struct scaled){
+        {r.min * inverse, r.max * inverse}, sum_of_scaled(w, n, inverse), fmaxf(-r.min, r.max) > LARGE};
+}
+
+/* Σ q */
+SIMD static uint32_t sum_of_codes(const struct grid *g, const float *w, int64_t n) {
+    float zero = g->zero, top = (float)g->top, inverse = 1 / g->scale;
+    uint32_t sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (uint32_t)(int32_t)nearest_code(w[i] * inverse, zero, top);
+    return sum;
+}
+
+/* Σ x² */
+SIMD static float squares(const struct grid *g, const float *w, int64_t n) {
+    float scale = g->scale, zero = g->zero, top = (float)g->top, inverse = 1 / scale, sum[LANES] = {0};
     for (int64_t i = 0; i < n; i += LANES) {
         int64_t live = n - i < LANES ? n - i : LANES;
         for (int l = 0; l < live; l++) {
-            float scaled = w[i + l] * inverse, q = nearest_code(scaled, zero, top);
-            float x = w[i + l] - (q - zero) * scale;
-            squares[l] += x * x;
-            residual[l] += q - scaled;
-            max_abs[l] = fabsf(x) > max_abs[l] ? fabsf(x) : max_abs[l];
+            float x = w[i + l] - (nearest_code(w[i + l] * inverse, zero, top) - zero) * scale;
+            sum[l] += x * x;
         }
     }
-    struct step s = {.squares = add_lanes_f32(squares), .residual = add_lanes_f32(residual)};
-    for (int l = 0; l < LANES; l++)
-        s.max_abs = max_abs[l] > s.max_abs ? max_abs[l] : s.max_abs;
-    return s;
+    return add_lanes_f32(sum);
+}
+
+SIMD static float max_abs(const struct grid *g, const float *w, int64_t n) {
+    float scale = g->scale, zero = g->zero, top = (float)g->top, inverse = 1 / scale, max = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float x = fabsf(w[i] - (nearest_code(w[i] * inverse, zero, top) - zero) * scale);
+        max = x > max ? x : max;
+    }
+    return max;
+}
+
+/* Whether some |x| exceeds what the shrinkage takes. A weight within the grid is off by half a step at most, and of
+ * those beyond it the extremes by most: as a rule that tells. */
+static bool shrinks(const struct grid *g, const struct scaled *s, const float *w, int64_t n, double beta) {
+    float below = -(s->range.min + g->zero), above = s->range.max + g->zero - (float)g->top;
+    if (!s->large && fmaxf(0.5f, fmaxf(below, above)) * g->scale < SHRINKS_ABOVE) return false;
+    float max = max_abs(g, w, n);
+    return max > SHRINKS_ABOVE && max > pow(beta, -1 / (2 - P)); /* else |x| <= |x|^(p−1)/β */
 }
 
 /* Σ W_e/scale, W_e = sign(x)·relu(|x| − |x|^(p−1)/β): what the shrinkage takes out of the residual. */
@@ -73,31 +115,38 @@ static struct grid initial(double min, double max, const struct candidate *c) {
     return g;
 }
 
+static struct grid as_stored(struct grid g, const struct candidate *c) {
+    g.zero = grid_store_zero(g.zero, c);
+    return g;
+}
+
+struct judged {
+    struct grid grid;
+    float squares;
+};
+
+static void keep_better(struct judged *best, struct grid kept, const float *w, int64_t n) {
+    float error = squares(&kept, w, n);
+    if (error < best->squares) *best = (struct judged){kept, error};
+}
+
 /* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded. */
 static struct grid iterate(struct grid moving, const float *w, int64_t n, const struct candidate *c) {
-    struct grid best = moving;
-    float best_squares = INFINITY, judged = NAN; /* the stored zero that was judged last */
+    struct judged best = {moving, INFINITY};
+    struct scaled scaled = scaled_of(&moving, w, n);
+    bool judging = c->zero == ZERO_INTEGER;
     double beta = BETA;
     for (int i = 0; i <= ITERATIONS; i++, beta *= KAPPA) {
-        struct grid kept = moving;
-        kept.zero = grid_store_zero(moving.zero, c);
-        struct step s = run_step(&moving, w, n);
-        if (kept.zero != judged) {
-            float squares = kept.zero == moving.zero ? s.squares : run_step(&kept, w, n).squares;
-            if (squares < best_squares) {
-                best_squares = squares;
-                best = kept;
-            }
-            judged = kept.zero;
-        }
-        double sum = s.residual;
-        bool shrinks = s.max_abs > SHRINKS_ABOVE && s.max_abs > pow(beta, -1 / (2 - P)); /* else |x| <= |x|^(p−1)/β */
-        if (shrinks) sum += shrunk(&moving, w, n, beta);
-        float zero = (float)(sum / (double)n);
-        if (zero == moving.zero && !shrinks) break;
+        bool shrinking = shrinks(&moving, &scaled, w, n, beta);
+        judging |= shrinking;
+        if (judging) keep_better(&best, as_stored(moving, c), w, n);
+        float residual = (float)sum_of_codes(&moving, w, n) - scaled.sum; /* n times the next zero */
+        if (shrinking) residual += shrunk(&moving, w, n, beta);
+        float zero = residual / (float)n;
+        if (zero == moving.zero && !shrinking) break;
         moving.zero = zero;
     }
-    return best;
+    return judging ? best.grid : as_stored(moving, c);
 }
 
 struct grid hqq_from(double min, double max, const float *w, int64_t n, const struct candidate *c) {

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <string.h>
 
 #include "kernels/check.h"
 #include "kernels/cpu/cpu.h"
@@ -15,9 +16,18 @@ struct running {
     int64_t top;      /* first index that holds the maximum */
 };
 
-struct token {
-    struct running ref, quant;
+/* A quantized model's token against the reference's. */
+struct against {
+    struct running quant;
     double difference; /* Σ e^(l_ref − max)·(l_ref − l_quant) */
+};
+
+/* A thread's. */
+struct tile {
+    float *ref, *powers, *quant; /* [TILE, CHUNK] logits, e^(l_ref − max) of them */
+    double *factors;             /* [TILE] by which the chunk at hand shrank the reference's earlier sums */
+    struct running *tokens;      /* [TILE] */
+    struct against *models;      /* [Q, TILE] */
 };
 
 SIMD static void subtract(const float *restrict a, const float *restrict b, int64_t n, float *restrict out) {
@@ -48,19 +58,25 @@ static double take(struct running *r, float *l, const struct logits_chunk *c, in
     return factor;
 }
 
-static void take_chunk(const struct score_args *a, const struct logits_chunk *c, float *ref, float *quant,
-                       struct token *tokens) {
-    float difference[CHUNK];
-    logits(a, &a->x, &a->head, c, ref);
-    if (quant != NULL) logits(a, &a->x_q, a->head_q.data != NULL ? &a->head_q : &a->head, c, quant);
+static void take_reference(const struct score_args *a, const struct logits_chunk *c, const struct tile *m) {
+    logits(a, &a->x, &a->head, c, m->ref);
     for (int64_t t = 0; t < c->rows; t++) {
-        float *l = ref + t * CHUNK, *l_q = quant != NULL ? quant + t * CHUNK : NULL;
-        int32_t label = a->labels[c->row + t];
-        if (quant != NULL) subtract(l, l_q, c->cols, difference);
-        double factor = take(&tokens[t].ref, l, c, label);
-        if (quant == NULL) continue;
-        take(&tokens[t].quant, l_q, c, label);
-        tokens[t].difference = tokens[t].difference * factor + vec_dot(l, difference, c->cols);
+        float *powers = m->powers + t * CHUNK;
+        memcpy(powers, m->ref + t * CHUNK, (size_t)c->cols * sizeof *powers);
+        m->factors[t] = take(&m->tokens[t], powers, c, a->labels[c->row + t]);
+    }
+}
+
+static void take_model(const struct score_args *a, const struct logits_chunk *c, int64_t model, const struct tile *m) {
+    float difference[CHUNK];
+    struct mat x = mat_rows(a->x_q, model * a->apart, a->x_q.rows);
+    logits(a, &x, a->head_q.data != NULL ? &a->head_q : &a->head, c, m->quant);
+    for (int64_t t = 0; t < c->rows; t++) {
+        struct against *k = &m->models[model * TILE + t];
+        float *l_q = m->quant + t * CHUNK;
+        subtract(m->ref + t * CHUNK, l_q, c->cols, difference);
+        take(&k->quant, l_q, c, a->labels[c->row + t]);
+        k->difference = k->difference * m->factors[t] + vec_dot(m->powers + t * CHUNK, difference, c->cols);
     }
 }
 
@@ -68,39 +84,62 @@ static double log_sum(const struct running *r) {
     return r->max + log(r->sum);
 }
 
-static void finish(const struct score_args *a, int64_t t, const struct token *k) {
-    a->nll[t] = log_sum(&k->ref) - k->ref.label;
-    if (a->x_q.data == NULL) return;
-    a->nll_q[t] = log_sum(&k->quant) - k->quant.label;
-    a->kl[t] = k->difference / k->ref.sum + (log_sum(&k->quant) - log_sum(&k->ref));
-    a->top1_agree[t] = k->ref.top == k->quant.top;
+static void finish(const struct score_args *a, int64_t at, const struct running *ref, const struct against *k) {
+    a->nll_q[at] = log_sum(&k->quant) - k->quant.label;
+    a->kl[at] = k->difference / ref->sum + (log_sum(&k->quant) - log_sum(ref));
+    a->top1_agree[at] = ref->top == k->quant.top;
 }
 
-static void score_tile(const struct score_args *a, int64_t row, float *ref, float *quant) {
-    struct token tokens[TILE];
-    struct running none = {.max = -INFINITY};
+static int64_t models(const struct score_args *a) {
+    return a->x_q.data != NULL ? 1 + a->more : 0;
+}
+
+static void score_tile(const struct score_args *a, int64_t row, const struct tile *m) {
+    const struct running none = {.max = -INFINITY};
     struct logits_chunk c = {.row = row, .rows = a->x.rows - row < TILE ? a->x.rows - row : TILE};
-    for (int64_t t = 0; t < c.rows; t++)
-        tokens[t] = (struct token){.ref = none, .quant = none};
+    for (int64_t t = 0; t < TILE; t++)
+        m->tokens[t] = none;
+    for (int64_t i = 0; i < models(a) * TILE; i++)
+        m->models[i] = (struct against){.quant = none};
     for (c.col = 0; c.col < a->head.rows; c.col += CHUNK) {
         c.cols = a->head.rows - c.col < CHUNK ? a->head.rows - c.col : CHUNK;
-        take_chunk(a, &c, ref, quant, tokens);
+        take_reference(a, &c, m);
+        for (int64_t q = 0; q < models(a); q++)
+            take_model(a, &c, q, m);
     }
-    for (int64_t t = 0; t < c.rows; t++)
-        finish(a, row + t, &tokens[t]);
+    for (int64_t t = 0; t < c.rows; t++) {
+        a->nll[row + t] = log_sum(&m->tokens[t]) - m->tokens[t].label;
+        for (int64_t q = 0; q < models(a); q++)
+            finish(a, q * a->x.rows + row + t, &m->tokens[t], &m->models[q * TILE + t]);
+    }
+}
+
+static struct tile tile_at(char *memory) {
+    const size_t floats = (size_t)TILE * CHUNK;
+    struct tile m = {.ref = (float *)memory};
+    m.powers = m.ref + floats;
+    m.quant = m.powers + floats;
+    m.factors = (double *)(m.quant + floats);
+    m.tokens = (struct running *)(m.factors + TILE);
+    m.models = (struct against *)(m.tokens + TILE);
+    return m;
+}
+
+static size_t tile_bytes(const struct score_args *a) {
+    size_t token = 3 * CHUNK * sizeof(float) + sizeof(double) + sizeof(struct running);
+    return TILE * (token + (size_t)models(a) * sizeof(struct against));
 }
 
 enum rc cpu_score(struct backend_state *state, const struct score_args *a, struct err *e) {
     TRY(check_score(a, e));
     TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->x_q, a->head, a->head_q));
-    const size_t tile = (size_t)TILE * CHUNK;
+    size_t bytes = tile_bytes(a);
     void *memory;
-    TRY(cpu_scratch(state, 2 * (size_t)state->threads * tile * sizeof(float), &memory, e));
-    float *scratch = memory; /* [threads, 2, TILE, CHUNK] */
+    TRY(cpu_scratch(state, (size_t)state->threads * bytes, &memory, e));
 #pragma omp parallel for num_threads(state->threads) schedule(dynamic)
     for (int64_t row = 0; row < a->x.rows; row += TILE) {
-        float *ref = scratch + 2 * (size_t)omp_get_thread_num() * tile;
-        score_tile(a, row, ref, a->x_q.data != NULL ? ref + tile : NULL);
+        struct tile m = tile_at((char *)memory + (size_t)omp_get_thread_num() * bytes);
+        score_tile(a, row, &m);
     }
     return RC_OK;
 }

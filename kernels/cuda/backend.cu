@@ -169,13 +169,14 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
     .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention, .silu_mul = cuda_silu_mul, .score = cuda_score, \
     .gram = cuda_gram, .gram_finish = cuda_gram_finish, .combine = cuda_combine, .scale = cuda_scale,                  \
     .column_share = cuda_column_share, .factor = cuda_factor, .quantize = cuda_quantize,                               \
-    .dequantize = cuda_dequantize, .error = cuda_error
+    .dequantize = cuda_dequantize, .error = cuda_error, .perturb = cuda_perturb
 
 /* … and goes backwards. */
 #define BACKWARDS                                                                                                      \
     .gemm_back = cuda_gemm_back, .rmsnorm_back = cuda_rmsnorm_back, .attention_back = cuda_attention_back,             \
     .silu_mul_back = cuda_silu_mul_back, .sample_labels = cuda_sample_labels, .score_back = cuda_score_back,           \
-    .fisher = cuda_fisher, .row_norms = cuda_row_norms
+    .fisher = cuda_fisher, .row_norms = cuda_row_norms, .kl_back = cuda_kl_back, .scale_back = cuda_scale_back,        \
+    .adam = cuda_adam
 
 extern "C" {
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */

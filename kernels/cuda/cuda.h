@@ -121,6 +121,15 @@ void cuda_cudnn_close(struct backend_state *state);
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 enum rc cuda_flash_attention_back(struct backend_state *state, const struct attention_back_args *b, struct err *e);
 
+/* gemm.cu: out [M, N] = aᵀ·b + beta · out over the tokens of a [T, M] and b [T, N], both of the activation type; out is
+ * fp32, as the sums are. T, M and N are not 0. */
+struct outer_args {
+    struct mat a, b;
+    float beta;
+    struct mat out;
+};
+enum rc cuda_outer(struct backend_state *state, const struct outer_args *a, struct err *e);
+
 /* gptq.cu: quantize by GPTQ; what was asked for is checked. */
 enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
 /* quantize.cu: the weight at index n·K + k is no number: RC_INVALID, naming it. */
@@ -152,6 +161,9 @@ enum rc cuda_sample_labels(struct backend_state *state, const struct sample_labe
 enum rc cuda_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e);
 enum rc cuda_fisher(struct backend_state *state, const struct fisher_args *a, struct err *e);
 enum rc cuda_row_norms(struct backend_state *state, const struct row_norms_args *a, struct err *e);
+enum rc cuda_kl_back(struct backend_state *state, const struct kl_back_args *a, struct err *e);
+enum rc cuda_scale_back(struct backend_state *state, const struct scale_back_args *a, struct err *e);
+enum rc cuda_adam(struct backend_state *state, const struct adam_args *a, struct err *e);
 enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct err *e);
 enum rc cuda_gram_finish(struct backend_state *state, struct mat h, struct err *e);
 enum rc cuda_combine(const struct combine_args *a, struct err *e);
@@ -163,5 +175,6 @@ void cuda_solver_close(struct backend_state *state);
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
+enum rc cuda_perturb(struct backend_state *state, const struct perturb_args *a, struct err *e);
 
 #endif

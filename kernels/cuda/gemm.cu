@@ -44,3 +44,13 @@ enum rc cuda_gemm_back(struct backend_state *state, const struct gemm_back_args 
     if (a->dx.rows == 0 || a->dx.cols == 0) return RC_OK;
     return a->dy.type == DTYPE_F32 ? multiply_back_f32(state, a, e) : cuda_gemm_back_bf16(state, a, e);
 }
+
+/* To cuBLAS our a is [M, T], b [N, T], and out the [N, M] matrix b · a'. */
+enum rc cuda_outer(struct backend_state *state, const struct outer_args *o, struct err *e) {
+    const float one = 1;
+    cudaDataType_t type = o->a.type == DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF;
+    CUBLAS_TRY(cublasGemmEx(state->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)o->b.cols, (int)o->a.cols, (int)o->a.rows, &one,
+                            o->b.data, type, (int)o->b.stride, o->a.data, type, (int)o->a.stride, &o->beta, o->out.data,
+                            CUDA_R_32F, (int)o->out.stride, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    return RC_OK;
+}

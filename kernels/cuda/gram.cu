@@ -26,44 +26,34 @@ static __global__ void add_stats(struct gram_args a) {
     if (a.max_abs) a.max_abs[k] = fmaxf(a.max_abs[k], max_abs);
 }
 
-/* out [col + cols, cols] = beta · out + X[:, 0 … col + cols)ᵀ · X[:, col …). To cuBLAS, which counts columns first, X
- * is [K, T]. */
+/* Columns [col, col + cols) of XᵀX on and above the diagonal, into `out`. */
 struct panel {
-    struct mat x;
     int64_t col, cols;
-    float *out;
-    int64_t stride;
-    float beta;
+    struct mat out; /* [col + cols, cols] fp32 */
+    float beta;     /* out += for 1 */
 };
 
-static enum rc multiply(struct backend_state *state, const struct panel *p, struct err *e) {
-    const float one = 1;
-    cudaDataType_t type = p->x.type == DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF;
-    const char *x = (const char *)p->x.data;
-    CUBLAS_TRY(cublasGemmEx(state->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)p->cols, (int)(p->col + p->cols),
-                            (int)p->x.rows, &one, x + (size_t)p->col * dtype_size(p->x.type), type, (int)p->x.stride, x,
-                            type, (int)p->x.stride, &p->beta, p->out, CUDA_R_32F, (int)p->stride, CUBLAS_COMPUTE_32F,
-                            CUBLAS_GEMM_DEFAULT));
-    return RC_OK;
+static enum rc multiply(struct backend_state *state, const struct gram_args *a, const struct panel *p, struct err *e) {
+    struct outer_args o = {mat_cols(a->x, 0, p->col + p->cols), mat_cols(a->x, p->col, p->cols), p->beta, p->out};
+    return cuda_outer(state, &o, e);
 }
 
 /* bf16: the tensor cores add to H in fp32. */
 static enum rc add_panel_f32(struct backend_state *state, const struct gram_args *a, struct panel *p, struct err *e) {
-    p->out = (float *)a->h.data + p->col;
-    p->stride = a->h.stride;
+    p->out = mat_cols(mat_rows(a->h, 0, p->col + p->cols), p->col, p->cols);
     p->beta = 1;
-    return multiply(state, p, e);
+    return multiply(state, a, p, e);
 }
 
 /* fp32: each call's products go into an fp64 sum. */
 static enum rc add_panel_f64(struct backend_state *state, const struct gram_args *a, struct panel *p, struct err *e) {
+    int64_t rows = p->col + p->cols;
     void *memory;
-    TRY(cuda_scratch(state, (size_t)a->x.cols * TILE * sizeof(float), &memory, e));
-    p->out = (float *)memory; /* [K, TILE] */
-    p->stride = p->cols;
-    TRY(multiply(state, p, e));
-    add_columns<<<blocks_for((p->col + p->cols) * p->cols, BLOCK), BLOCK, 0, state->stream>>>(a->h, p->out, p->col,
-                                                                                              p->cols);
+    TRY(cuda_scratch(state, (size_t)a->x.cols * TILE * sizeof(float), &memory, e)); /* [K, TILE] */
+    p->out = matf((float *)memory, rows, p->cols);
+    TRY(multiply(state, a, p, e));
+    add_columns<<<blocks_for(rows * p->cols, BLOCK), BLOCK, 0, state->stream>>>(a->h, (const float *)memory, p->col,
+                                                                                p->cols);
     LAUNCHED();
     return RC_OK;
 }
@@ -74,7 +64,7 @@ enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct
     int64_t channels = a->x.cols;
     if (channels == 0 || a->x.rows == 0) return RC_OK;
     for (int64_t col = 0; col < channels; col += TILE) {
-        struct panel p = {a->x, col, channels - col < TILE ? channels - col : TILE, NULL, 0, 0};
+        struct panel p = {col, channels - col < TILE ? channels - col : TILE, {}, 0};
         TRY(a->h.type == DTYPE_F32 ? add_panel_f32(state, a, &p, e) : add_panel_f64(state, a, &p, e));
     }
     if (a->sum == NULL && a->sum_abs == NULL && a->max_abs == NULL) return RC_OK;

@@ -2,15 +2,20 @@
  *
  * Twin of kernels/cpu/grid.c, rtn.c and hqq.c down to the order of additions: the CPU keeps LANES partial sums side by
  * side, lane l of the elements l, l + LANES, …, and adds them pair by pair; here each thread keeps OWN of the lanes, so
- * that the first pairs meet in its registers. Nothing is contracted (the Makefile compiles quantize.cu with
- * -fmad=false). So both backends give the same codes and parameters to the last bit, except where HQQ's shrinkage acts,
- * whose pow is not the same function on both. Every thread of a team holds the same results. */
+ * that the first pairs meet in its registers. Nothing is contracted (the Makefile compiles quantize.cu and
+ * range.cu with -fmad=false). So both backends give the same codes and parameters to the last bit, except where HQQ's
+ * shrinkage acts, whose pow is not the same function on both. Every thread of a team holds the same results. */
 #ifndef HSAQ_KERNELS_CUDA_GRID_CUH
 #define HSAQ_KERNELS_CUDA_GRID_CUH
 
+#include <float.h>
+
 #include "kernels/cuda/device.cuh"
 
-static const int LANES = 16, TEAM = 8, OWN = LANES / TEAM;
+#ifndef TEAM_SIZE /* threads a group: 4, 8 or 16 */
+#define TEAM_SIZE 8
+#endif
+static const int LANES = 16, TEAM = TEAM_SIZE, OWN = LANES / TEAM;
 static const int TEAMS = BLOCK / TEAM; /* groups fitted by one block */
 #define F16_MAX 65504.0
 #define F16_MIN_NORMAL 0x1p-14
@@ -32,10 +37,34 @@ struct member {
     unsigned team; /* the threads of this warp that work together */
 };
 
+struct stored : member {
+    int64_t n;
+    const void *w;
+    enum dtype type;
+    int64_t from; /* of the matrix's elements */
+    float first;  /* any weight of the group */
+
+    __device__ const struct stored &apart() const {
+        return *this;
+    }
+
+    template <typename F> __device__ void each(F f) const {
+        for (int64_t k = 0; k < n; k += LANES)
+#pragma unroll
+            for (int o = 0; o < OWN; o++)
+                if (k + thread + o * TEAM < n) f(o, load_stored(w, type, from + k + thread + o * TEAM));
+    }
+};
+
 template <int PER_LANE> struct held : member {
     static const int64_t n = PER_LANE * LANES; /* elements of the group */
+    struct stored memory;                      /* the same group where it came from */
     float w[PER_LANE][OWN];
-    float first; /* the group's element 0 */
+    float first;
+
+    __device__ const struct stored &apart() const {
+        return memory;
+    }
 
     template <typename F> __device__ void each(F f) const {
 #pragma unroll
@@ -46,35 +75,30 @@ template <int PER_LANE> struct held : member {
     }
 };
 
-struct stored : member {
-    int64_t n;
-    const void *w;
-    enum dtype type;
-    int64_t from; /* of the matrix's elements */
-    float first;
-
-    template <typename F> __device__ void each(F f) const {
-        for (int64_t k = 0; k < n; k += LANES)
-#pragma unroll
-            for (int o = 0; o < OWN; o++)
-                if (k + thread + o * TEAM < n) f(o, load_stored(w, type, from + k + thread + o * TEAM));
-    }
-};
-
 /* Which part of its team's work this thread does. */
 static __device__ inline struct member this_member() {
     return {(int)(threadIdx.x % TEAM), ((1u << TEAM) - 1) << (threadIdx.x % WARP / TEAM * TEAM)};
 }
 
-/* The PER_LANE · LANES weights from element `at` on, in registers. */
+/* The PER_LANE · LANES weights from element `at` on, in registers. The type is asked for once, so that all reads are
+ * under way together. */
 template <int PER_LANE>
 static __device__ inline struct held<PER_LANE> hold(struct member member, const void *w, enum dtype type, int64_t at) {
     struct held<PER_LANE> g = {
-        member, {}, load_stored(w, type, at)
+        member, {member, PER_LANE *LANES, w, type, at, 0}, {}, 0
     };
-    for (int k = 0; k < PER_LANE; k++)
-        for (int o = 0; o < OWN; o++)
-            g.w[k][o] = load_stored(w, type, at + k * LANES + member.thread + o * TEAM);
+    auto read = [&](enum dtype of) {
+        for (int k = 0; k < PER_LANE; k++)
+            for (int o = 0; o < OWN; o++)
+                g.w[k][o] = load_stored(w, of, at + k * LANES + member.thread + o * TEAM);
+    };
+    if (type == DTYPE_BF16)
+        read(DTYPE_BF16);
+    else if (type == DTYPE_F16)
+        read(DTYPE_F16);
+    else
+        read(DTYPE_F32);
+    g.first = g.w[0][0];
     return g;
 }
 
@@ -84,14 +108,17 @@ struct lanes {
     T own[OWN];
 };
 
+template <typename T> static __device__ inline T add_threads(const member &g, T sum) {
+    for (int offset = TEAM / 2; offset > 0; offset /= 2)
+        sum += __shfl_xor_sync(g.team, sum, offset, TEAM);
+    return sum;
+}
+
 template <typename T> static __device__ inline T add_lanes(const member &g, struct lanes<T> v) {
     for (int width = OWN / 2; width > 0; width /= 2)
         for (int o = 0; o < width; o++)
             v.own[o] += v.own[o + width];
-    T sum = v.own[0];
-    for (int offset = TEAM / 2; offset > 0; offset /= 2)
-        sum += __shfl_xor_sync(g.team, sum, offset, TEAM);
-    return sum;
+    return add_threads(g, v.own[0]);
 }
 
 static __device__ inline float max_lanes(const member &g, float value) {
@@ -109,11 +136,6 @@ template <typename G> static __device__ inline struct range grid_range(const G &
         r.max = w > r.max ? w : r.max;
     });
     return {-max_lanes(g, -r.min), max_lanes(g, r.max)};
-}
-
-template <typename G> static __device__ inline float max_abs_of(const G &g) {
-    struct range r = grid_range(g);
-    return fmaxf(-r.min, r.max);
 }
 
 static __device__ inline float grid_store_scale(double scale) {
@@ -145,15 +167,21 @@ static __device__ inline struct grid grid_constant(float value, const struct can
     return g;
 }
 
-/* The code of a weight, in fp64: w / scale + zero to the nearest integer of the grid. fp32 is enough to see which that
- * is unless the quotient comes close to the middle between two. */
-static __device__ inline double nearest(const struct grid &grid, float inverse, float w) {
-    float quotient = w * inverse, estimate = quotient + grid.zero, code = rintf(estimate);
-    double q = code;
+/* Adding 1.5·2²³ rounds to the nearest integer where |x| < 2²²: the low bits of the sum are that integer. */
+static const float MAGIC = 0x1.8p23f;
+
+/* Apart, since hardly any weight needs it and the code of a division at each would crowd out the rest. */
+static __device__ __noinline__ float code_by_division(float scale, float zero, float w) {
+    return (float)rint(w / (double)scale + (double)zero);
+}
+
+/* The code of a weight, as in fp64: w / scale + zero to the nearest integer of the grid. fp32 is enough to see which
+ * that is unless the quotient comes close to the middle between two. */
+static __device__ inline float nearest(const struct grid &grid, float inverse, float w) {
+    float quotient = w * inverse, estimate = quotient + grid.zero, code = (estimate + MAGIC) - MAGIC;
     bool sure = fabsf(quotient) < 1024 && fabsf(estimate) < 1024 && fabsf(estimate - code) < 0.5f - 0x1p-11f;
-    if (!sure) q = rint(w / (double)grid.scale + (double)grid.zero);
-    q = q < 0 ? 0 : q;
-    return q > grid.top ? grid.top : q;
+    if (!sure) code = code_by_division(grid.scale, grid.zero, w);
+    return fminf(fmaxf(code, 0.0f), (float)grid.top);
 }
 
 template <typename G> static __device__ inline double grid_error(const G &g, const struct grid &grid) {
@@ -169,8 +197,15 @@ template <typename G> static __device__ inline double grid_error(const G &g, con
 
 /* --- RTN: kernels/cpu/rtn.c --- */
 
-template <typename G> static __device__ inline struct grid better(const G &g, struct grid a, struct grid b) {
-    return grid_error(g, b) < grid_error(g, a) ? b : a;
+/* Whether b's error is below a's. One loop for both: the code of an error is long. */
+template <typename G> static __device__ inline bool beats(const G &g, struct grid b, struct grid a) {
+    double error_a = 0, error = 0;
+#pragma unroll 1
+    for (int i = 0; i < 2; i++) {
+        error_a = error;
+        error = grid_error(g, i == 0 ? a : b);
+    }
+    return error < error_a;
 }
 
 static __device__ inline struct grid over_range(double min, double max, const struct candidate *c) {
@@ -181,26 +216,24 @@ static __device__ inline struct grid over_range(double min, double max, const st
 }
 
 template <typename G>
-static __device__ inline struct grid symmetric(const G &g, double max_abs, const struct candidate *c) {
+static __device__ inline struct grid rtn_symmetric(const G &g, double max_abs, const struct candidate *c) {
     int half = 1 << (c->bits - 1);
-    struct grid narrow = {grid_store_scale(max_abs / (half - 1)), (float)half, 2 * half - 1};
-    struct grid wide = narrow;
+    struct grid narrow = {grid_store_scale(max_abs / (half - 1)), (float)half, 2 * half - 1}, wide = narrow;
     wide.scale = grid_store_scale(max_abs / half);
-    return better(g, narrow, wide);
+    return beats(g, wide, narrow) ? wide : narrow;
+}
+
+template <typename G>
+static __device__ inline struct grid rtn_asymmetric(const G &g, double min, double max, const struct candidate *c) {
+    struct grid plain = over_range(min, max, c);
+    if (min <= 0 && max >= 0) return plain;
+    struct grid extended = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
+    return c->zero == ZERO_INTEGER || beats(g, extended, plain) ? extended : plain;
 }
 
 template <typename G>
 static __device__ inline struct grid rtn_over(const G &g, double min, double max, const struct candidate *c) {
-    if (c->symmetric) return symmetric(g, fmax(fabs(min), fabs(max)), c);
-    struct grid plain = over_range(min, max, c);
-    if (min <= 0 && max >= 0) return plain;
-    struct grid extended = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
-    return c->zero == ZERO_INTEGER ? extended : better(g, plain, extended);
-}
-
-template <typename G> static __device__ inline struct grid rtn_fit(const G &g, const struct candidate *c) {
-    struct range r = grid_range(g);
-    return r.min == r.max ? grid_constant(r.min, c) : rtn_over(g, r.min, r.max, c);
+    return c->symmetric ? rtn_symmetric(g, fmax(fabs(min), fabs(max)), c) : rtn_asymmetric(g, min, max, c);
 }
 
 /* --- HQQ: kernels/cpu/hqq.c --- */
@@ -209,57 +242,72 @@ static const int ITERATIONS = 20;
 #define HQQ_P 0.7
 #define HQQ_BETA 10.0
 #define HQQ_KAPPA 1.01
-#define HQQ_SHRINKS_ABOVE 0.14
-#define LARGE 100.0f /* weights whose own rounding could hide how far x is from the limit */
+#define HQQ_SHRINKS_ABOVE 0.14f
+#define LARGE 100.0f
 #define HQQ_RANGE_MIN 1e-4
 #define HQQ_INVERSE_SCALE_MAX 2e4
 
-/* Adding and taking away 1.5·2²³ rounds to the nearest integer where |x| < 2²²; beyond, clamping hides the rest. */
+/* Where |x| >= 2²² clamping hides that rounding fails. fmaxf takes NaN for 0, as the CPU does. */
+static __device__ inline float magic_code(float scaled, float zero, float top) {
+    return fminf(fmaxf(scaled + zero + MAGIC, MAGIC), MAGIC + top);
+}
 static __device__ inline float nearest_code(float scaled, float zero, float top) {
-    const float magic = 0x1.8p23f;
-    float q = (scaled + zero + magic) - magic;
-    return fminf(fmaxf(q, 0.0f), top);
+    return magic_code(scaled, zero, top) - MAGIC;
 }
 
-/* What one iterate of the zero gives. */
-struct step {
-    float residual; /* Σ q − w/scale: n times the next zero while the shrinkage is idle */
-    float max_abs;  /* of x = w − ŵ, in steps of the grid */
-    float squares;  /* Σ x² with the zero as it would be stored */
+/* The group's weights in steps of the grid, w/scale: they stay while the zero moves. */
+struct scaled {
+    struct range range;
+    float sum;
+    bool large; /* weights whose own rounding could hide how far x = w − ŵ is from the shrinkage's limit */
 };
 
 template <typename G>
-static __device__ inline struct step run_step(const G &g, const struct grid &moving, float stored_zero) {
-    float scale = moving.scale, zero = moving.zero, top = (float)moving.top, inverse = 1 / scale, max_abs = 0;
-    struct lanes<float> residual = {}, squares = {};
-    g.each([&](int o, float w) {
-        float scaled = w * inverse, difference = nearest_code(scaled, zero, top) - scaled;
-        residual.own[o] += difference;
-        max_abs = fmaxf(fabsf(difference - zero), max_abs);
-        float x = w - (nearest_code(scaled, stored_zero, top) - stored_zero) * scale;
-        squares.own[o] += x * x;
-    });
-    return {add_lanes(g, residual), max_lanes(g, max_abs), add_lanes(g, squares)};
+static __device__ inline struct scaled scaled_of(const G &g, const struct grid &grid, struct range r) {
+    float inverse = 1 / grid.scale;
+    struct lanes<float> sum = {};
+    g.each([&](int o, float w) { sum.own[o] += w * inverse; });
+    return {{r.min * inverse, r.max * inverse}, add_lanes(g, sum), fmaxf(-r.min, r.max) > LARGE};
 }
 
-/* max |x|, to the bit */
-template <typename G> static __device__ inline float max_abs(const G &g, const struct grid &grid) {
+/* Σ q: whole numbers, so that their order does not matter. */
+template <typename G> static __device__ inline unsigned sum_of_codes(const G &g, const struct grid &grid) {
+    float zero = grid.zero, top = (float)grid.top, inverse = 1 / grid.scale;
+    unsigned sum = 0;
+    g.each([&](int, float w) { sum += __float_as_uint(magic_code(w * inverse, zero, top)); });
+    return add_threads(g, sum) - (unsigned)g.n * 0x4b400000u; /* MAGIC's bits */
+}
+
+/* Σ x² */
+template <typename G> static __device__ inline float squares(const G &g, const struct grid &grid) {
+    float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale;
+    struct lanes<float> sum = {};
+    g.each([&](int o, float w) {
+        float x = w - (nearest_code(w * inverse, zero, top) - zero) * scale;
+        sum.own[o] += x * x;
+    });
+    return add_lanes(g, sum);
+}
+
+/* What only large errors need reads the weights again, so that it costs the rest neither registers nor room. */
+static __device__ __noinline__ bool shrinks_by_max(struct stored g, struct grid grid, double beta) {
     float scale = grid.scale, zero = grid.zero, top = (float)grid.top, inverse = 1 / scale, max = 0;
     g.each([&](int, float w) { max = fmaxf(fabsf(w - (nearest_code(w * inverse, zero, top) - zero) * scale), max); });
-    return max_lanes(g, max);
-}
-
-/* Whether some |x| exceeds what the shrinkage takes. As a rule none comes near, and steps of the grid tell. */
-template <typename G>
-static __device__ inline bool shrinks(const G &g, const struct grid &grid, const struct step &s, bool large,
-                                      double beta) {
-    if (!large && s.max_abs * grid.scale < HQQ_SHRINKS_ABOVE) return false;
-    float max = max_abs(g, grid);
+    max = max_lanes(g, max);
     return max > HQQ_SHRINKS_ABOVE && max > pow(beta, -1 / (2 - HQQ_P));
 }
 
+/* Whether some |x| exceeds what the shrinkage takes. A weight within the grid is off by half a step at most, and of
+ * those beyond it the extremes by most: as a rule that tells. */
+template <typename G>
+static __device__ inline bool shrinks(const G &g, const struct grid &grid, const struct scaled &s, double beta) {
+    float below = -(s.range.min + grid.zero), above = s.range.max + grid.zero - (float)grid.top;
+    if (!s.large && fmaxf(0.5f, fmaxf(below, above)) * grid.scale < HQQ_SHRINKS_ABOVE) return false;
+    return shrinks_by_max(g.apart(), grid, beta);
+}
+
 /* Σ W_e/scale, W_e = sign(x)·relu(|x| − |x|^(p−1)/β): what the shrinkage takes out of the residual. */
-template <typename G> static __device__ inline float shrunk(const G &g, const struct grid &grid, double beta) {
+static __device__ __noinline__ float shrunk(struct stored g, struct grid grid, double beta) {
     float inverse = 1 / grid.scale;
     struct lanes<double> sum = {};
     g.each([&](int o, float w) {
@@ -284,38 +332,67 @@ static __device__ inline struct grid initial(double min, double max, const struc
     return grid;
 }
 
-/* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded. */
+/* grid_store_zero of a zero in fp32. */
+static __device__ inline struct grid as_stored(struct grid grid, const struct candidate *c) {
+    const float most = (float)F16_MAX;
+    if (c->zero == ZERO_INTEGER)
+        grid.zero = fminf(fmaxf(rintf(grid.zero), 0.0f), (float)grid.top);
+    else
+        grid.zero = __half2float(__float2half_rn(fminf(fmaxf(grid.zero, -most), most)));
+    return grid;
+}
+
+struct judged {
+    struct grid grid;
+    float squares;
+};
+
+template <typename G> static __device__ inline void keep_better(const G &g, struct judged &best, struct grid kept) {
+    float error = squares(g, kept);
+    if (error < best.squares) best = {kept, error};
+}
+
+/* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded.
+ * `r` is the group's range. */
 template <typename G>
-static __device__ inline struct grid iterate(const G &g, struct grid moving, bool large, const struct candidate *c) {
-    struct grid best = moving;
-    float best_squares = INFINITY;
+static __device__ inline struct grid iterate(const G &g, struct grid moving, struct range r,
+                                             const struct candidate *c) {
+    struct judged best = {moving, INFINITY};
+    struct scaled scaled = scaled_of(g, moving, r);
+    bool judging = c->zero == ZERO_INTEGER;
     double beta = HQQ_BETA;
     for (int i = 0; i <= ITERATIONS; i++, beta *= HQQ_KAPPA) {
-        struct grid kept = moving;
-        kept.zero = grid_store_zero(moving.zero, c);
-        struct step s = run_step(g, moving, kept.zero);
-        if (s.squares < best_squares) {
-            best_squares = s.squares;
-            best = kept;
-        }
-        double sum = s.residual;
-        bool shrunken = shrinks(g, moving, s, large, beta);
-        if (shrunken) sum += shrunk(g, moving, beta);
-        float zero = (float)(sum / (double)g.n);
-        if (zero == moving.zero && !shrunken) break;
+        bool shrinking = shrinks(g, moving, scaled, beta);
+        judging |= shrinking;
+        if (judging) keep_better(g, best, as_stored(moving, c));
+        float residual = (float)sum_of_codes(g, moving) - scaled.sum; /* n times the next zero */
+        if (shrinking) residual += shrunk(g.apart(), moving, beta);
+        float zero = residual / (float)g.n;
+        if (zero == moving.zero && !shrinking) break;
         moving.zero = zero;
     }
-    return best;
+    return judging ? best.grid : as_stored(moving, c);
+}
+
+/* How far `squares` may be from the fp64 error at most, doubled: each x off by rounding its terms and by a code next to
+ * the nearest, all within `off`, so that Σ 2·off·|x| <= Σ x²/k + k·off² for any k; and the sum's own rounding. */
+static __device__ inline float doubt(float squares, const struct grid &grid, float max_abs_w, float n) {
+    float off = 0x1p-20f * (max_abs_w + (fabsf(grid.zero) + (float)grid.top) * grid.scale);
+    return 2 * (squares * (0x1p-12f + n * 0x1p-23f) + n * off * off * 0x1.1p12f) + FLT_MIN * n;
+}
+
+/* Whether RTN's grid has the smaller error, by fp32 where that tells. */
+template <typename G>
+static __device__ inline bool rtn_beats(const G &g, const struct grid &rtn, const struct grid &hqq, struct range r) {
+    float max_abs_w = fmaxf(-r.min, r.max), n = (float)g.n, a = squares(g, hqq), b = squares(g, rtn);
+    if (fabsf(a - b) > doubt(a, hqq, max_abs_w, n) + doubt(b, rtn, max_abs_w, n)) return b < a;
+    return beats(g, rtn, hqq);
 }
 
 template <typename G>
-static __device__ inline struct grid hqq_fit(const G &g, const struct candidate *c, bool *kept_rtn) {
-    *kept_rtn = false;
-    struct range r = grid_range(g);
-    if (r.min == r.max) return grid_constant(r.min, c);
-    bool large = fmaxf(-r.min, r.max) > LARGE;
-    struct grid best = iterate(g, initial(r.min, r.max, c), large, c), rtn = rtn_fit(g, c);
-    *kept_rtn = grid_error(g, rtn) < grid_error(g, best);
+static __device__ inline struct grid hqq_fit(const G &g, struct range r, const struct candidate *c, bool *kept_rtn) {
+    struct grid best = iterate(g, initial(r.min, r.max, c), r, c), rtn = rtn_asymmetric(g, r.min, r.max, c);
+    *kept_rtn = rtn_beats(g, rtn, best, r);
     return *kept_rtn ? rtn : best;
 }
 
@@ -330,15 +407,14 @@ template <typename G> static __device__ inline void encode(const G &g, const str
     int64_t lane = g.thread;
     float inverse = 1 / grid.scale;
     g.each([&](int o, float w) {
-        codes[lane + o * TEAM] = (uint8_t)nearest(grid, inverse, w);
+        codes[lane + o * TEAM] = (uint8_t)__float_as_uint(nearest(grid, inverse, w) + MAGIC);
         if (o == OWN - 1) lane += LANES;
     });
 }
 
-template <typename G> static __device__ inline void count_group(const G &g, bool kept_rtn, struct findings *found) {
-    struct range r = grid_range(g);
+static __device__ inline void count_group(const member &g, bool constant, bool kept_rtn, struct findings *found) {
     if (g.thread != 0) return;
-    if (r.min == r.max) atomicAdd(&found->constant, 1ull);
+    if (constant) atomicAdd(&found->constant, 1ull);
     if (kept_rtn) atomicAdd(&found->rtn, 1ull);
 }
 

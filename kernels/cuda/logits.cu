@@ -54,3 +54,13 @@ enum rc logits_sums(struct backend_state *state, const struct logits *l, float *
     }
     return RC_OK;
 }
+
+enum rc logits_back(struct backend_state *state, const struct logits *l, const struct logits_gradient *g,
+                    struct logits_chunk c, struct err *e) {
+    struct gemm_back_args product = {.dy = {g->by_logits, l->x.rows, c.cols, LOGITS_CHUNK, state->activation},
+                                     .w = mat_rows(l->head, c.col, c.cols),
+                                     .alpha = l->scale,
+                                     .beta = c.col > 0 ? 1.0f : 0.0f,
+                                     .dx = g->dx};
+    return cuda_gemm_back(state, &product, e);
+}

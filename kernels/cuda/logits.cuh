@@ -1,4 +1,4 @@
-/* Logits over a part of the vocabulary: what scoring, drawing labels and the loss's gradient share. */
+/* Logits over a part of the vocabulary: what scoring, drawing labels and losses' gradients share. */
 #ifndef HSAQ_KERNELS_CUDA_LOGITS_CUH
 #define HSAQ_KERNELS_CUDA_LOGITS_CUH
 
@@ -34,5 +34,13 @@ struct logits_sum {
 /* sums [T] device memory; `scratch` [T, LOGITS_CHUNK]. */
 enum rc logits_sums(struct backend_state *state, const struct logits *l, float *scratch, struct logits_sum *sums,
                     struct err *e);
+
+/* dx += gradient · head · scale over the chunk; the first one begins. */
+struct logits_gradient {
+    void *by_logits; /* [T, LOGITS_CHUNK] activation type */
+    struct mat dx;   /* [T, D] fp32 */
+};
+enum rc logits_back(struct backend_state *state, const struct logits *l, const struct logits_gradient *g,
+                    struct logits_chunk c, struct err *e);
 
 #endif

@@ -13,6 +13,7 @@ struct fit_args {
     struct candidate candidate;
     struct quantized q;
     struct findings *found;
+    int64_t first, count; /* groups of each row to fit */
 };
 
 /* What one team has in hand: group `index` of all, whose first code is codes[0]. */
@@ -21,55 +22,74 @@ struct target {
     uint8_t *codes;
 };
 
-template <typename G> static __device__ inline void fit_group(const struct fit_args &a, const G &g, struct target t) {
+template <bool HQQ, typename G>
+static __device__ inline struct grid fit_range(const G &g, struct range r, const struct candidate *c, bool *kept_rtn) {
+    if (r.min == r.max) return grid_constant(r.min, c);
+    if constexpr (HQQ) return hqq_fit(g, r, c, kept_rtn);
+    return rtn_over(g, r.min, r.max, c);
+}
+
+template <bool HQQ, typename G>
+static __device__ inline void fit_group(const struct fit_args &a, const G &g, struct target t) {
     bool kept_rtn = false;
-    const struct candidate *c = &a.candidate;
-    struct grid grid = c->method == METHOD_HQQ ? hqq_fit(g, c, &kept_rtn) : rtn_fit(g, c);
+    struct range r = grid_range(g);
+    struct grid grid = fit_range<HQQ>(g, r, &a.candidate, &kept_rtn);
     encode(g, grid, t.codes);
     if (g.thread == 0) {
         a.q.scale[t.index] = grid.scale;
         a.q.zero[t.index] = grid.zero;
     }
-    count_group(g, kept_rtn, a.found);
+    count_group(g, r.min == r.max, kept_rtn, a.found);
 }
 
 /* Blocks that share a multiprocessor: as many as the registers of a group allow, to hide the latency of its sums. */
-static constexpr int blocks_together(int per_lane) {
-    return per_lane <= 4 ? 3 : 2;
+static constexpr int blocks_together(bool hqq, int per_lane) {
+    if (per_lane * OWN > 8) return 2;
+    return hqq || per_lane == 0 ? 3 : 4;
 }
 
-/* PER_LANE · LANES is the size of a full group, or PER_LANE is 0: no group sits in registers. */
-template <int PER_LANE>
-static __global__ void __launch_bounds__(BLOCK, blocks_together(PER_LANE)) fit(struct fit_args a) {
+/* PER_LANE · LANES is the size of every group, or PER_LANE is 0: none sits in registers. */
+template <bool HQQ, int PER_LANE>
+static __global__ void __launch_bounds__(BLOCK, blocks_together(HQQ, PER_LANE)) fit(struct fit_args a) {
     const struct quantized &q = a.q;
     int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
-    if (index >= q.rows * q.groups) return;
-    int64_t n = index / q.groups, from = index % q.groups * q.group, at = n * a.w.stride + from;
-    int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
-    struct member member = this_member();
-    struct target target = {index, q.codes + n * q.cols + from};
+    if (index >= q.rows * a.count) return;
+    int64_t n = index / a.count, group = a.first + index % a.count, from = group * q.group, at = n * a.w.stride + from;
+    struct target target = {n * q.groups + group, q.codes + n * q.cols + from};
     if constexpr (PER_LANE > 0) {
-        if (length == PER_LANE * LANES) {
-            fit_group(a, hold<PER_LANE>(member, a.w.data, a.w.type, at), target);
-            return;
-        }
+        fit_group<HQQ>(a, hold<PER_LANE>(this_member(), a.w.data, a.w.type, at), target);
+    } else {
+        int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
+        float first = load_stored(a.w.data, a.w.type, at);
+        fit_group<HQQ>(a, (struct stored){this_member(), length, a.w.data, a.w.type, at, first}, target);
     }
-    float first = load_stored(a.w.data, a.w.type, at);
-    fit_group(a, (struct stored){member, length, a.w.data, a.w.type, at, first}, target);
 }
 
-static enum rc fit_all(struct backend_state *state, const struct fit_args *a, struct err *e) {
-    unsigned blocks = blocks_for(a->q.rows * a->q.groups, TEAMS);
-    switch (a->q.group) {
-    case 1 * LANES: fit<1><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 2 * LANES: fit<2><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 4 * LANES: fit<4><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 8 * LANES: fit<8><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    case 16 * LANES: fit<16><<<blocks, BLOCK, 0, state->stream>>>(*a); break;
-    default: fit<0><<<blocks, BLOCK, 0, state->stream>>>(*a);
+/* The groups from `first` on, in kernels for `size` weights, 0: of any number. */
+template <bool HQQ>
+static enum rc fit_groups(struct backend_state *state, struct fit_args a, int64_t first, int64_t count, int64_t size,
+                          struct err *e) {
+    if (count == 0) return RC_OK;
+    unsigned blocks = blocks_for(a.q.rows * count, TEAMS);
+    a.first = first;
+    a.count = count;
+    switch (size) {
+    case 1 * LANES: fit<HQQ, 1><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 2 * LANES: fit<HQQ, 2><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 4 * LANES: fit<HQQ, 4><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 8 * LANES: fit<HQQ, 8><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    case 16 * LANES: fit<HQQ, 16><<<blocks, BLOCK, 0, state->stream>>>(a); break;
+    default: fit<HQQ, 0><<<blocks, BLOCK, 0, state->stream>>>(a);
     }
     LAUNCHED();
     return RC_OK;
+}
+
+/* A short last group is not for the kernels that hold full ones. */
+template <bool HQQ> static enum rc fit_all(struct backend_state *state, const struct fit_args *a, struct err *e) {
+    int64_t full = a->q.cols / a->q.group;
+    TRY(fit_groups<HQQ>(state, *a, 0, full, a->q.group, e));
+    return fit_groups<HQQ>(state, *a, full, a->q.groups - full, 0, e);
 }
 
 enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e) {
@@ -91,8 +111,8 @@ static enum rc quantize_as(struct backend_state *state, const struct quantize_ar
     const struct candidate *c = &a->candidate;
     if (c->method == METHOD_FP8) return cuda_fp8(state, a, e);
     if (c->range == RANGE_FULL) {
-        struct fit_args f = {a->w, *c, *a->out, found};
-        return fit_all(state, &f, e);
+        struct fit_args f = {a->w, *c, *a->out, found, 0, 0};
+        return c->method == METHOD_HQQ ? fit_all<true>(state, &f, e) : fit_all<false>(state, &f, e);
     }
     if (c->range == RANGE_WEIGHTED) {
         take_diagonal<<<blocks_for(a->h.cols, BLOCK), BLOCK, 0, state->stream>>>(a->h, diagonal);

@@ -153,8 +153,7 @@ static __device__ inline struct choice rtn_search(const G &g, const struct judge
 
 template <typename G>
 static __device__ inline struct grid hqq_from(const G &g, struct span s, const struct candidate *c) {
-    bool large = max_abs_of(g) > LARGE;
-    return iterate(g, initial(s.min, s.max, c), large, c);
+    return iterate(g, initial(s.min, s.max, c), grid_range(g), c);
 }
 
 template <typename M, typename G>
@@ -190,7 +189,7 @@ static __device__ inline struct grid over(const G &g, struct span s, const struc
     struct grid rtn = rtn_over(g, s.min, s.max, c);
     if constexpr (M::hqq) {
         struct grid hqq = hqq_from(g, s, c);
-        *kept_rtn = grid_error(g, rtn) < grid_error(g, hqq);
+        *kept_rtn = beats(g, rtn, hqq);
         return *kept_rtn ? rtn : hqq;
     }
     return rtn;
@@ -281,7 +280,10 @@ static __device__ inline void search_group(const struct search_args &a, const G 
     bool kept_rtn;
     struct grid grid = grid_fit<M>(g, by, &a.candidate, &kept_rtn);
     if (a.codes != NULL) encode(g, grid, a.codes + row * a.w.cols + group * a.group);
-    if (a.found != NULL) count_group(g, kept_rtn, a.found);
+    if (a.found != NULL) {
+        struct range r = grid_range(g);
+        count_group(g, r.min == r.max, kept_rtn, a.found);
+    }
     if (g.thread != 0) return;
     a.scale[row * a.stride + group] = grid.scale;
     a.zero[row * a.stride + group] = grid.zero;

@@ -46,20 +46,14 @@ static enum rc get_buffers(struct backend_state *state, const struct score_back_
     return a->weight ? give(state, a->weight, b->weight, rows * sizeof *b->weight, e) : RC_OK;
 }
 
-/* dx += logit_scale · gradient · head[chunk] */
-static enum rc add_chunk(struct backend_state *state, const struct score_back_args *a, const struct buffers *b,
-                         struct logits_chunk c, struct err *e) {
+static enum rc differentiate(struct backend_state *state, const struct score_back_args *a, const struct buffers *b,
+                             struct logits_chunk c, struct err *e) {
     if (state->activation == DTYPE_F32)
         gradient_rows<float><<<(unsigned)a->x.rows, BLOCK, 0, state->stream>>>(*b, c);
     else
         gradient_rows<__nv_bfloat16><<<(unsigned)a->x.rows, BLOCK, 0, state->stream>>>(*b, c);
     LAUNCHED();
-    struct gemm_back_args g = {.dy = {b->gradient, a->x.rows, c.cols, LOGITS_CHUNK, state->activation},
-                               .w = mat_rows(a->head, c.col, c.cols),
-                               .alpha = a->logit_scale,
-                               .beta = c.col > 0 ? 1.0f : 0.0f,
-                               .dx = a->dx};
-    return cuda_gemm_back(state, &g, e);
+    return RC_OK;
 }
 
 enum rc cuda_score_back(struct backend_state *state, const struct score_back_args *a, struct err *e) {
@@ -69,11 +63,13 @@ enum rc cuda_score_back(struct backend_state *state, const struct score_back_arg
     struct logits l = {a->x, a->head, a->bias, a->logit_scale};
     struct buffers b;
     TRY(get_buffers(state, a, &b, e));
+    struct logits_gradient g = {b.gradient, a->dx};
     TRY(logits_sums(state, &l, b.logits, b.sums, e));
     for (int64_t col = 0; col < a->head.rows; col += LOGITS_CHUNK) {
         struct logits_chunk c = logits_chunk_at(col, a->head.rows);
         TRY(logits_compute(state, &l, c, b.logits, e));
-        TRY(add_chunk(state, a, &b, c, e));
+        TRY(differentiate(state, a, &b, c, e));
+        TRY(logits_back(state, &l, &g, c, e));
     }
     return cuda_download(state, b.nll, (size_t)a->x.rows * sizeof *b.nll, a->nll, e);
 }

@@ -75,6 +75,9 @@ def jobs(real_service):
     artifact = {"kind": "quantize", "model": "tiny", "name": "tiny-4bit", "target": "compressed-tensors"}
     recipe = {"method": "awq+gptq", "bits": 4, "group": 64, "symmetric": True}
     made["quantize"] = run(real_service, **artifact, uniform=recipe, calibration=calibration)["id"]
+    sweep = {"kind": "sweep", "model": "tiny", "dataset": "d", "length": 64, "windows": 2}
+    made["sweep"] = run(real_service, **sweep, candidate={"method": "gptq", "bits": 3}, calibration=calibration)["id"]
+    made["noise"] = run(real_service, **sweep, noise=0.1, layers="layers.0")["id"]
     made["artifact"] = run(real_service, **an_eval(artifact="tiny-4bit"))["id"]
     return made
 
@@ -92,7 +95,7 @@ def test_jobs_results_and_rows(real_service, jobs):
 
 
 def test_tables_say_the_same_in_every_format(real_service, jobs):
-    for sort in ("profile", "eval"):
+    for sort in ("profile", "eval", "sweep"):
         target = f"/v1/jobs/{jobs[sort]}/rows"
         rows = real_service.ask("GET", target).json["items"]
         lines = real_service.ask("GET", target + "?format=ndjson").body.splitlines()

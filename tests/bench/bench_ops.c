@@ -306,6 +306,51 @@ static void time_quantizers(void) {
     time_gptq("gptq4g64-minmax", HIDDEN, HIDDEN);
 }
 
+/* Three products; the logits that are computed twice do not count. */
+static void time_kl_back(void) {
+    int64_t whole = tokens;
+    tokens = LENGTH; /* window by window */
+    double *kl = calloc(LENGTH, sizeof *kl);
+    struct kl_back_args a = {.x = activations(HIDDEN),
+                             .x_ref = activations(HIDDEN),
+                             .head = weights(VOCAB, HIDDEN),
+                             .logit_scale = 1,
+                             .dx = filled(LENGTH, HIDDEN, DTYPE_F32),
+                             .kl = kl};
+    TIME("kl_back", 6.0 * LENGTH * VOCAB * HIDDEN, 0.0, a.dx.data, b->kl_back(state, &a, &err));
+    free(kl);
+    release(a.x);
+    release(a.x_ref);
+    release(a.head);
+    release(a.dx);
+    tokens = whole;
+}
+
+static void time_scale_back(const char *name, int64_t rows, int64_t cols) {
+    struct mat slope = filled(rows, cols / 64, DTYPE_F32);
+    struct scale_back_args a = {.x = activations(cols),
+                                .g = activations(rows),
+                                .w_hat = filled(rows, cols, b->activation),
+                                .group = 64,
+                                .slope = slope.data};
+    TIME(name, 2.0 * (double)tokens * (double)rows * (double)cols, 0.0, slope.data, b->scale_back(state, &a, &err));
+    release(a.x);
+    release(a.g);
+    release(a.w_hat);
+    release(slope);
+}
+
+static void time_adam(int64_t count) {
+    float *values[6];
+    for (int i = 0; i < 6; i++)
+        must(b->clear(state, values[i] = take(count * 4), (size_t)count * 4, &err));
+    struct adam_args a = {count,     1e-3f,     0.9f,      0.99f,     1e-8f,     1,
+                          values[0], values[1], values[2], values[3], values[4], values[5]};
+    TIME("adam", 0.0, 40.0 * (double)count, a.theta, b->adam(state, &a, &err));
+    for (int i = 0; i < 6; i++)
+        b->free(state, values[i]);
+}
+
 static void time_backwards(void) {
     time_gemm_back("gemm_back q", HIDDEN, HIDDEN, false);
     time_gemm_back("gemm_back gate, to fp32", INTERMEDIATE, HIDDEN, true);
@@ -315,6 +360,11 @@ static void time_backwards(void) {
     time_attention_back("attention_back d64", HEADS, KV_HEADS, 64, 0);
     time_attention_back("attention_back d96", HEADS, HEADS, 96, 0);
     time_attention_back("attention_back d256", HEADS / 2, KV_HEADS, 256, 0);
+    time_kl_back();
+    time_scale_back("scale_back q", HIDDEN, HIDDEN);
+    time_scale_back("scale_back gate", INTERMEDIATE, HIDDEN);
+    time_scale_back("scale_back down", HIDDEN, INTERMEDIATE);
+    time_adam((int64_t)HIDDEN * INTERMEDIATE / 16);
 }
 
 static void time_all(void) {

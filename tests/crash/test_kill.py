@@ -40,6 +40,10 @@ def evaluation(**recipe):
     return {"kind": "eval", "model": "tiny", "dataset": "d", "length": 128, "windows": 32, **recipe}
 
 
+def sweep(**what):
+    return {"kind": "sweep", "model": "tiny", "dataset": "d", "length": 64, "windows": 4, "layers": "down", **what}
+
+
 CALIBRATION = {"dataset": "d", "samples": 8, "length": 128}
 
 
@@ -81,6 +85,7 @@ class Service(api.Daemon):
                 self.post(evaluation(uniform={"method": "awq", "bits": 3, "group": 64}, calibration=CALIBRATION)),
                 self.post(evaluation(uniform={"method": "rtn", "bits": 3, "group": 64}, calibration=CALIBRATION,
                                      refine=True)),
+                self.post(sweep(candidate={"method": "rtn", "bits": 3, "group": 64})),
                 self.post(artifact(f"plain-{self.artifacts}", allocation=mixed)),
                 self.post(artifact(f"made-{self.artifacts}", uniform=AWQ_GPTQ, calibration=CALIBRATION))]
 
@@ -115,7 +120,7 @@ class Service(api.Daemon):
         """Without what is of this run: names of jobs, speed, and how the rows were come by."""
         result = self.ask("GET", f"/v1/jobs/{id_}/result").json
         folder = pathlib.Path(result["path"]) if "path" in result else None
-        for member in ("rows", "tokens_per_second", "profile", "name", "path"):
+        for member in ("rows", "tokens_per_second", "passes", "profile", "name", "path"):
             result.pop(member, None)
         if "refined" in result:
             del result["refined"]["seconds"]

@@ -29,6 +29,9 @@ static void check_accepted(const struct job_kind *kind, const union spec *spec) 
     } else if (strcmp(kind->name, "quantize") == 0) {
         require(spec->quantize.name != NULL && strchr(spec->quantize.name, '/') == NULL);
         require((spec->quantize.allocation != NULL) != (spec->quantize.uniform != NULL));
+    } else if (strcmp(kind->name, "sweep") == 0) {
+        require(spec->sweep.length >= 2 && spec->sweep.windows >= 1 && spec->sweep.dataset != NULL);
+        require((spec->sweep.candidate != NULL) != spec->sweep.has_noise);
     } else {
         require(spec->allocation.profile != NULL && spec->allocation.budget != NULL);
     }

@@ -125,6 +125,8 @@ static void score_refuses_labels_and_shapes_that_do_not_fit(void **state) {
     REFUSED(score, RC_INVALID, "score: head: [6, 7] where [6, 8]", a.head.cols = 7);
     REFUSED(score, RC_INVALID, "score: head_q", a.head_q.rows = 5);
     REFUSED(score, RC_INVALID, "score: x_q", a.x_q.rows = 2);
+    REFUSED(score, RC_INVALID, "more models", a.more = -1);
+    REFUSED(score, RC_INVALID, "more models", a.more = 1);
     REFUSED(score, RC_INVALID, "score: x", a.x.data = NULL);
     REFUSED(score, RC_INVALID, "score: nll:", a.nll = NULL);
     REFUSED(score, RC_INVALID, "score: nll_q", a.nll_q = NULL);

@@ -142,6 +142,41 @@ static void a_reference_alone_writes_only_its_nll(void **state) {
         assert_true(alone.nll[t] == both.nll[t]);
 }
 
+/* Any number of models beside one reference, other rows between them, over several tiles and chunks: each has the bits
+ * that it has alone. */
+static void models_together_have_the_bits_of_each_alone(void **state) {
+    (void)state;
+    enum { MODELS = 3, GAP = 5 };
+    static const struct score_case table[] = {{9, 600, 16, 3, 0.1, true, true, 1},
+                                              {270, 9000, 24, 3, 0.1, false, false, 0.5f}};
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        const struct score_case *c = &table[i];
+        int64_t apart = c->tokens + GAP, count = (MODELS * apart) * c->hidden;
+        seed(22 + i);
+        struct inputs in = inputs(c);
+        struct buffers got = buffers(MODELS * c->tokens), alone = buffers(c->tokens);
+        struct score_args a = arguments(c, &in, &got);
+        struct mat all = put_activation(host_normal(count, 1), MODELS * apart, c->hidden, 2);
+        a.x_q = mat_rows(all, 0, c->tokens);
+        a.more = MODELS - 1;
+        a.apart = apart;
+        assert_ok(dev.b->score(dev.s, &a, &err));
+        for (int64_t q = 0; q < MODELS; q++) {
+            struct score_args one = arguments(c, &in, &alone);
+            int64_t at = q * c->tokens;
+            size_t bytes = (size_t)c->tokens * sizeof *got.kl;
+            one.head_q = a.head_q;
+            one.x_q = mat_rows(all, q * apart, c->tokens);
+            assert_ok(dev.b->score(dev.s, &one, &err));
+            assert_memory_equal(got.nll, alone.nll, bytes);
+            assert_memory_equal(got.nll_q + at, alone.nll_q, bytes);
+            assert_memory_equal(got.kl + at, alone.kl, bytes);
+            assert_memory_equal(got.agree + at, alone.agree, (size_t)c->tokens);
+        }
+        assert_true(got.kl[0] != got.kl[c->tokens] && got.kl[0] > 0);
+    }
+}
+
 /* Equal logits: the first of them counts, in one chunk as across chunks. */
 static void ties_go_to_the_first_token(void **state) {
     (void)state;
@@ -203,6 +238,7 @@ int main(void) {
         cmocka_unit_test(score_matches_float64),
         cmocka_unit_test(a_model_does_not_diverge_from_itself),
         cmocka_unit_test(a_reference_alone_writes_only_its_nll),
+        cmocka_unit_test(models_together_have_the_bits_of_each_alone),
         cmocka_unit_test(ties_go_to_the_first_token),
         cmocka_unit_test(huge_logits_stay_finite),
     };

@@ -32,6 +32,8 @@ static void floors_are_counted_from_the_shapes(void **state) {
     double once = 2.0 * BLOCKS * ((linears - DOWN) * 32 + DOWN * 48);
     assert_true(work_drift(m, three, 2) == 2 * once); /* the denominator, and RTN's */
     assert_true(work_drift(m, three, 3) == 4 * once); /* HQQ's, and its twin's */
+    double block = 2 * (TOKENS * linears + attention), heads = 1 + BLOCKS * 7;
+    assert_true(work_sweep(m, WINDOWS, LENGTH) == (2 + 7 * 2 + 7) * block + heads * work_head(m, WINDOWS, LENGTH));
     model_close(m);
 }
 
@@ -125,6 +127,18 @@ static void calibrations_are_timed(void **state) {
     json_decref(report);
 }
 
+/* The seconds of the walk, though it counts each token once a Linear. */
+static void sweeps_are_timed(void **state) {
+    (void)state;
+    json_t *report = measured(GOLDEN "llama/config.json", "sweep");
+    const json_t *phases = json_object_get(report, "phases"), *sweep = json_array_get(phases, 0);
+    assert_int_equal(json_array_size(phases), 1);
+    check_phase(sweep, "sweep");
+    double other = json_number_value(json_object_get(sweep, "other_seconds"));
+    assert_true(other >= 0 && other < json_number_value(json_object_get(sweep, "seconds")));
+    json_decref(report);
+}
+
 /* What is timed is the whole of it: every Linear of every block. */
 static void every_linear_is_quantized(void **state) {
     (void)state;
@@ -161,9 +175,13 @@ static void options_that_make_no_sense_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(floors_are_counted_from_the_shapes), cmocka_unit_test(sliding_windows_see_less),
-        cmocka_unit_test(what_was_not_measured_is_null),      cmocka_unit_test(calibrations_are_timed),
-        cmocka_unit_test(every_linear_is_quantized),          cmocka_unit_test(options_that_make_no_sense_are_refused),
+        cmocka_unit_test(floors_are_counted_from_the_shapes),
+        cmocka_unit_test(sliding_windows_see_less),
+        cmocka_unit_test(what_was_not_measured_is_null),
+        cmocka_unit_test(calibrations_are_timed),
+        cmocka_unit_test(sweeps_are_timed),
+        cmocka_unit_test(every_linear_is_quantized),
+        cmocka_unit_test(options_that_make_no_sense_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

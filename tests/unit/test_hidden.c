@@ -117,6 +117,27 @@ static void walk_slots(struct hidden *h, int64_t round, int64_t rounds) {
     }
 }
 
+static void check_values(struct hidden *h, int64_t slot, int64_t round, int64_t of) {
+    assert_int_equal(hidden_recall(h, slot, -1, &err), RC_OK);
+    const float *values = hidden_at(h, slot);
+    for (int64_t i = 0; i < FLOATS; i++)
+        assert_true(values[i] == value(round, of, i));
+}
+
+/* While the one before is perhaps still on its way: others become the first one, and nothing else does. */
+static void copy_slots(struct hidden *h, int64_t round) {
+    check_slot(h, 3, 0, round);
+    write_slot(h, 3, round + 1);
+    assert_int_equal(hidden_keep(h, 3, &err), RC_OK);
+    assert_int_equal(hidden_recall(h, 0, -1, &err), RC_OK);
+    for (int64_t slot = 1; slot < 3; slot++)
+        assert_int_equal(hidden_copy(h, 0, slot, &err), RC_OK);
+    for (int64_t slot = 0; slot < 3; slot++)
+        check_values(h, slot, round, 0);
+    check_values(h, 3, round + 1, 3);
+    check_values(h, 4, round, 4);
+}
+
 static void use_slots(const struct backend *backend) {
     struct scratch s = scratch_open();
     job.scratch = s.path;
@@ -130,6 +151,7 @@ static void use_slots(const struct backend *backend) {
             check_slots(h, round);
         }
         walk_slots(h, 2, 4);
+        copy_slots(h, 6);
         hidden_close(h);
     }
     job.backend = &backend_cpu;

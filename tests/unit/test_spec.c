@@ -13,6 +13,7 @@
 #define BUDGET "\"budget\":{\"average_bits\":3.3}"
 #define EVAL "\"kind\":\"eval\",\"model\":\"M\",\"dataset\":\"D\""
 #define QUANTIZE "\"kind\":\"quantize\",\"model\":\"M\",\"name\":\"M-4bit.v1\""
+#define SWEEP "\"kind\":\"sweep\",\"model\":\"M\",\"dataset\":\"D\""
 #define UNIFORM "\"uniform\":{\"method\":\"rtn\",\"bits\":4}"
 
 struct fixture {
@@ -161,6 +162,30 @@ static void eval_length_follows_the_protocol(void **state) {
     arena_release(&f.arena);
 }
 
+static void sweep_has_the_documented_defaults(void **state) {
+    (void)state;
+    struct fixture f;
+    const struct spec_sweep *sweep = &f.spec.sweep;
+    char id[CANDIDATE_ID_SIZE];
+    expect_ok(&f, "{" SWEEP "}");
+    assert_int_equal(f.kind->lane, LANE_DEVICE);
+    assert_string_equal(candidate_id(sweep->candidate, id), "hqq3g64");
+    assert_int_equal(sweep->length, 2048);
+    assert_int_equal(sweep->windows, 8);
+    assert_false(sweep->has_noise);
+    assert_null(sweep->layers);
+    assert_string_equal(spec_model(f.kind, &f.spec), "M");
+    assert_string_equal(spec_dataset(f.kind, &f.spec), "D");
+    assert_null(spec_calibration_dataset(f.kind, &f.spec));
+    arena_release(&f.arena);
+    expect_ok(&f, "{" SWEEP ",\"noise\":0.1}");
+    assert_true(sweep->candidate == NULL && sweep->has_noise && sweep->noise == 0.1 && sweep->seed == 0);
+    arena_release(&f.arena);
+    expect_ok(&f, "{" SWEEP ",\"candidate\":{\"method\":\"gptq\",\"bits\":3,\"group\":64}" ON_C "}");
+    assert_string_equal(spec_calibration_dataset(f.kind, &f.spec), "C");
+    arena_release(&f.arena);
+}
+
 static void rules_are_decoded(void **state) {
     (void)state;
     struct fixture f;
@@ -178,8 +203,9 @@ static void rules_are_decoded(void **state) {
 
 static void common_members_fit_every_kind(void **state) {
     (void)state;
-    static const char *const specs[] = {PROFILE "," CANDIDATES, ALLOCATION "," BUDGET, EVAL, QUANTIZE "," UNIFORM};
-    for (size_t i = 0; i < 4; i++) {
+    static const char *const specs[] = {PROFILE "," CANDIDATES, ALLOCATION "," BUDGET, EVAL, QUANTIZE "," UNIFORM,
+                                        SWEEP};
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
         struct fixture f;
         char text[512];
         snprintf(text, sizeof text, "{%s,\"label\":\"l\",\"priority\":-100,\"after\":[\"a\",\"b\"],\"device\":\"cpu\"}",
@@ -267,15 +293,33 @@ static void quantize_names_what_it_reads_and_makes(void **state) {
     arena_release(&f.arena);
 }
 
+struct fault {
+    const char *text, *pointer;
+};
+
+/* Each is the spec's only one. */
+static void check_faults(const struct fault *cases, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        struct fixture f;
+        json_t *value = json_loads(cases[i].text, 0, NULL); /* the last one repeats a key: the later value counts */
+        f = (struct fixture){0};
+        if (spec_decode(value, &f.spec, &f.kind, &f.arena, &f.problems, &f.e) != RC_INVALID)
+            fail_msg("accepted: %s", cases[i].text);
+        assert_int_equal(f.problems.count, 1);
+        assert_string_equal(f.problems.items[0].pointer, cases[i].pointer);
+        assert_string_equal(f.e.pointer, cases[i].pointer);
+        json_decref(value);
+        arena_release(&f.arena);
+    }
+}
+
 static void every_fault_has_its_pointer(void **state) {
     (void)state;
-    static const struct {
-        const char *text, *pointer;
-    } cases[] = {
+    static const struct fault cases[] = {
         {"[]", ""},
         {"{}", "/kind"},
         {"{\"kind\":7}", "/kind"},
-        {"{\"kind\":\"sweep\"}", "/kind"},
+        {"{\"kind\":\"divergence\"}", "/kind"},
         {"{" PROFILE "}", "/candidates"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"kfac\"]}", "/scores/1"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"head\":true}", "/head"},
@@ -330,18 +374,31 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" EVAL ",\"protocol\":\"llama\"}", "/protocol"},
         {"{" EVAL ",\"model\":\"\"}", "/model"},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct fixture f;
-        json_t *value = json_loads(cases[i].text, 0, NULL); /* the last one repeats a key: the later value counts */
-        f = (struct fixture){0};
-        if (spec_decode(value, &f.spec, &f.kind, &f.arena, &f.problems, &f.e) != RC_INVALID)
-            fail_msg("accepted: %s", cases[i].text);
-        assert_int_equal(f.problems.count, 1);
-        assert_string_equal(f.problems.items[0].pointer, cases[i].pointer);
-        assert_string_equal(f.e.pointer, cases[i].pointer);
-        json_decref(value);
-        arena_release(&f.arena);
-    }
+    check_faults(cases, sizeof cases / sizeof *cases);
+}
+
+static void every_fault_of_a_sweep_has_its_pointer(void **state) {
+    (void)state;
+    static const struct fault cases[] = {
+        {"{\"kind\":\"sweep\",\"model\":\"M\"}", "/dataset"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"none\"}}", "/candidate"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"awq\",\"bits\":4}" ON_C "}", "/candidate"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"awq+gptq\",\"bits\":4}" ON_C "}", "/candidate"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"rtn\",\"bits\":[3,4]}}", "/candidate/bits"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"rtn\",\"bits\":4},\"noise\":0.1}", "/noise"},
+        {"{" SWEEP ",\"noise\":0}", "/noise"},
+        {"{" SWEEP ",\"noise\":10.5}", "/noise"},
+        {"{" SWEEP ",\"seed\":1}", "/seed"},
+        {"{" SWEEP ",\"candidate\":{\"method\":\"gptq\",\"bits\":4}}", "/calibration"},
+        {"{" SWEEP ",\"noise\":0.1" ON_C "}", "/calibration"},
+        {"{" SWEEP ON_C "}", "/calibration"},
+        {"{" SWEEP ",\"devices\":\"all\"}", "/devices"},
+        {"{" SWEEP ",\"layers\":\"[\"}", "/layers"},
+        {"{" SWEEP ",\"head\":true}", "/head"},
+        {"{" SWEEP ",\"length\":1}", "/length"},
+        {"{" SWEEP ",\"windows\":0}", "/windows"},
+    };
+    check_faults(cases, sizeof cases / sizeof *cases);
 }
 
 static void a_job_is_split_when_it_says_so(void **state) {
@@ -393,6 +450,7 @@ int main(void) {
         cmocka_unit_test(eval_calibrates_where_a_candidate_needs_it),
         cmocka_unit_test(refining_needs_a_calibration),
         cmocka_unit_test(eval_length_follows_the_protocol),
+        cmocka_unit_test(sweep_has_the_documented_defaults),
         cmocka_unit_test(rules_are_decoded),
         cmocka_unit_test(common_members_fit_every_kind),
         cmocka_unit_test(references_name_jobs_of_a_kind),
@@ -400,6 +458,7 @@ int main(void) {
         cmocka_unit_test(an_artifacts_name_is_one_folder),
         cmocka_unit_test(quantize_names_what_it_reads_and_makes),
         cmocka_unit_test(every_fault_has_its_pointer),
+        cmocka_unit_test(every_fault_of_a_sweep_has_its_pointer),
         cmocka_unit_test(labels_are_bounded),
         cmocka_unit_test(every_kind_describes_itself),
         cmocka_unit_test(a_job_is_split_when_it_says_so),

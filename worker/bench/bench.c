@@ -87,6 +87,7 @@ struct phase_job {
     pipeline_fn pipeline;
     union spec *spec;
     int64_t *windows; /* the spec's number of them */
+    int64_t times;    /* how often its tokens_per_second counts a token */
 };
 
 /* Runs a job, over one block and window first, and fills everything of the phase but its FLOPs. */
@@ -104,7 +105,7 @@ static enum rc time_job(struct bench *b, const struct phase_job *job, struct ben
     double before = b->gemm;
     *job->windows = b->report.windows;
     timed.source = &b->source;
-    timed.tokens = tokens(b);
+    timed.tokens = tokens(b) * job->times;
     timed.name = p->name;
     TRY(timed_job_run(&timed, &time, e));
     if (b->wants_gemm) TRY(time_gemm(b, &rate, e));
@@ -123,7 +124,7 @@ static enum rc run_eval(struct bench *b, struct candidate *uniform, struct bench
                                 .uniform = uniform,
                                 .protocol = PROTOCOL_WINDOWS,
                                 .length = b->report.length}};
-    struct phase_job job = {pipeline_eval, &spec, &spec.eval.windows};
+    struct phase_job job = {pipeline_eval, &spec, &spec.eval.windows, 1};
     const struct model *m = b->source.model;
     int streams = uniform ? 2 : 1;
     p->flops = streams * (work_forward(m, b->report.windows, b->report.length) +
@@ -161,7 +162,7 @@ static enum rc run_profile(struct bench *b, size_t candidates, struct bench_phas
                                    .model = "synthetic",
                                    .calibration = &calibration,
                                    .candidates = {.items = b->candidates, .count = candidates}}};
-    struct phase_job job = {pipeline_profile, &spec, &calibration.samples};
+    struct phase_job job = {pipeline_profile, &spec, &calibration.samples, 1};
     const struct model *m = b->source.model;
     p->flops = work_forward(m, b->report.windows, b->report.length) + work_gram(m, tokens(b)) +
                work_drift(m, b->candidates, candidates);
@@ -204,7 +205,7 @@ static enum rc run_calibrated(struct bench *b, const char *id, pipeline_fn pipel
                                 .dataset = "random",
                                 .uniform = &uniform,
                                 .calibration = &calibration}};
-    struct phase_job job = {pipeline, &spec, &calibration.samples};
+    struct phase_job job = {pipeline, &spec, &calibration.samples, 1};
     TRY(candidate_from_id(id, &uniform, e));
     return time_job(b, &job, p, e);
 }
@@ -232,6 +233,21 @@ static enum rc refine(struct bench *b, struct err *e) {
     return run_calibrated(b, "rtn3g64", bench_refine, p, e);
 }
 
+static enum rc sweep(struct bench *b, struct err *e) {
+    struct candidate candidate;
+    union spec spec = {.sweep = {.common.kind = "sweep",
+                                 .model = "synthetic",
+                                 .dataset = "random",
+                                 .candidate = &candidate,
+                                 .length = b->report.length}};
+    const struct model *m = b->source.model;
+    struct phase_job job = {pipeline_sweep, &spec, &spec.sweep.windows, m->linear_count - 1};
+    struct bench_phase *p = add_phase(b, "sweep");
+    TRY(candidate_from_id("hqq3g64", &candidate, e));
+    p->flops = work_sweep(m, b->report.windows, b->report.length);
+    return time_job(b, &job, p, e);
+}
+
 static enum rc quantize(struct bench *b, struct err *e) {
     static const char *const ids[] = {"rtn2g64", "rtn3g64", "rtn4g64", "hqq2g64", "hqq3g64", "hqq4g64"};
     struct job job = timed_job_bare(b->worker, &b->source);
@@ -251,8 +267,8 @@ static enum rc quantize(struct bench *b, struct err *e) {
 static const struct {
     const char *name;
     enum rc (*run)(struct bench *b, struct err *e);
-} phases[] = {{"gemm", gemm}, {"eval", eval}, {"paired", paired}, {"profile", profile},
-              {"gptq", gptq}, {"awq", awq},   {"refine", refine}, {"quantize", quantize}};
+} phases[] = {{"gemm", gemm}, {"eval", eval},     {"paired", paired}, {"profile", profile},  {"gptq", gptq},
+              {"awq", awq},   {"refine", refine}, {"sweep", sweep},   {"quantize", quantize}};
 enum { PHASES = sizeof phases / sizeof *phases };
 
 static enum rc run_phases(struct bench *b, const bool wanted[PHASES], struct err *e) {
@@ -284,7 +300,8 @@ static enum rc want_phase(void *ctx, const char *item, struct err *e) {
             return RC_OK;
         }
     return err_set(e, RC_INVALID,
-                   "--phases takes gemm, eval, paired, profile, gptq, awq, refine and quantize, not \"%s\"", item);
+                   "--phases takes gemm, eval, paired, profile, gptq, awq, refine, sweep and quantize, not \"%s\"",
+                   item);
 }
 
 static enum rc add_candidate(void *ctx, const char *item, struct err *e) {

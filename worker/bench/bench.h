@@ -16,12 +16,13 @@
 struct bench_options {
     const char *config;     /* a Hugging Face config.json */
     const char *candidates; /* of the profile: ids with commas between; hqq2g64,hqq3g64,hqq4g64 */
-    const char *phases;     /* of gemm,eval,paired,profile,quantize (NULL: these),gptq,awq,refine. Floors need gemm. */
-    const char *json;       /* file to write as well */
-    int windows, length;    /* 16 of 2048 tokens */
-    int blocks;             /* so many of the model's blocks; all */
-    int64_t memory_limit;   /* bytes, as the worker was given; for the report */
-    bool synthetic;         /* there is nothing else yet; says so on the command line */
+    const char
+        *phases;      /* of gemm,eval,paired,profile,quantize (NULL: these),gptq,awq,refine,sweep. Floors need gemm. */
+    const char *json; /* file to write as well */
+    int windows, length;  /* 16 of 2048 tokens */
+    int blocks;           /* so many of the model's blocks; all */
+    int64_t memory_limit; /* bytes, as the worker was given; for the report */
+    bool synthetic;       /* there is nothing else yet; says so on the command line */
 };
 
 enum rc bench_run(const struct worker *worker, const struct bench_options *options, FILE *out, struct err *e);

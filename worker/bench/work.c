@@ -12,15 +12,28 @@ static double seen_pairs(int64_t length, int64_t window) {
     return w * (w + 1) / 2 + (T - w) * w;
 }
 
-double work_forward(const struct model *model, int64_t count, int64_t length) {
+/* Of the blocks from this one on. */
+static double forward_from(const struct model *model, int first, int64_t count, int64_t length) {
     const struct arch *a = &model->arch;
     double sum = 0;
     for (int64_t i = 0; i < model->linear_count; i++) {
         const struct linear *l = &model->linears[i];
-        if (l->block >= 0) sum += product(count * length, l->rows, l->cols);
+        if (l->block >= first) sum += product(count * length, l->rows, l->cols);
     }
-    for (int block = 0; block < a->blocks; block++) /* q·kᵀ and p·v */
+    for (int block = first; block < a->blocks; block++) /* q·kᵀ and p·v */
         sum += 2 * product(count, a->heads, a->head_dim) * seen_pairs(length, a->window[block]);
+    return sum;
+}
+
+double work_forward(const struct model *model, int64_t count, int64_t length) {
+    return forward_from(model, 0, count, length);
+}
+
+double work_sweep(const struct model *model, int64_t count, int64_t length) {
+    double sum = work_forward(model, count, length) + work_head(model, count, length);
+    for (int64_t i = 0; i < model->linear_count; i++)
+        if (model->linears[i].block >= 0)
+            sum += forward_from(model, model->linears[i].block, count, length) + work_head(model, count, length);
     return sum;
 }
 

@@ -14,6 +14,9 @@
 double work_forward(const struct model *model, int64_t count, int64_t length);
 /* All of a window's tokens but the first are scored. */
 double work_head(const struct model *model, int64_t count, int64_t length);
+/* A sweep of every block Linear in one pass: the reference, and for each of them the blocks from its own on, and the
+ * head. */
+double work_sweep(const struct model *model, int64_t count, int64_t length);
 /* Every distinct Linear input of every block, over `tokens` tokens. */
 double work_gram(const struct model *model, int64_t tokens);
 /* GPTQ: each input's H factored and the factor inverted, and the error of every column carried to those after it. */

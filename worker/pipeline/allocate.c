@@ -183,7 +183,7 @@ static enum rc allocate(struct allocation *a, json_t **result, struct err *e) {
 
 static enum rc allocate_profile(struct allocation *a, const json_t *profile, json_t **result, struct err *e) {
     TRY(profile_table_init(&a->table, profile, e));
-    enum rc rc = a->swept ? swept_check_model(a->swept, a->table.fingerprint, e) : RC_OK;
+    enum rc rc = a->swept ? sweep_input_check_model(a->swept, a->table.fingerprint, e) : RC_OK;
     if (rc == RC_OK) rc = allocate(a, result, e);
     solution_release(&a->best);
     items_release(&a->items);
@@ -193,10 +193,10 @@ static enum rc allocate_profile(struct allocation *a, const json_t *profile, jso
 
 enum rc pipeline_allocation(const struct job *job, json_t **result, struct err *e) {
     const struct spec_allocation *spec = &job->spec->allocation;
-    struct swept swept = {0};
-    if (spec->sweep) TRY(swept_init(&swept, json_object_get(job->inputs, "sweep"), e));
+    struct sweep_input swept = {0};
+    if (spec->sweep) TRY(sweep_input_init(&swept, json_object_get(job->inputs, "sweep"), e));
     struct allocation a = {.spec = spec, .swept = spec->sweep ? &swept : NULL};
     enum rc rc = allocate_profile(&a, json_object_get(job->inputs, "profile"), result, e);
-    swept_release(&swept);
+    sweep_input_release(&swept);
     return rc;
 }

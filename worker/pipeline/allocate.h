@@ -11,7 +11,7 @@
 #include "base/err.h"
 #include "base/spec.h"
 #include "worker/alloc/alloc.h"
-#include "worker/pipeline/swept.h"
+#include "worker/pipeline/sweep_input.h"
 
 struct profiled_linear {
     const char *name, *projection;
@@ -61,7 +61,7 @@ struct chosen_score {
  * `fisher`, `kfac` and `diag` the nats that the profile tells; `noise` and `delta_kl` a sweep's nats, scaled. Without a
  * score in the spec: fisher where all rows have it, else drift. `swept` may be NULL. RC_INVALID at /score or /sweep
  * when an input is missing, with what to do. */
-enum rc score_apply(struct profile_table *table, const struct spec_allocation *spec, const struct swept *swept,
+enum rc score_apply(struct profile_table *table, const struct spec_allocation *spec, const struct sweep_input *swept,
                     struct chosen_score *chosen, struct err *e);
 
 /* Two Linears, and all that are tied to them, must share a candidate. */
@@ -120,7 +120,7 @@ struct solution {
 struct allocation {
     const struct spec_allocation *spec;
     struct profile_table table;
-    const struct swept *swept; /* NULL: the spec names no sweep */
+    const struct sweep_input *swept; /* NULL: the spec names no sweep */
     struct chosen_score score;
     struct vram_terms vram;
     struct items items; /* by the budget's cost */

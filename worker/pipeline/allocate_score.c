@@ -32,13 +32,13 @@ static enum rc no_score(const struct profile_table *table, int linear, int candi
 
 /* How a sweep is scaled. */
 struct scale {
-    const struct swept *swept;
+    const struct sweep_input *swept;
     enum score score, of; /* what it becomes, and what of the profile scales it */
     int base;             /* SCORE_DELTA_KL: the swept candidate's column */
 };
 
 static enum rc open_scale(const struct profile_table *table, struct scale *scale, struct err *e) {
-    const struct swept *s = scale->swept;
+    const struct sweep_input *s = scale->swept;
     if (!s) /* the spec's check has said so */
         return err_at(e, "/sweep", RC_INVALID, "is required for score %s", allocation_score_names[scale->score]);
     if (scale->score == SCORE_NOISE)
@@ -83,7 +83,7 @@ static bool nothing_changes(const struct profile_table *table, int linear, enum 
 /* What a Linear's scores `of` are multiplied by. */
 static enum rc linear_factor(const struct profile_table *table, const struct scale *scale, int linear, double *factor,
                              struct err *e) {
-    double delta_kl = swept_delta_kl(scale->swept, table->linears[linear].name);
+    double delta_kl = sweep_input_delta_kl(scale->swept, table->linears[linear].name);
     double base = scale->swept->noise * scale->swept->noise;
     if (delta_kl < 0) return not_swept(table, linear, e);
     if (scale->score == SCORE_DELTA_KL) TRY(base_drift(table, linear, scale->base, &base, e));
@@ -119,7 +119,7 @@ static enum rc score_from_rows(struct profile_table *table, enum score score, st
     return RC_OK;
 }
 
-enum rc score_apply(struct profile_table *table, const struct spec_allocation *spec, const struct swept *swept,
+enum rc score_apply(struct profile_table *table, const struct spec_allocation *spec, const struct sweep_input *swept,
                     struct chosen_score *chosen, struct err *e) {
     *chosen = (struct chosen_score){.score = (enum score)spec->score, .reason = "The allocation asks for it."};
     if (!spec->has_score) chosen->score = default_score(table, &chosen->reason);

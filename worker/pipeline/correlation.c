@@ -21,12 +21,12 @@ static int projection_of(const struct profile_table *table, int linear) {
     return first;
 }
 
-static void fill_pairs(const struct profile_table *table, const struct swept *swept, int c, enum score score,
+static void fill_pairs(const struct profile_table *table, const struct sweep_input *swept, int c, enum score score,
                        struct pairs *pairs) {
     pairs->count = 0;
     for (int i = 0; i < table->linear_count; i++) {
         const struct cell *cell = table_cell(table, i, c);
-        double delta_kl = swept_delta_kl(swept, table->linears[i].name);
+        double delta_kl = sweep_input_delta_kl(swept, table->linears[i].name);
         if (!cell->measured || isnan(cell->scores[score]) || delta_kl < 0) continue;
         pairs->score[pairs->count] = cell->scores[score];
         pairs->delta_kl[pairs->count] = delta_kl;
@@ -38,8 +38,8 @@ static json_t *rho(double value) {
     return isfinite(value) ? json_real(value) : json_null();
 }
 
-static void add_candidate(const struct profile_table *table, const struct swept *swept, int c, struct pairs *pairs,
-                          json_t *list) {
+static void add_candidate(const struct profile_table *table, const struct sweep_input *swept, int c,
+                          struct pairs *pairs, json_t *list) {
     for (int s = 0; s < SCORES_OF_ROWS; s++) {
         fill_pairs(table, swept, c, (enum score)s, pairs);
         if (pairs->count == 0) continue;
@@ -51,7 +51,7 @@ static void add_candidate(const struct profile_table *table, const struct swept 
     }
 }
 
-json_t *correlation_json(const struct profile_table *table, const struct swept *swept) {
+json_t *correlation_json(const struct profile_table *table, const struct sweep_input *swept) {
     size_t linears = (size_t)table->linear_count;
     struct pairs pairs = {.score = xcalloc(linears, sizeof *pairs.score),
                           .delta_kl = xcalloc(linears, sizeof *pairs.delta_kl),
@@ -67,20 +67,20 @@ json_t *correlation_json(const struct profile_table *table, const struct swept *
     return list;
 }
 
-static enum rc read_both(struct profile_table *table, const json_t *profile, struct swept *swept, const json_t *sweep,
-                         struct err *e) {
-    TRY(swept_init(swept, sweep, e));
+static enum rc read_both(struct profile_table *table, const json_t *profile, struct sweep_input *swept,
+                         const json_t *sweep, struct err *e) {
+    TRY(sweep_input_init(swept, sweep, e));
     enum rc rc = profile_table_init(table, profile, e);
-    if (rc == RC_OK) rc = swept_check_model(swept, table->fingerprint, e);
+    if (rc == RC_OK) rc = sweep_input_check_model(swept, table->fingerprint, e);
     return rc;
 }
 
 enum rc correlation_of(const json_t *profile, const json_t *sweep, json_t **out, struct err *e) {
     struct profile_table table = {0};
-    struct swept swept = {0};
+    struct sweep_input swept = {0};
     enum rc rc = read_both(&table, profile, &swept, sweep, e);
     if (rc == RC_OK) *out = correlation_json(&table, &swept);
     profile_table_release(&table);
-    swept_release(&swept);
+    sweep_input_release(&swept);
     return rc;
 }

@@ -206,3 +206,12 @@ enum rc hidden_keep(struct hidden *h, int64_t slot, struct err *e) {
     TRY(b->download(h->job->device, hidden_at(h, slot), bytes, h->staging, e));
     return write_slot(h, slot, e);
 }
+
+/* Working memory that both share holds the values already. */
+enum rc hidden_copy(struct hidden *h, int64_t from, int64_t to, struct err *e) {
+    struct mat source = matf(hidden_at(h, from), 1, h->slot_floats), target = matf(hidden_at(h, to), 1, h->slot_floats);
+    TRY(hidden_claim(h, to, e));
+    if (target.data != source.data)
+        TRY(h->job->backend->scale(h->job->device, &(struct scale_args){.m = source, .out = target}, e));
+    return hidden_keep(h, to, e);
+}

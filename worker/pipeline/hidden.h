@@ -37,6 +37,8 @@ float *hidden_at(struct hidden *hidden, int64_t slot);
  * recalled next; < 0: none. */
 enum rc hidden_recall(struct hidden *hidden, int64_t slot, int64_t next, struct err *e);
 enum rc hidden_claim(struct hidden *hidden, int64_t slot, struct err *e);
+/* The values of `from`, which was recalled or copied last, are kept as those of `to` as well. */
+enum rc hidden_copy(struct hidden *hidden, int64_t from, int64_t to, struct err *e);
 /* Makes the values there last. */
 enum rc hidden_keep(struct hidden *hidden, int64_t slot, struct err *e);
 

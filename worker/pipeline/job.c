@@ -12,10 +12,8 @@ static const struct {
     const char *kind;
     pipeline_fn run;
 } pipelines[] = {
-    {"profile", pipeline_profile},
-    {"allocation", pipeline_allocation},
-    {"eval", pipeline_eval},
-    {"quantize", pipeline_quantize},
+    {"profile", pipeline_profile},   {"allocation", pipeline_allocation}, {"eval", pipeline_eval},
+    {"quantize", pipeline_quantize}, {"sweep", pipeline_sweep},
 };
 
 pipeline_fn pipeline_find(const char *kind) {

@@ -77,5 +77,6 @@ enum rc pipeline_profile(const struct job *job, json_t **result, struct err *e);
 enum rc pipeline_allocation(const struct job *job, json_t **result, struct err *e);
 enum rc pipeline_eval(const struct job *job, json_t **result, struct err *e);
 enum rc pipeline_quantize(const struct job *job, json_t **result, struct err *e);
+enum rc pipeline_sweep(const struct job *job, json_t **result, struct err *e);
 
 #endif

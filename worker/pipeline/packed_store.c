@@ -270,6 +270,13 @@ static enum rc load_expanded(const struct job *job, const struct held_linear *h,
     return rc;
 }
 
+enum rc packed_store_linear(const struct packed_store *s, const struct job *job, int block, int position,
+                            struct mat out, struct err *e) {
+    const struct held_linear *h = &held_block(s, block)->linears[position];
+    if (!h->packed.codes) return err_set(e, RC_INTERNAL, "the store has no Linear %d of block %d", position, block);
+    return load_expanded(job, h, out, e);
+}
+
 enum rc packed_store_head(const struct packed_store *s, const struct job *job, struct mat out, struct err *e) {
     const struct held_linear *h = &held_block(s, -1)->linears[0];
     if (!h->packed.codes) return err_set(e, RC_INTERNAL, "the store has no lm_head");

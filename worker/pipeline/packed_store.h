@@ -30,6 +30,10 @@ enum rc packed_store_show_kept(const struct packed_store *s, const struct job *j
 const struct packed *packed_store_codes(const struct packed_store *s, int block, int position, struct candidate *by);
 /* Other scales in their place, [N, G], which fp16 holds exactly. Not of fp8. */
 void packed_store_rescale(struct packed_store *s, int block, int position, const float *scales);
+/* One of its Linears alone, into out [N, K] of the type that the backend multiplies with; RC_INTERNAL where it is held
+ * as the model has it. */
+enum rc packed_store_linear(const struct packed_store *s, const struct job *job, int block, int position,
+                            struct mat out, struct err *e);
 /* lm_head, into out [V, D] of the type that the backend multiplies with; RC_INTERNAL when there is none. */
 enum rc packed_store_head(const struct packed_store *s, const struct job *job, struct mat out, struct err *e);
 /* The norm before lm_head, where a scale was folded into it: host memory of the store, else without values. */

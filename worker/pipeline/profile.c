@@ -12,10 +12,10 @@
 #include "worker/model/fingerprint.h"
 #include "worker/model/finite.h"
 #include "worker/pipeline/calibration_text.h"
+#include "worker/pipeline/choose.h"
 #include "worker/pipeline/correlation.h"
 #include "worker/pipeline/drift.h"
 #include "worker/pipeline/gradwalk.h"
-#include "worker/pipeline/match.h"
 #include "worker/pipeline/prints.h"
 #include "worker/pipeline/profile.h"
 #include "worker/pipeline/quantize.h"
@@ -43,29 +43,12 @@ static int64_t row_index(const struct profile *p, size_t l, size_t c) {
     return (int64_t)(l * p->table.candidate_count + c);
 }
 
-static enum rc choose_linears(struct profile *p, struct err *e) {
-    const struct model *model = p->source.model;
-    struct match *match = NULL;
-    if (p->spec->layers) TRY(match_new(p->spec->layers, &match, e));
-    p->table.linears = xcalloc((size_t)model->linear_count, sizeof *p->table.linears);
-    p->place = xcalloc((size_t)model->linear_count, sizeof *p->place);
-    enum rc rc = RC_OK;
-    for (int64_t i = 0; rc == RC_OK && i < model->linear_count; i++) {
-        const struct linear *linear = &model->linears[i];
-        bool found = linear->block >= 0 || p->spec->head;
-        if (found && match) rc = match_test(match, linear->name, &found, e);
-        if (rc != RC_OK || !found) continue;
-        p->place[p->table.linear_count] = i;
-        p->table.linears[p->table.linear_count++] = linear;
-    }
-    match_free(match);
-    if (rc == RC_OK && p->table.linear_count == 0)
-        return err_at(e, "/layers", RC_INVALID, "no Linear of %s matches \"%s\"", model->name, p->spec->layers);
-    return rc;
-}
-
 static enum rc open_table(struct profile *p, struct err *e) {
-    TRY(choose_linears(p, e));
+    const struct model *model = p->source.model;
+    TRY(choose_linears(model, p->spec->layers, p->spec->head, &p->place, &p->table.linear_count, e));
+    p->table.linears = xcalloc(p->table.linear_count, sizeof *p->table.linears);
+    for (size_t l = 0; l < p->table.linear_count; l++)
+        p->table.linears[l] = &model->linears[p->place[l]];
     p->table.candidates = p->spec->candidates.items;
     p->table.candidate_count = p->spec->candidates.count;
     p->table.rows = calloc(p->table.linear_count * p->table.candidate_count, sizeof *p->table.rows);
@@ -327,13 +310,13 @@ static struct profiled_model profiled_model(const struct profile *p) {
 
 /* Before anything is computed for it. */
 static enum rc check_sweep(const struct profile *p, struct err *e) {
-    struct swept swept;
+    struct sweep_input swept;
     if (!p->spec->sweep) return RC_OK;
-    TRY(swept_init(&swept, json_object_get(p->job->inputs, "sweep"), e));
+    TRY(sweep_input_init(&swept, json_object_get(p->job->inputs, "sweep"), e));
     json_t *fingerprint = prints_json(p->prints);
-    enum rc rc = swept_check_model(&swept, json_string_value(fingerprint), e);
+    enum rc rc = sweep_input_check_model(&swept, json_string_value(fingerprint), e);
     json_decref(fingerprint);
-    swept_release(&swept);
+    sweep_input_release(&swept);
     return rc;
 }
 

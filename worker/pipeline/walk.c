@@ -18,7 +18,9 @@ struct walker {
     struct block blocks[2]; /* the second only where the device loads ahead */
     char *kept;             /* [chunks] of forward_kept bytes: the input that a stage leaves to the next; or NULL */
     bool is_kept;           /* it is there */
-    struct mat *finals;     /* [streams] of [T, D] */
+    int active;             /* streams that the block at hand has */
+    void *final_memory;     /* of `finals` */
+    struct mat *finals;     /* [final_count] of [T, D]: one for each stream, or for the first and some forks in turn */
     float *final_norm;      /* [D] */
     int32_t *ids;           /* [T] of one chunk */
     int64_t steps, steps_total, tokens_done;
@@ -55,18 +57,26 @@ static struct block *block_buffer(struct walker *k, int block) {
     return &k->blocks[k->walk->job->backend->loads_ahead ? block % 2 : 0];
 }
 
+/* Streams that forked and are finished together: their logits share the first stream's. */
+enum { FORKS_TOGETHER = 8 };
+
+static int final_count(const struct walk *w) {
+    return w->begins && w->streams > 1 + FORKS_TOGETHER ? 1 + FORKS_TOGETHER : w->streams;
+}
+
 static enum rc allocate_finals(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
     const struct backend *b = w->job->backend;
+    int count = final_count(w);
     int64_t rows = chunk_tokens(k), cols = w->model->arch.hidden;
-    k->finals = xcalloc((size_t)w->streams, sizeof *k->finals);
+    k->finals = xcalloc((size_t)count, sizeof *k->finals);
     if (!whole_model(w)) return RC_OK;
     TRY(upload_new(w->job, w->model->final_norm, &k->final_norm, e));
-    for (int stream = 0; stream < w->streams; stream++) {
-        struct mat *x = &k->finals[stream];
-        *x = (struct mat){NULL, rows, cols, cols, b->activation};
-        TRY(b->alloc(w->job->device, (size_t)(rows * cols) * dtype_size(x->type), &x->data, e));
-    }
+    struct mat all = {NULL, count * rows, cols, cols, b->activation};
+    TRY(b->alloc(w->job->device, (size_t)(all.rows * cols) * dtype_size(all.type), &k->final_memory, e));
+    all.data = k->final_memory;
+    for (int i = 0; i < count; i++)
+        k->finals[i] = mat_rows(all, i * rows, rows);
     return RC_OK;
 }
 
@@ -107,11 +117,19 @@ static bool in_stages(const struct walk *w, int block) {
     return w->hooks->stage && block >= w->whole_blocks;
 }
 
-/* Over all blocks, how often a chunk goes through one or a piece of it. */
+/* Streams that a block has. */
+static int active_streams(const struct walk *w, int block) {
+    int count = w->streams;
+    while (w->begins && w->begins[count - 1] > block)
+        count--;
+    return count;
+}
+
+/* Over all blocks and streams, how often a chunk goes through one or a piece of it. */
 static int64_t passes(const struct walk *w) {
     int64_t count = 0;
     for (int block = 0; block <= last_block(w); block++)
-        count += in_stages(w, block) ? INPUT_COUNT : 1;
+        count += active_streams(w, block) * (in_stages(w, block) ? INPUT_COUNT : 1);
     return count;
 }
 
@@ -119,7 +137,8 @@ static enum rc walker_open(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
     k->windows = walk_chunk(w->job, w->windows);
     k->chunks = (w->count + k->windows - 1) / k->windows;
-    k->steps_total = passes(w) * w->streams * k->chunks;
+    k->steps_total = passes(w) * k->chunks;
+    k->active = w->streams;
     k->ids = xcalloc((size_t)chunk_tokens(k), sizeof *k->ids);
     TRY(forward_open(&k->forward, w, k->windows, false, e));
     for (int i = 0; i < (w->job->backend->loads_ahead ? 2 : 1); i++)
@@ -138,8 +157,7 @@ static void walker_release(struct walker *k) {
     block_close(&k->blocks[0]); /* first: they wait for loads under way */
     block_close(&k->blocks[1]);
     hidden_close(k->hidden);
-    for (int stream = 0; k->finals && stream < k->walk->streams; stream++)
-        device_free(job, k->finals[stream].data);
+    device_free(job, k->final_memory);
     free(k->finals);
     free(k->ids);
     device_free(job, k->kept);
@@ -189,7 +207,7 @@ static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
                            .multiplier = (float)w->model->arch.embedding_multiplier};
     TRY(check_cancel(w, e));
     walk_gather_ids(w->windows, &site, k->windows, k->ids);
-    for (int stream = 0; stream < w->streams; stream++) {
+    for (int stream = 0; stream < (w->begins ? 1 : w->streams); stream++) {
         int64_t at = slot(k, stream, chunk);
         a.out = hidden_matrix(k, at);
         TRY(hidden_claim(k->hidden, at, e));
@@ -211,9 +229,14 @@ static enum rc ready_block(struct walker *k, int block, struct err *e) {
     return RC_OK;
 }
 
+/* Streams that a token counts for. */
+static int counted_streams(const struct walk *w) {
+    return w->begins && w->streams > 1 ? w->streams - 1 : 1;
+}
+
 static enum rc report(struct walker *k, struct err *e) {
     const struct walk *w = k->walk;
-    int64_t tokens = w->count * w->windows->length;
+    int64_t tokens = counted_streams(w) * w->count * w->windows->length;
     int64_t done = (int64_t)((double)k->steps / (double)k->steps_total * (double)tokens), fresh = done - k->tokens_done;
     k->tokens_done = done;
     if (w->tally) done = atomic_fetch_add(w->tally, fresh) + fresh;
@@ -236,7 +259,7 @@ static struct forward_args forward_args(struct walker *k, const struct step *s) 
 
 /* The block's next chunk, or the first one that the next block, stage or stream begins with. */
 static int64_t slot_after(const struct walker *k, int64_t at) {
-    return (at + 1) % (k->walk->streams * k->chunks);
+    return (at + 1) % (k->active * k->chunks);
 }
 
 static enum rc end_step(struct walker *k, struct err *e) {
@@ -307,10 +330,32 @@ static enum rc walk_stream(struct walker *k, int stream, int block, struct err *
     return RC_OK;
 }
 
+/* Streams [from, to) become the first one, as it is before the next block. */
+static enum rc fork_chunk(struct walker *k, int from, int to, int64_t chunk, struct err *e) {
+    int64_t first = slot(k, 0, chunk);
+    TRY(check_cancel(k->walk, e));
+    TRY(hidden_recall(k->hidden, first, -1, e));
+    for (int stream = from; stream < to; stream++)
+        TRY(hidden_copy(k->hidden, first, slot(k, stream, chunk), e));
+    return RC_OK;
+}
+
+/* Before the first stream goes through the block. */
+static enum rc fork_streams(struct walker *k, int block, struct err *e) {
+    const struct walk *w = k->walk;
+    k->active = active_streams(w, block);
+    if (!w->begins) return RC_OK;
+    int from = block > 0 ? active_streams(w, block - 1) : 1;
+    for (int64_t chunk = 0; from < k->active && chunk < k->chunks; chunk++)
+        TRY(fork_chunk(k, from, k->active, chunk, e));
+    return RC_OK;
+}
+
 static enum rc walk_block(struct walker *k, int block, struct err *e) {
     const struct walk *w = k->walk;
     TRY(ready_block(k, block, e));
-    for (int stream = 0; stream < w->streams; stream++)
+    TRY(fork_streams(k, block, e));
+    for (int stream = 0; stream < k->active; stream++)
         TRY(walk_stream(k, stream, block, e));
     if (!w->hooks->block_end) return RC_OK;
     return w->hooks->block_end(w->hooks->ctx, block, &block_buffer(k, block)->weights, e);
@@ -322,19 +367,16 @@ static int64_t slot_finished_after(const struct walker *k, int stream, int64_t c
     return chunk + 1 < k->chunks ? slot(k, 0, chunk + 1) : -1;
 }
 
-static enum rc norm_chunk(struct walker *k, int64_t chunk, struct err *e) {
+static enum rc norm_chunk(struct walker *k, int stream, int64_t chunk, struct mat out, struct err *e) {
     const struct walk *w = k->walk;
-    for (int stream = 0; stream < w->streams; stream++) {
-        int64_t at = slot(k, stream, chunk);
-        TRY(hidden_recall(k->hidden, at, slot_finished_after(k, stream, chunk), e));
-        struct rmsnorm_args a = {.x = hidden_matrix(k, at),
-                                 .weight =
-                                     w->final_norms && w->final_norms[stream] ? w->final_norms[stream] : k->final_norm,
-                                 .eps = (float)w->model->arch.norm_eps,
-                                 .out = k->finals[stream]};
-        TRY(w->job->backend->rmsnorm(w->job->device, &a, e));
-    }
-    return RC_OK;
+    int64_t at = slot(k, stream, chunk);
+    TRY(hidden_recall(k->hidden, at, slot_finished_after(k, stream, chunk), e));
+    struct rmsnorm_args a = {.x = hidden_matrix(k, at),
+                             .weight =
+                                 w->final_norms && w->final_norms[stream] ? w->final_norms[stream] : k->final_norm,
+                             .eps = (float)w->model->arch.norm_eps,
+                             .out = out};
+    return w->job->backend->rmsnorm(w->job->device, &a, e);
 }
 
 /* Window i of the chunk, as every stream has it. */
@@ -349,11 +391,52 @@ static enum rc finish_window(struct walker *k, const struct site *site, int64_t 
 static enum rc finish_chunk(struct walker *k, int64_t chunk, struct err *e) {
     struct site site = site_at(k, 0, last_block(k->walk), chunk);
     struct mat *x = xcalloc((size_t)k->walk->streams, sizeof *x);
-    enum rc rc = norm_chunk(k, chunk, e);
+    enum rc rc = RC_OK;
+    for (int stream = 0; rc == RC_OK && stream < k->walk->streams; stream++)
+        rc = norm_chunk(k, stream, chunk, k->finals[stream], e);
     for (int64_t i = 0; rc == RC_OK && i < site.windows; i++)
         rc = finish_window(k, &site, i, x, e);
     free(x);
     return rc;
+}
+
+/* Streams [from, from + count), which forked, beside the first, whose final norm is there. */
+static enum rc finish_some(struct walker *k, int64_t chunk, int from, int count, struct err *e) {
+    const struct walk *w = k->walk;
+    struct site site = site_at(k, 0, last_block(w), chunk);
+    int64_t length = w->windows->length;
+    for (int i = 0; i < count; i++)
+        TRY(norm_chunk(k, from + i, chunk, k->finals[1 + i], e));
+    for (int64_t i = 0; i < site.windows; i++) {
+        struct walk_forks x = {mat_rows(k->finals[0], i * length, length), {0}, from, count, chunk_tokens(k)};
+        if (count > 0) x.x = mat_rows(k->finals[1], i * length, length);
+        TRY(check_cancel(w, e));
+        TRY(w->hooks->forks(w->hooks->ctx, site.window + i, &x, e));
+    }
+    return RC_OK;
+}
+
+static enum rc finish_forks(struct walker *k, int64_t chunk, struct err *e) {
+    int streams = k->walk->streams, from = 1;
+    TRY(norm_chunk(k, 0, chunk, k->finals[0], e));
+    do {
+        int count = streams - from < FORKS_TOGETHER ? streams - from : FORKS_TOGETHER;
+        TRY(finish_some(k, chunk, from, count, e));
+        from += count;
+    } while (from < streams);
+    return RC_OK;
+}
+
+static enum rc finish(struct walker *k, struct err *e) {
+    const struct walk *w = k->walk;
+    enum rc (*finish_one)(struct walker *, int64_t, struct err *) = NULL;
+    if (w->begins && w->hooks->forks)
+        finish_one = finish_forks;
+    else if (!w->begins && w->hooks->final)
+        finish_one = finish_chunk;
+    for (int64_t chunk = 0; finish_one && whole_model(w) && chunk < k->chunks; chunk++)
+        TRY(finish_one(k, chunk, e));
+    return RC_OK;
 }
 
 static enum rc walk_all(struct walker *k, struct err *e) {
@@ -362,9 +445,7 @@ static enum rc walk_all(struct walker *k, struct err *e) {
         TRY(embed_chunk(k, chunk, e));
     for (int block = 0; block <= last_block(w); block++)
         TRY(walk_block(k, block, e));
-    for (int64_t chunk = 0; whole_model(w) && w->hooks->final && chunk < k->chunks; chunk++)
-        TRY(finish_chunk(k, chunk, e));
-    return RC_OK;
+    return finish(k, e);
 }
 
 enum rc walk_run(const struct walk *walk, struct err *e) {
@@ -374,4 +455,46 @@ enum rc walk_run(const struct walk *walk, struct err *e) {
     if (rc == RC_OK) rc = walk_all(&k, e);
     walker_release(&k);
     return rc;
+}
+
+/* --- how many streams --- */
+
+/* Bytes of two of the widest block's Linears, as far as the walk holds two. */
+static int64_t block_bytes(const struct walk *w) {
+    int64_t most = 0;
+    for (int block = 0; block <= last_block(w); block++) {
+        const struct linear *linear;
+        int64_t bytes = 0;
+        for (int position = 0; (linear = block_linear(w->model, block, position)); position++)
+            bytes += linear->rows * linear->cols * (int64_t)dtype_size(linear_type(w->job, linear));
+        if (bytes > most) most = bytes;
+    }
+    return (w->job->backend->loads_ahead ? 2 : 1) * most;
+}
+
+/* Bytes that a chunk's way through a block takes, about, and its final norms. */
+static int64_t working_bytes(const struct walk *w) {
+    const struct arch *a = &w->model->arch;
+    int64_t tokens = walk_chunk(w->job, w->windows) * w->windows->length;
+    int64_t heads = (int64_t)a->head_dim * 2 * (a->heads + a->kv_heads);
+    int64_t floats = heads + 3 * (int64_t)a->intermediate + (2 + FORKS_TOGETHER) * (int64_t)a->hidden;
+    return tokens * floats * (int64_t)dtype_size(w->job->backend->activation);
+}
+
+/* Without a limit of the job's, hidden states may take this share of the machine's memory. */
+enum { HOST_SHARE = 4 };
+
+static int64_t quick_memory(const struct walk *w) {
+    const struct job *job = w->job;
+    const struct backend *b = job->backend;
+    if (b->own_memory)
+        return b->room(job->device) - device_reserve - w->device_reserved - block_bytes(w) - working_bytes(w);
+    return (job->ram_limit > 0 ? job->ram_limit : b->memory(job->device) / HOST_SHARE) - w->reserved;
+}
+
+int64_t walk_streams_fitting(const struct walk *w) {
+    int64_t windows = walk_chunk(w->job, w->windows), chunks = (w->count + windows - 1) / windows;
+    int64_t stream = chunks * windows * w->windows->length * w->model->arch.hidden * (int64_t)sizeof(float);
+    int64_t fitting = quick_memory(w) / stream;
+    return fitting > 1 ? fitting : 1;
 }

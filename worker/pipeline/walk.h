@@ -18,8 +18,11 @@
  * change what makes it (inputs_stay) and there is room for it; else a stage computes it anew from the block's input, or
  * from its middle.
  *
- * A stream is a set of windows with its hidden states (fp32 residual, hidden.h) and the weights it sees. Walks of one
- * job on several devices go on side by side, a thread each; none knows of the others. */
+ * A stream is a set of windows with its hidden states (fp32 residual, hidden.h) and the weights it sees. Streams may
+ * fork: one that begins at a later block is a copy of the first stream as it stands there, and from then on a stream as
+ * the others are. In the end each is beside the first.
+ *
+ * Walks of one job on several devices go on side by side, a thread each; none knows of the others. */
 #ifndef HSAQ_WORKER_PIPELINE_WALK_H
 #define HSAQ_WORKER_PIPELINE_WALK_H
 
@@ -36,6 +39,13 @@
 struct site {
     int stream, block;
     int64_t window, windows;
+};
+
+/* A window after the final norm, where streams forked: [length, D] of the first, and of some of the others. */
+struct walk_forks {
+    struct mat first, x; /* x: of `stream`, */
+    int stream, count;   /* the first of so many; 0 where there are none but the first */
+    int64_t apart;       /* and they lie so many rows after each other */
 };
 
 struct walk_hooks {
@@ -55,6 +65,8 @@ struct walk_hooks {
     enum rc (*block_end)(void *ctx, int block, const struct block_weights *w, struct err *e);
     /* One window after the final norm, for every stream at once: x[stream] [length, D]. */
     enum rc (*final)(void *ctx, int64_t window, const struct mat *x, struct err *e);
+    /* In its place where streams fork: a few of them at a time, as they may be many. */
+    enum rc (*forks)(void *ctx, int64_t window, const struct walk_forks *x, struct err *e);
 };
 
 struct walk {
@@ -63,16 +75,18 @@ struct walk {
     const struct windows *windows; /* shared by all streams */
     int64_t first, count;          /* which windows; first is walk_aligned; hooks see their numbers among all windows */
     int streams;
-    int whole_blocks; /* with a `stage` hook: so many of the first blocks go as they are, without it */
-    int last_block;   /* stop after this block (then `final` is not called); −1: the whole model */
+    const int *begins; /* [streams], ascending from 0: stream s > 0 forks off the first before block begins[s]; NULL:
+                          none does, and all begin with the embedding */
+    int whole_blocks;  /* with a `stage` hook: so many of the first blocks go as they are, without it */
+    int last_block;    /* stop after this block (then `final` is not called); −1: the whole model */
     const struct walk_hooks *hooks;
     const float *const *final_norms; /* [streams] in device memory, in place of the model's; any, or all, may be NULL */
     const struct mat *head;          /* in device memory, where the hooks hold it: a tied model's embedding; or NULL */
     int64_t reserved;                /* bytes of the job's ram_limit that the hooks hold; hidden states get the rest */
     int64_t device_reserved;         /* bytes of the device's own memory that the hooks have yet to take */
     bool inputs_stay; /* the `stage` hook replaces the Linears that read an input alone, and folds nothing */
-    /* Progress is reported in tokens; a token counts in parts, block by block. Earlier walks of the job did
-     * `tokens_before` of `tokens_total`. */
+    /* Progress is reported in tokens; a token counts in parts, block by block, and where streams fork once for each of
+     * those that do. Earlier walks of the job did `tokens_before` of `tokens_total`. */
     const char *phase;
     int64_t tokens_before, tokens_total;
     _Atomic int64_t *tally; /* tokens done by all the walks side by side, which report their sum; NULL: this is alone */
@@ -95,5 +109,10 @@ int64_t walk_aligned(const struct job *job, const struct windows *windows, int64
 void walk_gather_ids(const struct windows *windows, const struct site *site, int64_t chunk, int32_t *ids);
 
 enum rc walk_run(const struct walk *walk, struct err *e);
+
+/* How many streams' hidden states such a walk, but for its `streams`, has room for where they are quick to reach: in
+ * the memory of a device that has its own, in the host's as far as the job may take it. At least 1. For a walk that
+ * could as well be several: more streams spill. */
+int64_t walk_streams_fitting(const struct walk *walk);
 
 #endif

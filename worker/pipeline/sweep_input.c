@@ -1,4 +1,4 @@
-#include "worker/pipeline/swept.h"
+#include "worker/pipeline/sweep_input.h"
 
 #include <math.h>
 #include <string.h>
@@ -9,7 +9,7 @@ static enum rc invalid(const char *what, struct err *e) {
     return err_at(e, "/sweep", RC_INVALID, "names a sweep that has %s; run it anew", what);
 }
 
-static enum rc read_result(struct swept *s, const json_t *result, struct err *e) {
+static enum rc read_result(struct sweep_input *s, const json_t *result, struct err *e) {
     TRY(json_get_string(json_object_get(result, "model"), "fingerprint", &s->fingerprint, e));
     TRY(json_get_string(result, "candidate", &s->candidate, e));
     TRY(json_get_number(result, "noise", &s->noise, e));
@@ -20,7 +20,7 @@ static enum rc read_result(struct swept *s, const json_t *result, struct err *e)
 }
 
 /* KL is never negative, but what is measured of a tiny one may round to that. */
-static enum rc read_row(struct swept *s, const json_t *data, struct err *e) {
+static enum rc read_row(struct sweep_input *s, const json_t *data, struct err *e) {
     const char *name = NULL;
     double delta_kl = NAN;
     TRY(json_get_string(data, "name", &name, e));
@@ -31,7 +31,7 @@ static enum rc read_row(struct swept *s, const json_t *data, struct err *e) {
     return RC_OK;
 }
 
-static enum rc read_rows(struct swept *s, const json_t *rows, struct err *e) {
+static enum rc read_rows(struct sweep_input *s, const json_t *rows, struct err *e) {
     size_t i;
     const json_t *row;
     json_array_foreach(rows, i, row) {
@@ -41,20 +41,20 @@ static enum rc read_rows(struct swept *s, const json_t *rows, struct err *e) {
     return json_object_size(s->delta_kl) ? RC_OK : invalid("no rows", e);
 }
 
-enum rc swept_init(struct swept *s, const json_t *sweep, struct err *e) {
-    *s = (struct swept){.delta_kl = json_object()};
+enum rc sweep_input_init(struct sweep_input *s, const json_t *sweep, struct err *e) {
+    *s = (struct sweep_input){.delta_kl = json_object()};
     enum rc rc = read_result(s, json_object_get(sweep, "result"), e);
     if (rc == RC_OK) rc = read_rows(s, json_object_get(sweep, "rows"), e);
-    if (rc != RC_OK) swept_release(s);
+    if (rc != RC_OK) sweep_input_release(s);
     return rc;
 }
 
-void swept_release(struct swept *s) {
+void sweep_input_release(struct sweep_input *s) {
     json_decref(s->delta_kl);
-    *s = (struct swept){0};
+    *s = (struct sweep_input){0};
 }
 
-enum rc swept_check_model(const struct swept *s, const char *fingerprint, struct err *e) {
+enum rc sweep_input_check_model(const struct sweep_input *s, const char *fingerprint, struct err *e) {
     if (fingerprint && strcmp(s->fingerprint, fingerprint) == 0) return RC_OK;
     return err_at(
         e, "/sweep", RC_INVALID,
@@ -63,7 +63,7 @@ enum rc swept_check_model(const struct swept *s, const char *fingerprint, struct
         s->fingerprint, fingerprint ? fingerprint : "not known");
 }
 
-double swept_delta_kl(const struct swept *s, const char *name) {
+double sweep_input_delta_kl(const struct sweep_input *s, const char *name) {
     const json_t *value = json_object_get(s->delta_kl, name);
     return value ? json_real_value(value) : -1;
 }
