@@ -177,9 +177,11 @@ static void an_allocation_with_a_head_is_too(void **state) {
                                            "gptq2g64",
                                            "model.layers.5.mlp.gate_proj",
                                            "rtn4g64-sym",
+                                           "model.layers.3.self_attn.k_proj",
+                                           "fp8-tensor",
                                            "lm_head",
                                            "gptq8g64"};
-    json_t *inputs = allocation(assigned, 6, NULL);
+    json_t *inputs = allocation(assigned, 7, NULL);
     compare_with_eval(BOTH(",'allocation':'A'" CALIBRATION), inputs);
     compare_with_eval(BOTH(",'allocation':'A','refine':true" CALIBRATION), inputs);
     json_decref(inputs);
@@ -304,6 +306,7 @@ static void refining_changes_scales_alone(void **state) {
         changed += !same;
     }
     assert_int_equal(changed, LINEARS);
+    assert_int_equal(count_files(plain.path), count_files(refined.path));
     model_close(a);
     model_close(b);
     char path[128];

@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "worker/pipeline/calibrate.h"
 #include "worker/pipeline/refine.h"
+#include "worker/pipeline/upload.h"
 
 enum { SEED = 5 };
 
@@ -134,6 +135,101 @@ static void slopes_are_those_of_the_kl(void **state) {
     check_slopes("llama", gptq);
     check_slopes("qwen3", awq); /* folded into norms, v and up; whole rows */
     check_slopes("granite", candidate_default(METHOD_RTN, 2, 16));
+}
+
+/* --- the loss --- */
+
+/* The two models side by side, as an eval has them. */
+struct beside {
+    struct golden_store *s;
+    struct replaced room;
+    struct mat head, head_q;
+    double kl;
+};
+
+static enum rc show_quantized(void *ctx, int stream, int block, struct block_weights *w, struct err *e) {
+    struct beside *b = ctx;
+    return stream == 0 ? RC_OK : packed_store_show(b->s->store, &b->s->g->job, block, &b->room, w, e);
+}
+
+static enum rc score_all(void *ctx, int64_t window, const struct mat *x, struct err *e) {
+    (void)window;
+    struct beside *b = ctx;
+    double nll[GOLDEN_LENGTH], nll_q[GOLDEN_LENGTH], kl[GOLDEN_LENGTH];
+    int32_t labels[GOLDEN_LENGTH] = {0};
+    uint8_t agree[GOLDEN_LENGTH];
+    struct score_args a = {.x = x[0],
+                           .x_q = x[1],
+                           .head = b->head,
+                           .head_q = b->head_q,
+                           .logit_scale = (float)(1 / b->s->g->model->arch.logits_scaling),
+                           .labels = labels,
+                           .nll = nll,
+                           .nll_q = nll_q,
+                           .kl = kl,
+                           .top1_agree = agree};
+    TRY(backend_cpu.score(b->s->g->job.device, &a, e));
+    for (int t = 0; t < GOLDEN_LENGTH; t++)
+        b->kl += kl[t];
+    return RC_OK;
+}
+
+static double mean_kl(struct golden_store *s) {
+    struct golden *g = s->g;
+    const struct stored *folded = packed_store_final_norm(s->store);
+    struct beside b = {.s = s};
+    float *norm = arena_alloc(&g->arena, (size_t)g->model->arch.hidden * sizeof *norm);
+    assert_int_equal(folded->count, g->model->arch.hidden);
+    for (int64_t i = 0; i < folded->count; i++)
+        norm[i] = stored_get(folded, i);
+    golden_must(g, replaced_open(&g->job, g->model, &b.room, &g->err));
+    golden_must(g, upload_linear(&g->job, &g->model->linears[g->model->linear_count - 1], &b.head, &g->err));
+    float *head_q = arena_alloc(&g->arena, (size_t)(b.head.rows * b.head.cols) * sizeof *head_q);
+    b.head_q = matf(head_q, b.head.rows, b.head.cols);
+    golden_must(g, packed_store_head(s->store, &g->job, b.head_q, &g->err));
+    struct walk_hooks hooks = {.ctx = &b, .weights = show_quantized, .final = score_all};
+    struct walk walk = {.job = &g->job,
+                        .model = g->model,
+                        .windows = &g->windows,
+                        .count = GOLDEN_WINDOWS,
+                        .streams = 2,
+                        .last_block = -1,
+                        .hooks = &hooks,
+                        .final_norms = (const float *const[]){NULL, norm},
+                        .phase = "beside",
+                        .tokens_total = GOLDEN_WINDOWS * GOLDEN_LENGTH};
+    golden_must(g, walk_run(&walk, &g->err));
+    replaced_release(&g->job, &b.room);
+    backend_cpu.free(g->job.device, b.head.data);
+    return b.kl / (GOLDEN_WINDOWS * GOLDEN_LENGTH);
+}
+
+static enum rc stand_still(struct backend_state *state, const struct adam_args *a, struct err *e) {
+    (void)state, (void)a, (void)e;
+    return RC_OK;
+}
+
+/* With everything that a model quantized by AWQ has replaced, down to its head and the norm before it. */
+static void the_loss_is_an_evals_kl(void **state) {
+    (void)state;
+    struct golden g;
+    struct golden_store s;
+    struct backend still = backend_cpu;
+    still.adam = stand_still;
+    golden_open(&g, "llama");
+    assert_false(g.model->arch.tied);
+    struct candidate *recipe = recipe_of(&g, candidate_default(METHOD_AWQ, 3, 16));
+    recipe[1] = candidate_default(METHOD_NONE, 16, 0);
+    recipe[g.model->linear_count - 1] = candidate_default(METHOD_AWQ, 3, 16);
+    calibrate_store(&s, &g, recipe);
+    g.job.backend = &still;
+    golden_must(&g, refine_store(&s));
+    g.job.backend = &backend_cpu;
+    double kl = mean_kl(&s);
+    print_message("mean KL %.9g, of both epochs %.9g and %.9g\n", kl, s.refined.kl_before, s.refined.kl_after);
+    assert_true(kl > 0 && fabs(s.refined.kl_before - kl) < 1e-5 * kl && fabs(s.refined.kl_after - kl) < 1e-5 * kl);
+    packed_store_free(s.store);
+    golden_close(&g);
 }
 
 /* --- what changes --- */
@@ -316,9 +412,13 @@ static void the_kl_falls(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(slopes_are_those_of_the_kl),       cmocka_unit_test(only_scales_change),
-        cmocka_unit_test(where_things_are_changes_nothing), cmocka_unit_test(a_device_without_room_is_told_of_before),
-        cmocka_unit_test(a_cancel_is_seen_between_steps),   cmocka_unit_test(the_kl_falls),
+        cmocka_unit_test(slopes_are_those_of_the_kl),
+        cmocka_unit_test(the_loss_is_an_evals_kl),
+        cmocka_unit_test(only_scales_change),
+        cmocka_unit_test(where_things_are_changes_nothing),
+        cmocka_unit_test(a_device_without_room_is_told_of_before),
+        cmocka_unit_test(a_cancel_is_seen_between_steps),
+        cmocka_unit_test(the_kl_falls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

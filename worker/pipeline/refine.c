@@ -17,8 +17,8 @@
 
 enum { BATCH = 4, WARM_UP = 4 }; /* windows of a step; steps */
 
-/* Device memory that codes leave to operations' workspaces. */
-static const int64_t device_reserve = (int64_t)1536 << 20;
+/* Device memory that codes leave to operations' workspaces; less than what the walk back leaves them. */
+static const int64_t device_reserve = (int64_t)1024 << 20;
 
 struct refiner {
     const struct refine_args *a;
