@@ -14,7 +14,7 @@ const int bit_widths[BIT_WIDTHS] = {2, 3, 4, 5, 6, 8};
 #define INTEGER_OPTIONS (TAKES(OPTION_BITS) | TAKES(OPTION_GROUP) | TAKES(OPTION_ZERO) | TAKES(OPTION_RANGE))
 #define GPTQ_OPTIONS                                                                                                   \
     (INTEGER_OPTIONS | TAKES(OPTION_SYMMETRIC) | TAKES(OPTION_CLIP) | TAKES(OPTION_ORDER) | TAKES(OPTION_DAMP) |       \
-     TAKES(OPTION_SEQUENTIAL) | TAKES(OPTION_GUIDED))
+     TAKES(OPTION_DESCEND) | TAKES(OPTION_SEQUENTIAL) | TAKES(OPTION_GUIDED))
 
 static const struct method_row {
     unsigned takes; /* bits: the options that mean something to it */
@@ -105,6 +105,7 @@ static enum rc check_untaken(const struct candidate *c, struct err *e) {
         {OPTION_CLIP, c->clip != plain.clip},
         {OPTION_ORDER, c->order != plain.order},
         {OPTION_DAMP, c->damp != plain.damp},
+        {OPTION_DESCEND, c->descend != 0},
         {OPTION_SEQUENTIAL, c->sequential != plain.sequential},
         {OPTION_GUIDED, c->guided},
         {OPTION_PER, c->fp8_scale != plain.fp8_scale},
@@ -142,6 +143,8 @@ static enum rc check_calibration(const struct candidate *c, struct err *e) {
         return err_at(e, "/clip", RC_INVALID, "goes with \"range\": \"percentile\" or \"ratio\" alone");
     if (candidate_uses_gptq(c) && (c->damp < 1 || c->damp > PARTS))
         return err_at(e, "/damp", RC_INVALID, "must be a share of H's mean diagonal: 0.0001 to 1");
+    if (c->descend < 0 || c->descend > DESCEND_MAX)
+        return err_at(e, "/descend", RC_INVALID, "must be 0 to %d sweeps", DESCEND_MAX);
     if (c->guided && c->sequential)
         return err_at(e, "/sequential", RC_INVALID,
                       "a guided candidate goes by the reference's gradients; leave \"sequential\" out");
@@ -181,13 +184,14 @@ static void write_options(const struct candidate *c, char *id, size_t room) {
     const struct candidate plain = candidate_default(c->method, c->bits, c->group);
     bool clips = c->range == RANGE_PERCENTILE || c->range == RANGE_RATIO;
     bool sequential = plain.sequential && !c->guided;
-    char clip[16] = "", damp[24] = "";
+    char clip[16] = "", damp[24] = "", descend[24] = "";
     if (clips) snprintf(clip, sizeof clip, "%g", (double)c->clip / PARTS);
     if (c->damp != plain.damp) snprintf(damp, sizeof damp, "-damp%g", (double)c->damp / PARTS);
-    snprintf(id, room, "%s%s%s%s%s%s%s%s%s", c->symmetric ? "-sym" : "",
+    if (c->descend != 0) snprintf(descend, sizeof descend, "-descend%d", c->descend);
+    snprintf(id, room, "%s%s%s%s%s%s%s%s%s%s", c->symmetric ? "-sym" : "",
              !c->symmetric && c->zero != plain.zero ? zero_suffixes[c->zero] : "",
              c->layout == LAYOUT_HQQ ? "-hqqpack" : "", c->range != plain.range ? range_suffixes[c->range] : "", clip,
-             c->order != plain.order ? order_suffixes[c->order] : "", damp,
+             c->order != plain.order ? order_suffixes[c->order] : "", damp, descend,
              c->sequential != sequential ? sequential_suffixes[c->sequential] : "", c->guided ? "-guided" : "");
 }
 
@@ -258,6 +262,7 @@ static void read_options(const char *id, struct candidate *c) {
     if (c->range == RANGE_PERCENTILE || c->range == RANGE_RATIO) c->clip = take_share(&id);
     c->order = (enum column_order)take_one(&id, order_suffixes, ORDERS, c->order);
     if (take(&id, "-damp")) c->damp = take_share(&id);
+    if (take(&id, "-descend")) c->descend = take_number(&id);
     int sequential = take_one(&id, sequential_suffixes, 2, -1);
     c->guided = take(&id, "-guided");
     if (sequential >= 0 || c->guided) c->sequential = sequential > 0;

@@ -37,6 +37,7 @@ extern const char *const zero_type_names[];
 extern const char *const layout_names[];
 
 enum { PARTS = 10000 }; /* clip and damp are counted in these */
+enum { DESCEND_MAX = 8 };
 
 struct candidate {
     enum method method;
@@ -49,6 +50,7 @@ struct candidate {
     int clip;                /* of RANGE_PERCENTILE and RANGE_RATIO, in 1/PARTS; else 0 */
     enum column_order order; /* of GPTQ */
     int damp;                /* of GPTQ: share of the mean of diag H that is added to it, in 1/PARTS; else 0 */
+    int descend;             /* of GPTQ: sweeps of coordinate descent over its codes, 0 to DESCEND_MAX; else 0 */
     bool sequential; /* calibrated on what the model quantized so far computes; else on what the reference does */
     bool guided;     /* tokens weighed in H by what the loss gains at the outputs (algorithms §12); never sequential */
     enum fp8_scale fp8_scale;

@@ -17,8 +17,8 @@ const struct option_row candidate_options[OPTIONS] = {
     [OPTION_ZERO] = {"zero", OPTION_NAME, zero_type_names},  [OPTION_LAYOUT] = {"layout", OPTION_NAME, layout_names},
     [OPTION_RANGE] = {"range", OPTION_NAME, range_names},    [OPTION_CLIP] = {"clip", OPTION_SHARE, NULL},
     [OPTION_ORDER] = {"order", OPTION_NAME, order_names},    [OPTION_DAMP] = {"damp", OPTION_SHARE, NULL},
-    [OPTION_SEQUENTIAL] = {"sequential", OPTION_FLAG, NULL}, [OPTION_GUIDED] = {"guided", OPTION_FLAG, NULL},
-    [OPTION_PER] = {"per", OPTION_NAME, per_names},
+    [OPTION_DESCEND] = {"descend", OPTION_COUNT, NULL},      [OPTION_SEQUENTIAL] = {"sequential", OPTION_FLAG, NULL},
+    [OPTION_GUIDED] = {"guided", OPTION_FLAG, NULL},         [OPTION_PER] = {"per", OPTION_NAME, per_names},
 };
 
 /* The values of one member: several when the candidate is a product. Not given: one value that no one reads. */
@@ -73,12 +73,21 @@ static bool decode_share(const json_t *value, int *out, struct decode *d) {
     return false;
 }
 
+static bool decode_count(const json_t *value, int *out, struct decode *d) {
+    json_int_t number = json_integer_value(value);
+    *out = (int)number;
+    if (json_is_integer(value) && number >= 0 && number <= DESCEND_MAX) return true;
+    problem_here(d, "must be an integer from 0 to %d", DESCEND_MAX);
+    return false;
+}
+
 static bool decode_value(enum option option, const json_t *value, int *out, struct decode *d) {
     switch (candidate_options[option].type) {
     case OPTION_NAME: return decode_name(option, value, out, d);
     case OPTION_SIZE: return decode_size(option, value, out, d);
     case OPTION_FLAG: return decode_flag(value, out, d);
     case OPTION_SHARE: return decode_share(value, out, d);
+    case OPTION_COUNT: return decode_count(value, out, d);
     }
     return false;
 }
@@ -125,7 +134,7 @@ static void refuse_unknown(const json_t *object, struct decode *d) {
         if (!is_option(name))
             problem_at(d, name,
                        "unknown member; a candidate takes: method, bits, group, symmetric, zero, layout, range, clip, "
-                       "order, damp, sequential, guided, per");
+                       "order, damp, descend, sequential, guided, per");
     }
 }
 
@@ -167,6 +176,7 @@ static void set_options(struct candidate *c, const struct values values[OPTIONS]
     if (values[OPTION_CLIP].given) c->clip = picked[OPTION_CLIP];
     if (values[OPTION_ORDER].given) c->order = (enum column_order)picked[OPTION_ORDER];
     if (values[OPTION_DAMP].given) c->damp = picked[OPTION_DAMP];
+    if (values[OPTION_DESCEND].given) c->descend = picked[OPTION_DESCEND];
     if (values[OPTION_GUIDED].given) c->guided = picked[OPTION_GUIDED];
     if (c->guided) c->sequential = false;
     if (values[OPTION_SEQUENTIAL].given) c->sequential = picked[OPTION_SEQUENTIAL];
@@ -282,6 +292,7 @@ static json_t *describe_option(enum option option) {
     case OPTION_SIZE: return describe_size(option);
     case OPTION_FLAG: return json_pack("{s:s}", "type", "boolean");
     case OPTION_SHARE: return json_pack("{s:s, s:f, s:i}", "type", "number", "minimum", 1.0 / PARTS, "maximum", 1);
+    case OPTION_COUNT: return json_pack("{s:s, s:i, s:i}", "type", "integer", "minimum", 0, "maximum", DESCEND_MAX);
     }
     return NULL;
 }

@@ -15,6 +15,7 @@ enum option {
     OPTION_CLIP,
     OPTION_ORDER,
     OPTION_DAMP,
+    OPTION_DESCEND,
     OPTION_SEQUENTIAL,
     OPTION_GUIDED,
     OPTION_PER,
@@ -22,7 +23,7 @@ enum option {
 };
 #define TAKES(option) (1u << (option))
 
-enum option_type { OPTION_NAME, OPTION_SIZE, OPTION_FLAG, OPTION_SHARE };
+enum option_type { OPTION_NAME, OPTION_SIZE, OPTION_FLAG, OPTION_SHARE, OPTION_COUNT };
 
 struct option_row {
     const char *name;

@@ -74,12 +74,24 @@ static void append_names(struct strbuf *text, const char *const *names) {
         strbuf_printf(text, "%s%s", i ? ", " : "", names[i]);
 }
 
-void problem_name(struct decode *d, const char *name, const char *const *values, const char *const *planned) {
+static void refuse_name(struct decode *d, const char *name, const char *const *values, const char *what) {
     struct strbuf known = STRBUF_INIT;
     append_names(&known, values);
-    problem_here(d, "'%.60s' is %s; use one of: %s", name,
-                 name_index(planned, name) >= 0 ? "not available in this version" : "not known here", known.data);
+    problem_here(d, "'%.60s' is %s; use one of: %s", name, what, known.data);
     strbuf_release(&known);
+}
+
+void problem_name(struct decode *d, const char *name, const char *const *values, const char *const *planned) {
+    bool later = name_index(planned, name) >= 0;
+    refuse_name(d, name, values, later ? "not available in this version" : "not known here");
+}
+
+static void problem_value(struct decode *d, const struct field *f, const char *name) {
+    bool elsewhere = f->planned_is != NULL && name_index(f->planned, name) >= 0;
+    if (elsewhere)
+        refuse_name(d, name, f->values, f->planned_is);
+    else
+        problem_name(d, name, f->values, f->planned);
 }
 
 static void wrong_type(struct decode *d, const char *expected, const json_t *value) {
@@ -117,8 +129,7 @@ static const char *decode_text(const json_t *value, double min, double max, stru
 
 static void decode_string(const struct field *f, const json_t *value, void *member, struct decode *d) {
     const char *text = decode_text(value, f->min, f->max, d);
-    if (text != NULL && f->values != NULL && name_index(f->values, text) < 0)
-        problem_name(d, text, f->values, f->planned);
+    if (text != NULL && f->values != NULL && name_index(f->values, text) < 0) problem_value(d, f, text);
     *(const char **)member = text;
 }
 
@@ -181,7 +192,7 @@ static void decode_enum(const struct field *f, const json_t *value, void *member
     }
     int index = name_index(f->values, json_string_value(value));
     if (index < 0)
-        problem_name(d, json_string_value(value), f->values, f->planned);
+        problem_value(d, f, json_string_value(value));
     else
         *(int *)member = index;
 }
@@ -219,7 +230,7 @@ static void decode_objects(const struct field *f, const json_t *value, void *mem
 }
 
 static void decode_strings(const struct field *f, const json_t *value, void *member, struct decode *d) {
-    const struct field element = {.min = 1, .values = f->values, .planned = f->planned};
+    const struct field element = {.min = 1, .values = f->values, .planned = f->planned, .planned_is = f->planned_is};
     struct list *list = begin_list(f, value, member, sizeof(const char *), d);
     for (size_t i = 0; list != NULL && i < list->count; i++) {
         size_t mark = decode_enter_index(d, i);

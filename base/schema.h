@@ -59,6 +59,7 @@ struct field {
     double min, max;            /* both 0: unbounded (FIELD_INT, FIELD_NUMBER, FIELD_BYTES: then >= 0 is not implied) */
     const char *const *values;  /* FIELD_ENUM; FIELD_STRING, FIELD_STRINGS: allowed strings, or NULL */
     const char *const *planned; /* with values: names that a later version takes, refused saying so; or NULL */
+    const char *planned_is;     /* what those are instead; NULL: "not available in this version" */
     const struct schema *schema;                                         /* FIELD_OBJECT, FIELD_OBJECTS */
     void (*decode)(const json_t *value, void *member, struct decode *d); /* FIELD_CUSTOM */
     json_t *(*describe)(void);                                           /* FIELD_CUSTOM: its JSON Schema */

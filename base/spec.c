@@ -5,8 +5,8 @@
 #include "base/json.h"
 #include "base/spec_fields.h"
 
-const char *const score_names[] = {"drift", "error", "fisher", NULL};
-static const char *const planned_scores[] = {"kfac", "noise", "delta_kl", NULL};
+const char *const score_names[] = {"drift", "error", "fisher", "kfac", "diag", NULL};
+static const char *const planned_scores[] = {"noise", "delta_kl", NULL};
 const char *const sampling_names[] = {"sequential", "random", NULL};
 static const char *const allocation_method_names[] = {"greedy", "upgrade", "optimal", NULL};
 static const char *const protocol_names[] = {"windows", "llama.cpp", NULL};
@@ -56,11 +56,15 @@ static void profile_defaults(void *object) {
     profile->fisher_windows = 16;
 }
 
-bool spec_wants_fisher(const struct spec_profile *profile) {
+bool spec_wants(const struct spec_profile *profile, const char *score) {
     const char *const *scores = profile->scores.items;
     for (size_t i = 0; i < profile->scores.count; i++)
-        if (strcmp(scores[i], "fisher") == 0) return true;
+        if (strcmp(scores[i], score) == 0) return true;
     return false;
+}
+
+bool spec_wants_loss(const struct spec_profile *profile) {
+    return spec_wants(profile, "fisher") || spec_wants(profile, "kfac") || spec_wants(profile, "diag");
 }
 
 bool spec_wants_guided(const struct spec_profile *profile) {
@@ -73,14 +77,11 @@ bool spec_wants_guided(const struct spec_profile *profile) {
 static void profile_check(void *object, struct decode *d) {
     const struct spec_profile *profile = object;
     devices_check(&profile->common, d);
-    bool fisher = spec_wants_fisher(profile);
-    if (!fisher && !spec_wants_guided(profile)) return;
-    if (profile->head)
+    bool loss = spec_wants_loss(profile);
+    if (profile->head && (loss || spec_wants_guided(profile)))
         problem_at(d, "head",
-                   fisher ? "has no fisher score; leave it out, or fisher"
-                          : "has no guided candidate; leave it out, or guided");
-    if (profile->common.devices != NULL)
-        problem_at(d, "devices", "a profile with fisher scores or guided candidates runs on one device; leave it out");
+                   loss ? "has no fisher, kfac or diag score; leave it out, or them"
+                        : "has no guided candidate; leave it out, or guided");
 }
 
 static const struct field profile_fields[] = {
@@ -104,7 +105,8 @@ static const struct field profile_fields[] = {
      .min = 1,
      .max = 8,
      .values = score_names,
-     .planned = planned_scores},
+     .planned = planned_scores,
+     .planned_is = "a score of an allocation alone: run a sweep, and name it in the allocation"},
     INT_FIELD(struct spec_profile, fisher_windows, 1, WINDOWS_MAX),
     {.name = "layers", .type = FIELD_REGEX, .offset = offsetof(struct spec_profile, layers), .min = 1},
     {.name = "head", .type = FIELD_BOOL, .offset = offsetof(struct spec_profile, head)},

@@ -98,8 +98,10 @@ struct spec_allocation {
 };
 extern const char *const score_names[]; /* what a profile can be asked for */
 
-/* Whether the profile takes gradients: for a score, for a candidate. */
-bool spec_wants_fisher(const struct spec_profile *profile);
+/* Whether the profile asks for a score. */
+bool spec_wants(const struct spec_profile *profile, const char *score);
+/* Whether it takes gradients: for a score of the loss, for a candidate. */
+bool spec_wants_loss(const struct spec_profile *profile);
 bool spec_wants_guided(const struct spec_profile *profile);
 
 enum protocol_type { PROTOCOL_WINDOWS, PROTOCOL_LLAMA_CPP };

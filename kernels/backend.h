@@ -198,12 +198,12 @@ struct adam_args {
     float *slope, *mean, *square, *theta, *scale;
 };
 
-/* Twice what the loss gains, to second order, where ŵ stands for w (algorithms §11): f[t] = (g_t · (x_t·Dᵀ))² with
- * D = w − ŵ rounded to the activation type; per window of `length` tokens Σ f and Σ f², in fp64. */
+/* Twice what the loss gains, to second order, where ŵ stands for w (algorithms §11): f[t] = (g_t · (x_t·Dᵀ))², where
+ * x·Dᵀ has the activation type; per window of `length` tokens Σ f and Σ f², in fp64. */
 struct fisher_args {
     struct mat x;          /* [T, K] the Linear's input */
     struct mat g;          /* [T, N] the gradient at its output */
-    struct mat w, w_hat;   /* [N, K] any float type */
+    struct mat d;          /* [N, K] D = w − ŵ of the activation type, as error leaves it */
     int64_t length;        /* of a window */
     double *sum, *squares; /* [T / length] device memory */
 };
@@ -232,7 +232,8 @@ struct gram_args {
  * that depends on their number alone, so that a repeated sum has the same bits. */
 struct combine_args {
     struct backend_state *const *states; /* [count]; no other thread uses them meanwhile */
-    const struct mat *parts; /* [count] dense, of one shape, fp32 or fp64; each on the device of its state */
+    const struct mat *parts; /* [count] dense, of one shape, fp32, fp64 or the activation type; each on the device of
+                                its state. Rounded after every addition: zeros of all but one leave that as it is */
     int count;
 };
 
@@ -263,6 +264,7 @@ struct factor {
     int32_t *order; /* [K] host memory: the column rounded at each step */
     uint8_t *dead;  /* [K] host memory, by column */
     double damp;    /* what it took */
+    double mean;    /* of diag H */
 };
 struct factor_args {
     struct mat h; /* [K, K] of the backend's gram type, finished */
@@ -292,11 +294,14 @@ struct quantize_report {
 };
 
 /* algorithms: RTN §2, HQQ §3, GPTQ §4, clipping §7; METHOD_AWQ is RTN here: its scales are in w and h already.
+ * A candidate that descends has GPTQ's codes gone through again so many times, in the order in which it rounded them:
+ * each moves to where tr((w − ŵ)·H′·(w − ŵ)ᵀ), H′ damped as the factor is, is least as the others are; scales and zeros
+ * stay (cyclic coordinate descent: QuantEase, Behdin et al. 2023; CDQuant, Nair & Suggala 2024).
  * RC_INVALID naming row and column when w holds NaN or Inf. */
 struct quantize_args {
     struct mat w; /* [N, K] */
     struct candidate candidate;
-    struct mat h;                /* [K, K] for RANGE_WEIGHTED without GPTQ and RANGE_OUTPUT; else {0} */
+    struct mat h; /* [K, K] for RANGE_WEIGHTED without GPTQ, RANGE_OUTPUT, and to descend: what the factor is of */
     const struct factor *factor; /* for GPTQ, of the candidate's order, group and damp; else NULL */
     struct quantized *out;       /* buffers by quantized_alloc */
     struct quantize_report *report;
@@ -315,6 +320,7 @@ struct error_args {
     struct mat w, w_hat;     /* [N, K]; w_hat fp32 or of the activation type */
     struct mat h;            /* [K, K] */
     const double *drift_den; /* tr(W H Wᵀ) as reported before for the same w and h; NULL: computed */
+    struct mat difference;   /* [N, K] of the activation type: becomes D; data NULL: not wanted */
 };
 struct error_report {
     double drift_num, drift_den; /* tr(D H Dᵀ), tr(W H Wᵀ) */
@@ -330,6 +336,17 @@ struct perturb_args {
     uint64_t key;
     float deviation; /* finite, not negative */
     struct mat out;  /* [N, K] fp32 or the activation type; may be w */
+};
+
+/* What the loss gains where ŵ stands for w, as far as tokens' gradients and inputs have nothing to do with each other
+ * (algorithms §11): with D = w − ŵ, kfac = tr(G·D·H·Dᵀ) = Σ (G·D)∘(D·H), and diag the same with G's diagonal alone.
+ * Products as those of error, sums in fp64. */
+struct kfac_args {
+    struct mat w, w_hat; /* [N, K]; w_hat fp32 */
+    struct mat h, g; /* [K, K], [N, N] of the backend's gram type, finished: Σ xᵀx of its input, Σ gᵀg at its output */
+};
+struct kfac_report {
+    double kfac, diag;
 };
 
 /* Values on their way from a checkpoint to the device. */
@@ -409,6 +426,7 @@ struct backend {
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
                      struct err *e);
     enum rc (*perturb)(struct backend_state *state, const struct perturb_args *a, struct err *e);
+    enum rc (*kfac)(struct backend_state *state, const struct kfac_args *a, struct kfac_report *report, struct err *e);
 
     enum rc (*gemm_back)(struct backend_state *state, const struct gemm_back_args *a, struct err *e);
     enum rc (*rmsnorm_back)(struct backend_state *state, const struct rmsnorm_back_args *a, struct err *e);

@@ -205,9 +205,8 @@ enum rc check_score_back(const struct score_back_args *a, struct err *e) {
 
 enum rc check_fisher(const struct fisher_args *a, struct err *e) {
     TRY(matrix("fisher: x", &a->x, e));
-    TRY(matrix_of("fisher: g", &a->g, a->x.rows, a->w.rows, e));
-    TRY(matrix_of("fisher: w", &a->w, a->w.rows, a->x.cols, e));
-    TRY(matrix_of("fisher: w_hat", &a->w_hat, a->w.rows, a->x.cols, e));
+    TRY(matrix_of("fisher: g", &a->g, a->x.rows, a->d.rows, e));
+    TRY(matrix_of("fisher: d", &a->d, a->d.rows, a->x.cols, e));
     TRY(whole_windows("fisher", a->x.rows, a->length, e));
     TRY(present("fisher: sum", a->sum, a->x.rows, e));
     return present("fisher: squares", a->squares, a->x.rows, e);
@@ -272,8 +271,8 @@ enum rc check_gram_finish(struct mat h, struct err *e) {
 enum rc check_combine(const struct combine_args *a, struct err *e) {
     if (a->count < 1) return err_set(e, RC_INVALID, "combine: %d devices", a->count);
     const struct mat *first = &a->parts[0];
-    if (first->type != DTYPE_F32 && first->type != DTYPE_F64)
-        return err_set(e, RC_UNSUPPORTED, "combine: only fp32 and fp64 matrices are summed");
+    if (first->type != DTYPE_F32 && first->type != DTYPE_F64 && first->type != DTYPE_BF16)
+        return err_set(e, RC_UNSUPPORTED, "combine: only fp32, fp64 and bf16 matrices are summed");
     for (int i = 0; i < a->count; i++) {
         const struct mat *m = &a->parts[i];
         if (a->states[i] == NULL) return err_set(e, RC_INVALID, "combine: device %d of %d is missing", i, a->count);
@@ -295,6 +294,9 @@ enum rc check_candidate(const struct candidate *c, struct err *e) {
         return err_set(e, RC_UNSUPPORTED, "fp8 has 8 bits and a scale a row");
     if (candidate_uses_gptq(c) && c->range == RANGE_OUTPUT)
         return err_set(e, RC_UNSUPPORTED, "gptq does not round to nearest: its range cannot be chosen by the output");
+    if (c->descend < 0 || c->descend > (candidate_uses_gptq(c) ? DESCEND_MAX : 0))
+        return err_set(e, RC_UNSUPPORTED, "%d sweeps: only gptq's codes descend, up to %d times", c->descend,
+                       DESCEND_MAX);
     bool clips = c->range == RANGE_PERCENTILE || c->range == RANGE_RATIO;
     if (clips && (c->clip < 1 || c->clip > PARTS))
         return err_set(e, RC_INVALID, "%d of %d of the weights are no range", c->clip, PARTS);
@@ -352,8 +354,10 @@ enum rc check_quantized(const struct quantized *q, struct err *e) {
 /* What the candidate needs of H is there. */
 static enum rc check_calibrated(const struct quantize_args *a, struct err *e) {
     const struct candidate *c = &a->candidate;
-    if (candidate_uses_gptq(c)) return check_factor_form(a->factor, a->w.cols, e);
-    if (c->range != RANGE_WEIGHTED && c->range != RANGE_OUTPUT) return RC_OK;
+    bool gptq = candidate_uses_gptq(c);
+    if (gptq) TRY(check_factor_form(a->factor, a->w.cols, e));
+    if (gptq && c->descend == 0) return RC_OK;
+    if (!gptq && c->range != RANGE_WEIGHTED && c->range != RANGE_OUTPUT) return RC_OK;
     return matrix_of("quantize: h", &a->h, a->w.cols, a->w.cols, e);
 }
 
@@ -378,6 +382,7 @@ enum rc check_dequantize(const struct dequantize_args *a, struct err *e) {
 enum rc check_error(const struct error_args *a, struct err *e) {
     TRY(matrix("error: w", &a->w, e));
     TRY(matrix_of("error: w_hat", &a->w_hat, a->w.rows, a->w.cols, e));
+    if (a->difference.data != NULL) TRY(matrix_of("error: difference", &a->difference, a->w.rows, a->w.cols, e));
     if (a->h.data == NULL) return RC_OK;
     if (a->h.rows != a->w.cols || a->h.cols != a->w.cols)
         return err_set(e, RC_INVALID, "error: h is [%lld, %lld] but w has %lld channels", (long long)a->h.rows,
@@ -393,4 +398,11 @@ enum rc check_perturb(const struct perturb_args *a, struct err *e) {
     if (!isfinite(a->deviation) || a->deviation < 0)
         return err_set(e, RC_INVALID, "perturb: a deviation of %g", (double)a->deviation);
     return RC_OK;
+}
+
+enum rc check_kfac(const struct kfac_args *a, struct err *e) {
+    TRY(matrix("kfac: w", &a->w, e));
+    TRY(matrix_of("kfac: w_hat", &a->w_hat, a->w.rows, a->w.cols, e));
+    TRY(matrix_of("kfac: h", &a->h, a->w.cols, a->w.cols, e));
+    return matrix_of("kfac: g", &a->g, a->w.rows, a->w.rows, e);
 }

@@ -47,5 +47,6 @@ enum rc check_quantize(const struct quantize_args *a, struct err *e);
 enum rc check_dequantize(const struct dequantize_args *a, struct err *e);
 enum rc check_error(const struct error_args *a, struct err *e);
 enum rc check_perturb(const struct perturb_args *a, struct err *e);
+enum rc check_kfac(const struct kfac_args *a, struct err *e);
 
 #endif

@@ -1,5 +1,6 @@
 #include "kernels/columns.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 /* What a column is sorted by: the group first, then the column in it; each from large to small, then as they lie. */
@@ -49,6 +50,12 @@ enum rc columns_sort(const struct factor_args *a, const double *diagonal, double
     *mean = sum / (double)cols;
     free(keys);
     return RC_OK;
+}
+
+double columns_unit(double mean) {
+    int exponent;
+    frexp(mean, &exponent);
+    return ldexp(1, -exponent);
 }
 
 /* Every column once. */

@@ -14,6 +14,10 @@ enum { STEPS_MAX = 128 }; /* of a block */
  * their order. RC_NO_MEMORY. */
 enum rc columns_sort(const struct factor_args *a, const double *diagonal, double *mean, struct err *e);
 
+/* The power of two that brings H's mean diagonal to 0.5 … 1: what is rounded to fp32 then fits, and has the same digits
+ * whatever H's unit. 1 where there is nothing but dead columns. */
+double columns_unit(double mean);
+
 struct steps {
     int64_t count;      /* K */
     bool fitted_before; /* the parameters of all groups, from the weights as they are: ORDER_STATIC_GROUPS */

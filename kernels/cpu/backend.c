@@ -177,4 +177,5 @@ const struct backend backend_cpu = {
     .dequantize = cpu_dequantize,
     .error = cpu_error,
     .perturb = cpu_perturb,
+    .kfac = cpu_kfac,
 };

@@ -32,6 +32,7 @@ static void combine_chunk(const struct combine_args *a, int64_t at, int64_t n) {
 
 enum rc cpu_combine(const struct combine_args *a, struct err *e) {
     TRY(check_combine(a, e));
+    if (a->parts[0].type == DTYPE_BF16) return err_set(e, RC_UNSUPPORTED, "combine: no bf16 matrices on the cpu");
     int64_t count = a->parts[0].rows * a->parts[0].cols;
 #pragma omp parallel for num_threads(a->states[0]->threads) if (count > 4 * CHUNK)
     for (int64_t at = 0; at < count; at += CHUNK)

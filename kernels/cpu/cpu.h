@@ -71,8 +71,12 @@ enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a,
 /* … of which cpu_quantize checks the arguments. */
 enum rc cpu_fp8(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
+struct steps;
+enum rc cpu_descend(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
+                    struct err *e);
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
 enum rc cpu_perturb(struct backend_state *state, const struct perturb_args *a, struct err *e);
+enum rc cpu_kfac(struct backend_state *state, const struct kfac_args *a, struct kfac_report *report, struct err *e);
 
 #endif

@@ -111,6 +111,7 @@ static void subtract_chunk(struct backend_state *state, const struct error_args 
         const float *w = f32_row(a->w, from + i);
         float *d = ws->difference + i * cols;
         subtract(w, f32_row(a->w_hat, from + i), cols, d);
+        if (a->difference.data != NULL) memcpy(f32_row(a->difference, from + i), d, (size_t)cols * sizeof *d);
         ws->stats[i] = (struct row_stats){vec_sum_squares(d, cols), vec_sum_abs(d, cols), vec_max_abs(d, cols),
                                           vec_sum_squares(w, cols)};
     }
@@ -118,7 +119,7 @@ static void subtract_chunk(struct backend_state *state, const struct error_args 
 
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e) {
     TRY(check_error(a, e));
-    TRY(CHECK_TYPE(DTYPE_F32, e, a->w, a->w_hat));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->w, a->w_hat, a->difference));
     TRY(CHECK_TYPE(DTYPE_F64, e, a->h));
     struct workspace ws;
     TRY(workspace_get(state, a, &ws, e));

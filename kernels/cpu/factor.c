@@ -178,5 +178,6 @@ enum rc cpu_factor(struct backend_state *state, const struct factor_args *a, str
     if (!store(state, &ws, a->out->upper))
         return err_set(e, RC_INVALID, "H, %g in the mean on its diagonal, is out of fp32's range", mean);
     a->out->damp = damp;
+    a->out->mean = mean;
     return RC_OK;
 }

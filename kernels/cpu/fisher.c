@@ -2,34 +2,25 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
 #include "kernels/cpu/vec.h"
 
 /* Output errors exist for TILE tokens × CHUNK rows of D at a time. */
 enum { TILE = 64, CHUNK = 512 };
 
 struct workspace {
-    double *dots;      /* [T] g·(x·Dᵀ) */
-    float *difference; /* [CHUNK, K] */
-    float *errors;     /* [threads, TILE, CHUNK] */
+    double *dots;  /* [T] g·(x·Dᵀ) */
+    float *errors; /* [threads, TILE, CHUNK] */
 };
 
 static enum rc get_workspace(struct backend_state *state, const struct fisher_args *a, struct workspace *ws,
                              struct err *e) {
     size_t dots = ((size_t)a->x.rows + 7) / 8 * 8 * sizeof(double); /* keeps the rest aligned */
-    size_t difference = (size_t)CHUNK * (size_t)a->x.cols * sizeof(float);
     size_t errors = (size_t)state->threads * TILE * CHUNK * sizeof(float);
     void *memory;
-    TRY(cpu_scratch(state, dots + difference + errors, &memory, e));
+    TRY(cpu_scratch(state, dots + errors, &memory, e));
     ws->dots = memory;
-    ws->difference = (float *)((char *)memory + dots);
-    ws->errors = (float *)((char *)memory + dots + difference);
+    ws->errors = (float *)((char *)memory + dots);
     return RC_OK;
-}
-
-SIMD static void subtract(const float *restrict a, const float *restrict b, int64_t n, float *restrict out) {
-    for (int64_t i = 0; i < n; i++)
-        out[i] = a[i] - b[i];
 }
 
 /* The shares that rows [row, row + rows) of D have in the dots of the tokens from `token`. */
@@ -38,7 +29,7 @@ static void add_tile(const struct fisher_args *a, int64_t token, int64_t row, in
     int64_t tokens = a->x.rows - token < TILE ? a->x.rows - token : TILE;
     float *errors = ws->errors + (size_t)omp_get_thread_num() * TILE * CHUNK;
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)tokens, (int)rows, (int)a->x.cols, 1,
-                f32_row(a->x, token), (int)a->x.stride, ws->difference, (int)a->x.cols, 0, errors, CHUNK);
+                f32_row(a->x, token), (int)a->x.stride, f32_row(a->d, row), (int)a->d.stride, 0, errors, CHUNK);
     for (int64_t t = 0; t < tokens; t++)
         ws->dots[token + t] += vec_dot(f32_row(a->g, token + t) + row, errors + t * CHUNK, rows);
 }
@@ -46,10 +37,7 @@ static void add_tile(const struct fisher_args *a, int64_t token, int64_t row, in
 static void add_chunk(struct backend_state *state, const struct fisher_args *a, int64_t row,
                       const struct workspace *ws) {
     (void)state;
-    int64_t rows = a->w.rows - row < CHUNK ? a->w.rows - row : CHUNK;
-#pragma omp parallel for num_threads(state->threads)
-    for (int64_t n = 0; n < rows; n++)
-        subtract(f32_row(a->w, row + n), f32_row(a->w_hat, row + n), a->w.cols, ws->difference + n * a->w.cols);
+    int64_t rows = a->d.rows - row < CHUNK ? a->d.rows - row : CHUNK;
 #pragma omp parallel for num_threads(state->threads) schedule(dynamic)
     for (int64_t token = 0; token < a->x.rows; token += TILE)
         add_tile(a, token, row, rows, ws);
@@ -68,12 +56,12 @@ static void finish_window(const struct fisher_args *a, int64_t window, const dou
 
 enum rc cpu_fisher(struct backend_state *state, const struct fisher_args *a, struct err *e) {
     TRY(check_fisher(a, e));
-    TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->g, a->w, a->w_hat));
+    TRY(CHECK_TYPE(DTYPE_F32, e, a->x, a->g, a->d));
     struct workspace ws;
     TRY(get_workspace(state, a, &ws, e));
     for (int64_t t = 0; t < a->x.rows; t++)
         ws.dots[t] = 0;
-    for (int64_t row = 0; row < a->w.rows; row += CHUNK)
+    for (int64_t row = 0; row < a->d.rows; row += CHUNK)
         add_chunk(state, a, row, &ws);
     for (int64_t window = 0; window < a->x.rows / a->length; window++)
         finish_window(a, window, ws.dots);

@@ -213,6 +213,7 @@ enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, str
     struct rounding r = {.a = a};
     TRY(steps_init(a, &r.steps, e));
     enum rc rc = run(state, &r, e);
+    if (rc == RC_OK && a->candidate.descend > 0) rc = cpu_descend(state, a, &r.steps, e);
     steps_release(&r.steps);
     return rc;
 }

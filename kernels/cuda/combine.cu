@@ -14,6 +14,10 @@ template <typename T> static __global__ void add_part(T *sum, const T *part, int
     int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (i < count) sum[i] += part[i];
 }
+template <> __global__ void add_part(__nv_bfloat16 *sum, const __nv_bfloat16 *part, int64_t count) {
+    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (i < count) sum[i] = __float2bfloat16_rn(__bfloat162float(sum[i]) + __bfloat162float(part[i]));
+}
 
 static enum rc wait_for_all(const struct combine_args *a, struct err *e) {
     for (int i = 0; i < a->count; i++)
@@ -30,11 +34,13 @@ static enum rc add_piece(const struct combine_args *a, int part, size_t at, size
     char *sum = (char *)m[0].data + at;
     CUDA_TRY(cudaMemcpyPeerAsync(workspace, first->device, (const char *)m[part].data + at, a->states[part]->device,
                                  bytes, first->stream));
+    unsigned blocks = blocks_for(count, BLOCK);
     if (m->type == DTYPE_F64)
-        add_part<<<blocks_for(count, BLOCK), BLOCK, 0, first->stream>>>((double *)sum, (const double *)workspace,
-                                                                        count);
+        add_part<<<blocks, BLOCK, 0, first->stream>>>((double *)sum, (const double *)workspace, count);
+    else if (m->type == DTYPE_BF16)
+        add_part<<<blocks, BLOCK, 0, first->stream>>>((__nv_bfloat16 *)sum, (const __nv_bfloat16 *)workspace, count);
     else
-        add_part<<<blocks_for(count, BLOCK), BLOCK, 0, first->stream>>>((float *)sum, (const float *)workspace, count);
+        add_part<<<blocks, BLOCK, 0, first->stream>>>((float *)sum, (const float *)workspace, count);
     LAUNCHED();
     return RC_OK;
 }
@@ -210,7 +216,9 @@ static enum rc collective_of(const struct combine_args *a, struct collective **o
 
 static enum rc all_reduce(struct collective *c, const struct combine_args *a, struct err *e) {
     size_t count = (size_t)(a->parts[0].rows * a->parts[0].cols);
-    ncclDataType_t type = a->parts[0].type == DTYPE_F64 ? ncclFloat64 : ncclFloat32;
+    ncclDataType_t type = a->parts[0].type == DTYPE_F64    ? ncclFloat64
+                          : a->parts[0].type == DTYPE_BF16 ? ncclBfloat16
+                                                           : ncclFloat32;
     for (int i = 0; i < a->count; i++)
         NCCL_TRY(c, all_reduce, a->parts[i].data, a->parts[i].data, count, type, ncclSum, c->comms[i],
                  a->states[i]->stream);

@@ -130,8 +130,26 @@ struct outer_args {
 };
 enum rc cuda_outer(struct backend_state *state, const struct outer_args *a, struct err *e);
 
+/* wide.cu: products in H's type, which a trace is taken of: fp64, as where an output is small because its terms cancel
+ * fp32 products would leave few digits of it; or fp32 by TF32. All row-major. */
+enum rc cuda_wide_product(struct backend_state *state, const struct mat *a, const struct mat *b, double alpha,
+                          double beta, struct mat *out, struct err *e);
+/* out [R, K] = rows [R, K] · H′ with x H′ xᵀ = x H xᵀ for every x. */
+enum rc cuda_times_gram(struct backend_state *state, const struct mat *rows, const struct mat *h, struct mat *out,
+                        struct err *e);
+
 /* gptq.cu: quantize by GPTQ; what was asked for is checked. */
 enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
+/* descend.cu: GPTQ's codes gone through again; what it needs of what GPTQ has in hand. */
+struct descend_columns {
+    float *error;         /* [N, K] workspace: ŵ − w in the order of the steps */
+    float *slope;         /* [N, STEPS_MAX] workspace */
+    const int32_t *order; /* [K] the column of each step */
+    const int32_t *group; /* [K] its group */
+    const uint8_t *dead;  /* [K] by column */
+};
+enum rc cuda_descend(struct backend_state *state, const struct quantize_args *a, const struct descend_columns *c,
+                     struct err *e);
 /* quantize.cu: the weight at index n·K + k is no number: RC_INVALID, naming it. */
 enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e);
 /* range.cu, fp8.cu: parts of cuda_quantize, and the grids of one group's columns for GPTQ. */
@@ -176,5 +194,6 @@ enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
 enum rc cuda_perturb(struct backend_state *state, const struct perturb_args *a, struct err *e);
+enum rc cuda_kfac(struct backend_state *state, const struct kfac_args *a, struct kfac_report *report, struct err *e);
 
 #endif

@@ -28,6 +28,17 @@ static __device__ inline void store_as(void *values, enum dtype type, int64_t i,
         ((float *)values)[i] = value;
 }
 
+/* As a product in H's type takes it. fp32: to the nearest TF32; left to the tensor cores, the surplus digits would be
+ * cut off, always downwards. */
+static __device__ inline void store_wide(double *to, float value) {
+    *to = value;
+}
+static __device__ inline void store_wide(float *to, float value) {
+    uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
+    *to = __uint_as_float(rounded);
+}
+
 static __device__ inline float to_float(float value) {
     return value;
 }

@@ -27,16 +27,6 @@ static __device__ inline float value_at(const struct mat &m, int64_t row, int64_
     return load_stored(m.data, m.type, row * m.stride + col);
 }
 
-static __device__ inline void store_wide(double *to, float value) {
-    *to = value;
-}
-/* To the nearest TF32: left to the tensor cores, the surplus digits would be cut off, always downwards. */
-static __device__ inline void store_wide(float *to, float value) {
-    uint32_t rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
-    *to = __uint_as_float(rounded);
-}
-
 /* The statistics of each row's D, and D itself into `rows` (NULL: not needed). */
 template <typename T>
 static __global__ void compare_rows(struct error_args a, struct chunk c, struct row_stats *stats, T *rows) {
@@ -50,6 +40,7 @@ static __global__ void compare_rows(struct error_args a, struct chunk c, struct 
         max_abs = fmaxf(max_abs, magnitude);
         weight_squares += (double)w * w;
         if (rows) store_wide(&rows[blockIdx.x * a.w.cols + k], difference);
+        if (a.difference.data) store_as(a.difference.data, a.difference.type, n * a.difference.stride + k, difference);
     }
     struct row_stats s = {block_sum(squares), block_sum(sum_abs), block_max(max_abs), block_sum(weight_squares), 0, 0};
     if (threadIdx.x == 0) stats[blockIdx.x] = s;
@@ -75,59 +66,16 @@ template <typename T> static __global__ void row_traces(struct workspace ws, int
         ws.stats[blockIdx.x].den = sum;
 }
 
-/* Each row's x · H · xᵀ in fp64: where an output is small because its terms cancel, fp32 products would leave few
- * digits of it. */
-static enum rc trace_f64(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
-                         const struct workspace *ws, struct err *e) {
-    const double one = 1, zero = 0;
-    int cols = (int)a->w.cols;
-    CUBLAS_TRY(cublasDgemm(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, cols, (int)c.rows, cols, &one,
-                           (const double *)a->h.data, (int)a->h.stride, (const double *)ws->rows, cols, &zero,
-                           (double *)ws->product, cols));
-    row_traces<double><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*ws, cols, difference);
-    LAUNCHED();
-    return RC_OK;
-}
-
-/* Columns of H taken together: of the part above its diagonal, which counts twice, and of the square on it. */
-static const int64_t PANEL = 2048;
-
-/* product[:, col … col + cols) = alpha · rows[:, from … from + inner) · H[from …, col …) + beta · itself */
-struct panel {
-    int64_t from, inner, col, cols;
-    float alpha, beta;
-};
-
-static enum rc multiply_panel(struct backend_state *state, const struct error_args *a, const struct workspace *ws,
-                              int64_t rows, struct panel p, struct err *e) {
-    const float *h = (const float *)a->h.data + p.from * a->h.stride + p.col;
-    const float *from = (const float *)ws->rows + p.from;
-    int cols = (int)a->w.cols;
-    CUBLAS_TRY(cublasGemmEx(state->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)p.cols, (int)rows, (int)p.inner, &p.alpha, h,
-                            CUDA_R_32F, (int)a->h.stride, from, CUDA_R_32F, cols, &p.beta, (float *)ws->product + p.col,
-                            CUDA_R_32F, cols, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT));
-    return RC_OK;
-}
-
-/* The same with products in TF32, and with H's upper part alone: x H xᵀ = x (2·above + squares) xᵀ. H's surplus digits
- * are cut off, which takes the same share of tr(D H Dᵀ) and of tr(W H Wᵀ): their ratio does not see it. */
-static enum rc trace_tf32(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
-                          const struct workspace *ws, struct err *e) {
-    int64_t cols = a->w.cols;
-    for (int64_t col = 0; col < cols; col += PANEL) {
-        int64_t width = cols - col < PANEL ? cols - col : PANEL;
-        TRY(multiply_panel(state, a, ws, c.rows, {col, width, col, width, 1, 0}, e));
-        if (col > 0) TRY(multiply_panel(state, a, ws, c.rows, {0, col, col, width, 2, 1}, e));
-    }
-    row_traces<float><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*ws, cols, difference);
-    LAUNCHED();
-    return RC_OK;
-}
-
+/* Each row's x · H · xᵀ. */
+template <typename T>
 static enum rc trace(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
                      const struct workspace *ws, struct err *e) {
-    return a->h.type == DTYPE_F64 ? trace_f64(state, a, c, difference, ws, e)
-                                  : trace_tf32(state, a, c, difference, ws, e);
+    int64_t cols = a->w.cols;
+    struct mat rows = {ws->rows, c.rows, cols, cols, a->h.type}, product = {ws->product, c.rows, cols, cols, a->h.type};
+    TRY(cuda_times_gram(state, &rows, &a->h, &product, e));
+    row_traces<T><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*ws, cols, difference);
+    LAUNCHED();
+    return RC_OK;
 }
 
 template <typename T>
@@ -136,11 +84,11 @@ static enum rc measure_typed(struct backend_state *state, const struct error_arg
     T *rows = a->h.data ? (T *)ws->rows : NULL;
     compare_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, ws->stats, rows);
     LAUNCHED();
-    if (a->h.data != NULL) TRY(trace(state, a, c, true, ws, e));
+    if (a->h.data != NULL) TRY(trace<T>(state, a, c, true, ws, e));
     if (a->h.data == NULL || a->drift_den != NULL) return RC_OK;
     spread_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, rows);
     LAUNCHED();
-    return trace(state, a, c, false, ws, e);
+    return trace<T>(state, a, c, false, ws, e);
 }
 
 static enum rc measure_chunk(struct backend_state *state, const struct error_args *a, struct chunk c,
@@ -198,6 +146,7 @@ static enum rc measure_rows(struct backend_state *state, const struct error_args
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report,
                    struct err *e) {
     TRY(check_error(a, e));
+    TRY(check_activation(state, &a->difference, e));
     struct workspace ws;
     struct row_stats total = {};
     TRY(get_workspace(state, a, &ws, e));

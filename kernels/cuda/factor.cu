@@ -268,6 +268,7 @@ static enum rc factor(struct backend_state *state, const struct factor_args *a, 
     TRY(cuda_download(state, &ws->found->strange, sizeof strange, &strange, e));
     if (strange) return err_set(e, RC_INVALID, "H, %g in the mean on its diagonal, is out of fp32's range", mean);
     a->out->damp = damp;
+    a->out->mean = mean;
     return RC_OK;
 }
 

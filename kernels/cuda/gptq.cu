@@ -213,7 +213,9 @@ static enum rc run(struct backend_state *state, const struct quantize_args *a, c
     TRY(cuda_download(state, r->found, sizeof found, &found, e));
     if (found.bad < count) return cuda_refuse_weight(state, &a->w, found.bad, e);
     *a->report = {(int64_t)found.constant, 0};
-    return RC_OK;
+    if (a->candidate.descend == 0) return RC_OK;
+    struct descend_columns columns = {r->w, r->error, r->order, r->group, r->dead};
+    return cuda_descend(state, a, &columns, e);
 }
 
 static size_t aligned(size_t bytes) {

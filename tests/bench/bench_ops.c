@@ -257,13 +257,13 @@ static void time_gptq(const char *id, int64_t rows, int64_t cols) {
     must(factor_alloc(b, state, cols, &f, &err));
     struct mat h = gram_of(cols), w = weights(rows, cols);
     struct factor_args factor = {h, c.order, c.group, (double)c.damp / PARTS, &f};
-    struct quantize_args a = {.w = w, .candidate = c, .factor = &f, .out = &q, .report = &report};
+    struct quantize_args a = {.w = w, .candidate = c, .h = h, .factor = &f, .out = &q, .report = &report};
     double columns = (double)cols;
     char name[64];
     snprintf(name, sizeof name, "factor %lld", (long long)cols);
     TIME(name, columns * columns * columns * 2 / 3, 0.0, f.upper, b->factor(state, &factor, &err));
     snprintf(name, sizeof name, "%s %lldx%lld", id, (long long)rows, (long long)cols);
-    TIME(name, columns * columns * (double)rows, 0.0, w.data, b->quantize(state, &a, &err));
+    TIME(name, columns * columns * (double)rows * (1 + 2 * c.descend), 0.0, w.data, b->quantize(state, &a, &err));
     factor_release(b, state, &f);
     quantized_release(b, state, &q);
     release(h);
@@ -304,6 +304,8 @@ static void time_quantizers(void) {
     time_quantize("hqq4g64");
     time_gptq("gptq4g64", HIDDEN, HIDDEN);
     time_gptq("gptq4g64-minmax", HIDDEN, HIDDEN);
+    time_gptq("gptq4g64-minmax-descend1", HIDDEN, HIDDEN);
+    time_gptq("gptq4g64-minmax-descend4", HIDDEN, HIDDEN);
 }
 
 /* Three products; the logits that are computed twice do not count. */

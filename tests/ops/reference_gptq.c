@@ -95,8 +95,8 @@ static void check_fit(const struct ref_row *row, const double *w, int64_t g, str
     free(members);
 }
 
-static void check_code(double w, const struct ref_grid *grid, double code, struct ref_verdict *verdict) {
-    double want = ref_code(grid, w), at = w / grid->scale + grid->zero;
+/* `at`: what was rounded to `want`. */
+static void compare(double at, double want, double code, struct ref_verdict *verdict) {
     if (code == want) return;
     verdict->codes++;
     double distance = fabs(code - want) == 1 ? fabs(at - floor(at) - 0.5) : INFINITY;
@@ -119,10 +119,69 @@ void ref_check_row(const struct ref_row *row, struct ref_verdict *verdict) {
         struct ref_grid grid = {row->scale[g * row->stride], row->zero[g * row->stride],
                                 (1 << row->candidate->bits) - 1};
         double code = row->codes[row->steps[k]];
-        check_code(w[k], &grid, code, verdict);
+        compare(w[k] / grid.scale + grid.zero, ref_code(&grid, w[k]), code, verdict);
         double error = (w[k] - (code - grid.zero) * grid.scale) / row->u[k * cols + k];
         for (int64_t j = k; j < cols; j++)
             w[j] -= error * row->u[k * cols + j];
     }
     free(w);
+}
+
+void ref_damped(const double *h, int64_t cols, double damp, double *out) {
+    double mean = 0;
+    for (int64_t k = 0; k < cols; k++)
+        mean += h[k * cols + k] / (double)cols;
+    for (int64_t i = 0; i < cols; i++)
+        for (int64_t j = 0; j < cols; j++) {
+            bool dead = h[i * cols + i] == 0 || h[j * cols + j] == 0;
+            out[i * cols + j] = dead ? 0 : h[i * cols + j] + (i == j ? damp * mean : 0);
+        }
+}
+
+static struct ref_grid grid_at(const struct ref_row *row, int64_t step) {
+    int64_t at = group_of(row, step) * row->stride;
+    return (struct ref_grid){row->scale[at], row->zero[at], (1 << row->candidate->bits) - 1};
+}
+
+static double error_at(const struct ref_row *row, int64_t step, double code) {
+    struct ref_grid grid = grid_at(row, step);
+    return row->w[row->steps[step]] - (code - grid.zero) * grid.scale;
+}
+
+/* w − ŵ [K] of columns as they lie; NULL without memory. */
+static double *errors_of(const struct ref_row *row, const uint8_t *codes) {
+    double *errors = calloc((size_t)row->cols, sizeof *errors);
+    for (int64_t k = 0; errors != NULL && k < row->cols; k++)
+        errors[row->steps[k]] = error_at(row, k, codes[row->steps[k]]);
+    return errors;
+}
+
+static double slope_at(const struct ref_row *row, const double *errors, int64_t column) {
+    double sum = 0;
+    for (int64_t j = 0; j < row->cols; j++)
+        sum += errors[j] * row->h[column * row->cols + j];
+    return sum;
+}
+
+void ref_descend(const struct ref_row *row, uint8_t *codes, struct ref_verdict *verdict) {
+    double *errors = errors_of(row, codes);
+    for (int64_t k = 0; errors != NULL && k < row->cols; k++) {
+        int64_t column = row->steps[k];
+        struct ref_grid grid = grid_at(row, k);
+        double diagonal = row->h[column * row->cols + column], at = codes[column];
+        if (diagonal > 0) at += slope_at(row, errors, column) / (diagonal * grid.scale);
+        double want = fmin(fmax(rint(at), 0), grid.top), took = row->codes != NULL ? row->codes[column] : want;
+        compare(at, want, took, verdict);
+        codes[column] = (uint8_t)took;
+        errors[column] = error_at(row, k, took);
+    }
+    free(errors);
+}
+
+double ref_damped_error(const struct ref_row *row, const uint8_t *codes) {
+    double *errors = errors_of(row, codes), sum = 0;
+    for (int64_t k = 0; errors != NULL && k < row->cols; k++)
+        sum += errors[k] * slope_at(row, errors, k);
+    free(errors);
+    return sum;
 }

@@ -32,4 +32,12 @@ struct ref_verdict {
 };
 void ref_check_row(const struct ref_row *row, struct ref_verdict *verdict);
 
+/* H′ as the objective of descending has it: without dead columns. */
+void ref_damped(const double *h, int64_t cols, double damp, double *out);
+/* One sweep of coordinate descent over the row's codes [K], every slope summed anew; row->h is H′. Where row->codes is
+ * there, it is what a backend's sweep made of the same codes: compared and taken as above. */
+void ref_descend(const struct ref_row *row, uint8_t *codes, struct ref_verdict *verdict);
+/* (w − ŵ)·H′·(w − ŵ)ᵀ */
+double ref_damped_error(const struct ref_row *row, const uint8_t *codes);
+
 #endif

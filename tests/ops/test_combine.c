@@ -121,6 +121,43 @@ static void a_large_sum(void **state) {
     sum_case(2, 4100, 4100, DTYPE_F32);
 }
 
+/* Of the activation type, as it lies in memory. */
+static const void *activation_bits(int64_t count) {
+    float *values = host_normal(count, 1);
+    if (dev.b->activation == DTYPE_F32) return values;
+    uint16_t *halves = host_bytes((size_t)count * sizeof *halves);
+    for (int64_t i = 0; i < count; i++)
+        memcpy(&halves[i], (const char *)&values[i] + 2, sizeof *halves);
+    return halves;
+}
+
+/* How what one device made gets to all: the others have zeros, and no bit changes. */
+static void zeros_of_the_others_leave_a_part_as_it_is(void **state) {
+    (void)state;
+    enum { ROWS = 6, COLS = 34 };
+    enum dtype type = dev.b->activation;
+    size_t bytes = ROWS * COLS * dtype_size(type);
+    for (int owner = 0; owner < 3; owner++) {
+        struct parts p;
+        open_parts(&p, 3, ROWS, COLS, type);
+        seed(7);
+        const void *values = activation_bits(ROWS * COLS);
+        for (int i = 0; i < 3; i++) {
+            const void *bits = i == owner ? values : host_bytes(bytes);
+            assert_ok(dev.b->attach(p.states[i], &err));
+            assert_ok(dev.b->upload(p.states[i], bits, DTYPE_F32, (int64_t)(bytes / sizeof(float)), p.m[i].data, &err));
+        }
+        combine(&p);
+        for (int i = 0; i < 3; i++) {
+            void *got = host_bytes(bytes);
+            assert_ok(dev.b->attach(p.states[i], &err));
+            assert_ok(dev.b->download(p.states[i], p.m[i].data, bytes, got, &err));
+            assert_memory_equal(got, values, bytes);
+        }
+        close_parts(&p);
+    }
+}
+
 static void parts_must_be_alike(void **state) {
     (void)state;
     struct parts p;
@@ -143,8 +180,8 @@ static void parts_must_be_alike(void **state) {
     p.states[1] = NULL;
     assert_refused(dev.b->combine(&a, &err), RC_INVALID, "device 1 of 2 is missing");
     p.states[1] = second;
-    p.m[0].type = p.m[1].type = DTYPE_BF16;
-    assert_refused(dev.b->combine(&a, &err), RC_UNSUPPORTED, "fp32 and fp64");
+    p.m[0].type = p.m[1].type = DTYPE_F16;
+    assert_refused(dev.b->combine(&a, &err), RC_UNSUPPORTED, "fp32, fp64 and bf16");
     a.count = 0;
     assert_refused(dev.b->combine(&a, &err), RC_INVALID, "0 devices");
     close_parts(&p);
@@ -154,6 +191,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_device_gets_the_sum),
         cmocka_unit_test(a_large_sum),
+        cmocka_unit_test(zeros_of_the_others_leave_a_part_as_it_is),
         cmocka_unit_test(parts_must_be_alike),
     };
     return RUN_ON_BACKENDS("combine", tests);

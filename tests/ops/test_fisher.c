@@ -14,25 +14,20 @@ static const struct fisher_case cases[] = {
 };
 
 struct inputs {
-    float *x, *g, *w, *w_hat;
+    float *x, *g, *d;
     struct fisher_args a;
 };
 
 static struct inputs inputs(const struct fisher_case *c) {
     int64_t T = c->windows * c->length;
-    struct inputs in = {.x = host_normal(T * c->cols, 1),
-                        .g = host_normal(T * c->rows, 1),
-                        .w = host_normal(c->rows * c->cols, 0.05),
-                        .w_hat = host_zeros(c->rows * c->cols)};
+    struct inputs in = {
+        .x = host_normal(T * c->cols, 1), .g = host_normal(T * c->rows, 1), .d = host_normal(c->rows * c->cols, 0.01)};
     in.a = (struct fisher_args){.x = put_activation(in.x, T, c->cols, PAD),
                                 .g = put_activation(in.g, T, c->rows, 1),
-                                .w = put_activation(in.w, c->rows, c->cols, 2 * PAD),
+                                .d = put_activation(in.d, c->rows, c->cols, 2 * PAD),
                                 .length = c->length,
                                 .sum = device_doubles(c->windows),
                                 .squares = device_doubles(c->windows)};
-    for (int64_t i = 0; i < c->rows * c->cols; i++)
-        in.w_hat[i] = in.w[i] + (float)(0.01 * normal());
-    in.a.w_hat = put_matrix(in.w_hat, c->rows, c->cols, PAD);
     return in;
 }
 
@@ -42,8 +37,7 @@ static double dot_of(const struct fisher_case *c, const struct inputs *in, int64
     *magnitude = 0;
     for (int64_t n = 0; n < c->rows; n++)
         for (int64_t k = 0; k < c->cols; k++) {
-            double d = (double)in->w[n * c->cols + k] - in->w_hat[n * c->cols + k];
-            double product = d * in->x[t * c->cols + k] * in->g[t * c->rows + n];
+            double product = (double)in->d[n * c->cols + k] * in->x[t * c->cols + k] * in->g[t * c->rows + n];
             sum += product;
             *magnitude += fabs(product);
         }
@@ -55,7 +49,7 @@ static void fisher_case(const struct fisher_case *c) {
     struct inputs in = inputs(c);
     assert_ok(dev.b->fisher(dev.s, &in.a, &err));
     const double *sum = get_doubles(in.a.sum, c->windows), *squares = get_doubles(in.a.squares, c->windows);
-    double unit = dev.b->activation == DTYPE_BF16 ? 0x1p-8 : 5e-7; /* D is rounded to bf16 */
+    double unit = dev.b->activation == DTYPE_BF16 ? 0x1p-8 : 5e-7; /* x·Dᵀ is rounded to bf16 */
     for (int64_t i = 0; i < c->windows; i++) {
         double want = 0, want_squares = 0, tolerance = 0, squares_tolerance = 0;
         for (int64_t t = i * c->length; t < (i + 1) * c->length; t++) {
@@ -79,20 +73,22 @@ static void fisher_sums_squared_losses_by_window(void **state) {
     }
 }
 
-static void weights_that_are_kept_cost_nothing(void **state) {
+static void weights_that_stay_cost_nothing(void **state) {
     (void)state;
     const struct fisher_case c = {2, 5, 12, 24};
     seed(70);
     struct inputs in = inputs(&c);
-    in.a.w_hat = put_matrix(in.w, c.rows, c.cols, 0); /* values of the activation type */
+    in.a.d = put_activation(host_zeros(c.rows * c.cols), c.rows, c.cols, 0);
     assert_ok(dev.b->fisher(dev.s, &in.a, &err));
     assert_true(get_doubles(in.a.sum, 2)[1] == 0 && get_doubles(in.a.squares, 2)[1] == 0);
 }
 
-/* What a window scores does not depend on which others are in the call. */
+/* What a window scores does not depend on which others are in the call, but for how a product of another size adds up:
+ * in bf16 that may round an output's error to its neighbour. */
 static void a_window_scores_the_same_alone(void **state) {
     (void)state;
     const struct fisher_case c = {3, 64, 40, 96};
+    double bound = dev.b->activation == DTYPE_BF16 ? 0x1p-8 : 1e-6;
     seed(71);
     struct inputs in = inputs(&c);
     assert_ok(dev.b->fisher(dev.s, &in.a, &err));
@@ -100,7 +96,7 @@ static void a_window_scores_the_same_alone(void **state) {
     in.a.x = put_activation(in.x + 2 * 64 * 96, 64, 96, PAD);
     in.a.g = put_activation(in.g + 2 * 64 * 40, 64, 40, 1);
     assert_ok(dev.b->fisher(dev.s, &in.a, &err));
-    assert_near(get_doubles(in.a.sum, 1)[0], together, 1e-6 * together);
+    assert_near(get_doubles(in.a.sum, 1)[0], together, bound * together);
 }
 
 static void row_norms_sum_squares_and_their_roots(void **state) {
@@ -131,7 +127,7 @@ static void row_norms_sum_squares_and_their_roots(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fisher_sums_squared_losses_by_window),
-        cmocka_unit_test(weights_that_are_kept_cost_nothing),
+        cmocka_unit_test(weights_that_stay_cost_nothing),
         cmocka_unit_test(a_window_scores_the_same_alone),
         cmocka_unit_test(row_norms_sum_squares_and_their_roots),
     };

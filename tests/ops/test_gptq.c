@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "tests/ops/calibration.h"
 #include "tests/ops/harness.h"
 #include "tests/ops/reference.h"
 #include "tests/ops/reference_gptq.h"
@@ -13,42 +14,6 @@
  * rounding of U and of the corrections, which the step of a fine grid magnifies. */
 static double near_tie(int bits) {
     return 5e-7 * (1 << bits);
-}
-
-/* H = XᵀX of T tokens whose channels hang together and differ in size, [K, K]. */
-static double *correlated(int64_t tokens, int64_t cols) {
-    double *h = host_doubles(cols * cols), *x = host_doubles(cols), mean[4];
-    for (int64_t t = 0; t < tokens; t++) {
-        for (int i = 0; i < 4; i++)
-            mean[i] = normal();
-        for (int64_t k = 0; k < cols; k++)
-            x[k] = (0.3 + 2.0 * (double)(k * 7 % 11 == 0)) * (mean[k % 4] + mean[(k / 4) % 4] + 0.7 * normal());
-        for (int64_t i = 0; i < cols; i++)
-            for (int64_t j = 0; j < cols; j++)
-                h[i * cols + j] += x[i] * x[j];
-    }
-    return h;
-}
-
-static void kill_channel(double *h, int64_t cols, int64_t dead) {
-    for (int64_t k = 0; k < cols; k++)
-        h[k * cols + dead] = h[dead * cols + k] = 0;
-}
-
-/* On the device in its gram type, to which the host's values are rounded too. */
-static struct mat put_gram(double *h, int64_t cols) {
-    struct mat m = {NULL, cols, cols, cols, dev.b->gram_type};
-    float *narrow = host_zeros(cols * cols);
-    for (int64_t i = 0; m.type == DTYPE_F32 && i < cols * cols; i++)
-        h[i] = narrow[i] = (float)h[i];
-    m.data = m.type == DTYPE_F32 ? put(narrow, cols * cols) : put((const float *)h, 2 * cols * cols);
-    return m;
-}
-
-static struct factor device_factor(int64_t cols) {
-    struct factor f;
-    assert_ok(factor_alloc(dev.b, dev.s, cols, &f, &err));
-    return f;
 }
 
 static void release(struct factor *f) {
@@ -345,7 +310,8 @@ static double drift_of(const float *w, const struct outcome *o, struct mat h) {
         w_hat[i] = ((float)o->codes[i] - o->zero[g]) * o->scale[g];
     }
     struct error_report report;
-    struct error_args a = {put_matrix(w, q->rows, q->cols, 0), put_matrix(w_hat, q->rows, q->cols, 0), h, NULL};
+    struct error_args a = {
+        .w = put_matrix(w, q->rows, q->cols, 0), .w_hat = put_matrix(w_hat, q->rows, q->cols, 0), .h = h};
     assert_ok(dev.b->error(dev.s, &a, &report, &err));
     return report.drift_num / report.drift_den;
 }
@@ -537,14 +503,17 @@ static void check_golden(const json_t *golden) {
     struct factor f = device_factor(cols);
     struct factor_args a = {put_gram(wide, cols), c.order, c.group, (double)c.damp / PARTS, &f};
     assert_ok(dev.b->factor(dev.s, &a, &err));
-    struct outcome o = quantize(w, rows, cols, &c, &f);
-    const float *codes = floats_of(golden, "codes", rows * cols);
-    const float *scale = floats_of(golden, "scale", rows * o.q.groups);
-    const float *zero = floats_of(golden, "zero", rows * o.q.groups);
+    struct quantized q = device_quantized(rows, cols, &c);
+    struct quantize_report report;
+    assert_ok(
+        dev.b->quantize(dev.s, &(struct quantize_args){put_matrix(w, rows, cols, 3), c, a.h, &f, &q, &report}, &err));
+    const float *want = floats_of(golden, "codes", rows * cols);
+    const uint8_t *codes = get_bytes(q.codes, rows * cols);
     for (int64_t i = 0; i < rows * cols; i++)
-        assert_true(o.codes[i] == codes[i]);
-    assert_memory_equal(o.scale, scale, (size_t)(rows * o.q.groups) * sizeof *scale);
-    assert_memory_equal(o.zero, zero, (size_t)(rows * o.q.groups) * sizeof *zero);
+        assert_true(codes[i] == want[i]);
+    size_t bytes = (size_t)(rows * q.groups) * sizeof(float);
+    assert_memory_equal(get_floats(q.scale, rows * q.groups), floats_of(golden, "scale", rows * q.groups), bytes);
+    assert_memory_equal(get_floats(q.zero, rows * q.groups), floats_of(golden, "zero", rows * q.groups), bytes);
     release(&f);
 }
 

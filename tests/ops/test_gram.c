@@ -248,6 +248,26 @@ static void a_known_denominator_is_taken_over(void **state) {
     assert_true(second.weight_frobenius == first.weight_frobenius);
 }
 
+/* Rounded to what Linears read and write, in rows that lie apart. */
+static void the_difference_is_handed_out(void **state) {
+    (void)state;
+    seed(37);
+    enum { N = 16, K = 80 };
+    struct linear_case l = linear_case(20, N, K, &(struct candidate){.method = METHOD_RTN, .bits = 3, .group = 16});
+    struct error_report with, without;
+    assert_ok(dev.b->error(dev.s, &l.args, &without, &err));
+    l.args.difference = put_activation(host_zeros(N * K), N, K, 3);
+    assert_ok(dev.b->error(dev.s, &l.args, &with, &err));
+    assert_memory_equal(&with, &without, sizeof with);
+    double *scale = host_doubles(N * K);
+    for (int i = 0; i < N * K; i++)
+        scale[i] = fabs(l.d[i]);
+    assert_matrix(l.args.difference, l.d, scale, 1e-7);
+    l.args.h = (struct mat){0};
+    assert_ok(dev.b->error(dev.s, &l.args, &with, &err));
+    assert_matrix(l.args.difference, l.d, scale, 1e-7);
+}
+
 static void without_h_there_is_no_drift(void **state) {
     (void)state;
     seed(34);
@@ -278,6 +298,7 @@ int main(void) {
         cmocka_unit_test(drift_equals_the_output_error),
         cmocka_unit_test(a_known_denominator_is_taken_over),
         cmocka_unit_test(without_h_there_is_no_drift),
+        cmocka_unit_test(the_difference_is_handed_out),
         cmocka_unit_test(a_perfect_copy_has_no_error),
     };
     const struct CMUnitTest cpu_tests[] = {

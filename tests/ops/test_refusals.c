@@ -159,7 +159,7 @@ static struct factor_args factor_arguments(void) {
     static int32_t order[K];
     static uint8_t dead[K];
     static struct factor out;
-    out = (struct factor){K, put(host_zeros(K * K), K * K), order, dead, 0};
+    out = (struct factor){K, put(host_zeros(K * K), K * K), order, dead, 0, 0};
     return (struct factor_args){{put(identity, 2 * K * K), K, K, K, dev.b->gram_type}, ORDER_NATURAL, 0, 0.01, &out};
 }
 
@@ -228,7 +228,7 @@ static void dequantize_refuses_another_shape(void **state) {
 }
 
 static struct error_args error_arguments(void) {
-    return (struct error_args){fp32_zeros(N, K), fp32_zeros(N, K), device_gram(K), NULL};
+    return (struct error_args){.w = fp32_zeros(N, K), .w_hat = fp32_zeros(N, K), .h = device_gram(K)};
 }
 
 static void error_refuses_shapes_that_do_not_fit(void **state) {
@@ -251,6 +251,41 @@ static void error_refuses_shapes_that_do_not_fit(void **state) {
         a.h.stride = cases[i].h_stride;
         assert_refused(dev.b->error(dev.s, &a, &report, &err), RC_INVALID, cases[i].part);
     }
+    a = error_arguments();
+    a.difference = zeros(N, K - 1);
+    assert_refused(dev.b->error(dev.s, &a, &report, &err), RC_INVALID, "error: difference: [4, 7] where [4, 8]");
+    a.difference = zeros(N, K);
+    a.difference.type = DTYPE_F16;
+    assert_refused(dev.b->error(dev.s, &a, &report, &err), RC_UNSUPPORTED, "of type");
+}
+
+static struct kfac_args kfac_arguments(void) {
+    return (struct kfac_args){fp32_zeros(N, K), fp32_zeros(N, K), device_gram(K), device_gram(N)};
+}
+
+static void kfac_refused(struct kfac_args a, enum rc rc, const char *part) {
+    struct kfac_report report;
+    assert_refused(dev.b->kfac(dev.s, &a, &report, &err), rc, part);
+}
+
+static void kfac_refuses_factors_of_another_size(void **state) {
+    (void)state;
+    struct kfac_report report;
+    struct kfac_args good = kfac_arguments(), a = good;
+    assert_ok(dev.b->kfac(dev.s, &good, &report, &err));
+    a.w_hat.cols = 7;
+    kfac_refused(a, RC_INVALID, "kfac: w_hat: [4, 7] where [4, 8]");
+    a = good;
+    a.h = device_gram(N);
+    kfac_refused(a, RC_INVALID, "kfac: h: [4, 4] where [8, 8]");
+    a = good;
+    a.g = device_gram(K);
+    kfac_refused(a, RC_INVALID, "kfac: g: [8, 8] where [4, 4]");
+    a.g = (struct mat){0};
+    kfac_refused(a, RC_INVALID, "kfac: g");
+    a = good;
+    a.g.type = DTYPE_F16;
+    kfac_refused(a, RC_UNSUPPORTED, "of type");
 }
 
 int main(void) {
@@ -268,6 +303,7 @@ int main(void) {
         cmocka_unit_test(candidates_that_nobody_can_make_are_refused),
         cmocka_unit_test(dequantize_refuses_another_shape),
         cmocka_unit_test(error_refuses_shapes_that_do_not_fit),
+        cmocka_unit_test(kfac_refuses_factors_of_another_size),
     };
     return RUN_ON_BACKENDS("refusals", tests);
 }

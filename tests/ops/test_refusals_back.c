@@ -109,8 +109,7 @@ static void score_back_refuses_labels_and_shapes_that_do_not_fit(void **state) {
 static struct fisher_args fisher_arguments(void) {
     return (struct fisher_args){.x = zeros(T, K),
                                 .g = zeros(T, N),
-                                .w = zeros(N, K),
-                                .w_hat = fp32_zeros(N, K),
+                                .d = zeros(N, K),
                                 .length = T,
                                 .sum = device_doubles(1),
                                 .squares = device_doubles(1)};
@@ -120,8 +119,7 @@ static void fisher_refuses_shapes_that_do_not_fit(void **state) {
     (void)state;
     ACCEPTED(fisher);
     REFUSED(fisher, RC_INVALID, "fisher: g: [3, 3] where [3, 4]", a.g.cols = 3);
-    REFUSED(fisher, RC_INVALID, "fisher: w: [4, 7] where [4, 8]", a.w.cols = 7);
-    REFUSED(fisher, RC_INVALID, "fisher: w_hat", a.w_hat.rows = 5);
+    REFUSED(fisher, RC_INVALID, "fisher: d: [4, 7] where [4, 8]", a.d.cols = 7);
     REFUSED(fisher, RC_INVALID, "no whole windows of 2", a.length = 2);
     REFUSED(fisher, RC_INVALID, "fisher: sum", a.sum = NULL);
     REFUSED(fisher, RC_INVALID, "fisher: squares", a.squares = NULL);
@@ -223,6 +221,7 @@ static void matrices_of_another_type_are_refused(void **state) {
     REFUSED(score_back, RC_UNSUPPORTED, "of type", a.x.type = DTYPE_F16);
     REFUSED(sample_labels, RC_UNSUPPORTED, "of type", a.x.type = DTYPE_F16);
     REFUSED(fisher, RC_UNSUPPORTED, "of type", a.g.type = DTYPE_F16);
+    REFUSED(fisher, RC_UNSUPPORTED, "of type", a.d.type = DTYPE_F16);
     REFUSED(row_norms, RC_UNSUPPORTED, "of type", a.g.type = DTYPE_F16);
     REFUSED(kl_back, RC_UNSUPPORTED, "of type", a.x.type = DTYPE_F16);
     REFUSED(kl_back, RC_UNSUPPORTED, "of type", a.x_ref.type = DTYPE_F16);

@@ -7,7 +7,7 @@
 
 #define FOR_EACH(i, table) for (size_t i = 0; (i) < sizeof(table) / sizeof *(table); (i)++)
 
-static const struct { int64_t rows, cols; } sizes[] = {{1, 1}, {3, 17}, {33, 100}, {130, 257}};
+static const struct { int64_t rows, cols; } sizes[] = {{1, 1}, {3, 17}, {33, 100}, {130, 257}, {9, 1040}};
 
 /* A matrix of any float type on the device, with `pad` more columns; `host` gets the values it holds. */
 static struct mat put_as(float *host, int64_t rows, int64_t cols, int64_t pad, enum dtype type) {
@@ -29,12 +29,12 @@ static double factor(const float *factors, int64_t i) {
 static void rows_and_columns_are_scaled(void **state) {
     (void)state;
     static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
-    FOR_EACH(s, sizes) FOR_EACH(t, types) for (int which = 0; which < 4; which++) {
-        int64_t rows = sizes[s].rows, cols = sizes[s].cols;
+    FOR_EACH(s, sizes) FOR_EACH(t, types) for (int which = 0; which < 8; which++) {
+        int64_t rows = sizes[s].rows, cols = sizes[s].cols, pad = which & 4; /* 4: rows begin at multiples of it */
         if (types[t] != DTYPE_F32 && !dev.b->weights_as_stored) continue;
         seed(70 + s);
         float *m = host_normal(rows * cols, 1), *by_row = host_normal(rows, 2), *by_col = host_normal(cols, 2);
-        struct scale_args a = {.m = put_as(m, rows, cols, 3, types[t])};
+        struct scale_args a = {.m = put_as(m, rows, cols, pad ? pad : 3, types[t])};
         if (which & 1) a.by_row = put(by_row, rows);
         if (which & 2) a.by_col = put(by_col, cols);
         double *want = host_doubles(rows * cols), *scale = host_doubles(rows * cols);
@@ -42,10 +42,10 @@ static void rows_and_columns_are_scaled(void **state) {
             want[i] = m[i] * factor(which & 1 ? by_row : NULL, i / cols) * factor(which & 2 ? by_col : NULL, i % cols);
             scale[i] = fabs(want[i]) + 1e-30;
         }
-        a.out = put_matrix(host_zeros(rows * cols), rows, cols, 2);
+        a.out = put_matrix(host_zeros(rows * cols), rows, cols, pad ? 2 * pad : 2);
         assert_ok(dev.b->scale(dev.s, &a, &err));
         assert_matrix(a.out, want, scale, 0x1p-22);
-        a.out = put_activation(host_zeros(rows * cols), rows, cols, 2);
+        a.out = put_activation(host_zeros(rows * cols), rows, cols, pad);
         assert_ok(dev.b->scale(dev.s, &a, &err));
         assert_matrix(a.out, want, scale, 0x1p-22);
     }

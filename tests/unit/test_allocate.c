@@ -324,32 +324,40 @@ static void error_score_is_the_squared_relative_weight_error(void **state) {
     json_decref(by_error);
 }
 
-/* Inputs whose rows have a Fisher score; but for row `without`. */
-static json_t *fisher_inputs(size_t without) {
+/* Inputs whose rows have this score of the loss; but for row `without`. */
+static json_t *loss_inputs(const char *score, size_t without) {
     json_t *inputs = make_inputs(), *rows = json_object_get(json_object_get(inputs, "profile"), "rows"), *row;
     size_t i;
     json_array_foreach(rows, i, row) {
         json_t *data = json_object_get(row, "data");
         double drift = json_number_value(json_object_get(data, "drift"));
-        json_object_set_new(data, "fisher", i == without ? json_null() : json_real(3 * drift));
+        json_object_set_new(data, score, i == without ? json_null() : json_real(3 * drift));
     }
     return inputs;
 }
 
-static void fisher_score_is_the_profiles(void **state) {
-    (void)state;
-    static const char spec[] = "\"budget\":{\"average_bits\":3.3},\"score\":\"fisher\"";
+static void check_loss_score(const char *score) {
+    char spec[96];
+    snprintf(spec, sizeof spec, "\"budget\":{\"average_bits\":3.3},\"score\":\"%s\"", score);
     struct err e;
-    json_t *by_drift = succeed("\"budget\":{\"average_bits\":3.3}"), *by_fisher, *none, *inputs = fisher_inputs(1000);
-    assert_int_equal(run_over(inputs, spec, &by_fisher, &e), RC_OK);
-    assert_true(fabs(member_number(by_fisher, "objective") - 3 * member_number(by_drift, "objective")) < 1e-12);
+    json_t *by_drift = succeed("\"budget\":{\"average_bits\":3.3}"), *by_score, *none;
+    json_t *inputs = loss_inputs(score, 1000);
+    assert_int_equal(run_over(inputs, spec, &by_score, &e), RC_OK);
+    assert_true(fabs(member_number(by_score, "objective") - 3 * member_number(by_drift, "objective")) < 1e-12);
     json_decref(inputs);
-    inputs = fisher_inputs(7);
+    inputs = loss_inputs(score, 7);
     assert_int_equal(run_over(inputs, spec, &none, &e), RC_INVALID);
     assert_string_equal(e.pointer, "/score");
     json_decref(inputs);
     json_decref(by_drift);
-    json_decref(by_fisher);
+    json_decref(by_score);
+}
+
+static void scores_of_the_loss_are_the_profiles(void **state) {
+    (void)state;
+    check_loss_score("fisher");
+    check_loss_score("kfac");
+    check_loss_score("diag");
 }
 
 static void upgrade_promotes_to_sixteen_else_eight(void **state) {
@@ -417,7 +425,7 @@ int main(void) {
         cmocka_unit_test(uniform_recipes_stand_beside_the_assignment),
         cmocka_unit_test(frontier_is_in_bytes_whatever_the_budget),
         cmocka_unit_test(error_score_is_the_squared_relative_weight_error),
-        cmocka_unit_test(fisher_score_is_the_profiles),
+        cmocka_unit_test(scores_of_the_loss_are_the_profiles),
         cmocka_unit_test(upgrade_promotes_to_sixteen_else_eight),
         cmocka_unit_test(damaged_profiles_are_refused),
     };

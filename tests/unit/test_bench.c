@@ -34,6 +34,9 @@ static void floors_are_counted_from_the_shapes(void **state) {
     assert_true(work_drift(m, three, 3) == 4 * once); /* HQQ's, and its twin's */
     double block = 2 * (TOKENS * linears + attention), heads = 1 + BLOCKS * 7;
     assert_true(work_sweep(m, WINDOWS, LENGTH) == (2 + 7 * 2 + 7) * block + heads * work_head(m, WINDOWS, LENGTH));
+    double back = 2 * linears - DOWN, twice = 2 * work_head(m, WINDOWS, LENGTH);
+    assert_true(work_back(m, WINDOWS, LENGTH) == 2 * BLOCKS * (TOKENS * back + 3 * attention) + twice);
+    assert_true(work_fisher(m, TOKENS, three, 3) == 2 * (2.0 * BLOCKS * TOKENS * linears));
     model_close(m);
 }
 
@@ -115,6 +118,23 @@ static void what_was_not_measured_is_null(void **state) {
     json_decref(report);
 }
 
+/* Beside the eval of the same windows. */
+static void scores_are_timed_against_a_forward_pass(void **state) {
+    (void)state;
+    json_t *report = measured(GOLDEN "llama/config.json", "fisher,eval");
+    const json_t *phases = json_object_get(report, "phases");
+    check_phase(json_array_get(phases, 0), "eval");
+    check_phase(json_array_get(phases, 1), "fisher, 1 candidate");
+    double ratio = json_real_value(json_object_get(json_array_get(phases, 1), "seconds")) /
+                   json_real_value(json_object_get(json_array_get(phases, 0), "seconds"));
+    assert_true(json_real_value(json_object_get(report, "fisher_ratio")) == ratio);
+    assert_true(json_real_value(json_object_get(report, "fisher_allowed")) > 4);
+    json_decref(report);
+    report = measured(GOLDEN "llama/config.json", "fisher");
+    assert_true(json_is_null(json_object_get(report, "fisher_ratio")));
+    json_decref(report);
+}
+
 /* Quantizing from calibration is timed over all the windows. */
 static void calibrations_are_timed(void **state) {
     (void)state;
@@ -181,6 +201,7 @@ int main(void) {
         cmocka_unit_test(calibrations_are_timed),
         cmocka_unit_test(sweeps_are_timed),
         cmocka_unit_test(every_linear_is_quantized),
+        cmocka_unit_test(scores_are_timed_against_a_forward_pass),
         cmocka_unit_test(options_that_make_no_sense_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -50,11 +50,11 @@ static void expect_problem(const char *text, const char *pointer) {
 /* A candidate of every kind there could be, whether it exists or not. */
 static struct candidate recipe(int n) {
     static const int bits[] = {2, 3, 4, 5, 6, 8, 16}, groups[] = {0, 16, 17, 64, 1000, 1024}, damps[] = {0, 100, 1234};
-    static const int clips[] = {0, 9000, 9999};
+    static const int clips[] = {0, 9000, 9999}, descends[] = {0, DESCEND_MAX, DESCEND_MAX + 1};
     struct candidate c = {0};
-    int *const fields[] = {(int *)&c.method, (int *)&c.zero, (int *)&c.layout,    &c.bits, &c.group, (int *)&c.range,
-                           (int *)&c.order,  &c.damp,        (int *)&c.fp8_scale, &c.clip};
-    const int counts[] = {METHODS, 2, 2, 7, 6, RANGE_RATIO + 1, ORDER_STATIC_GROUPS + 1, 3, 2, 3};
+    int *const fields[] = {(int *)&c.method, (int *)&c.zero, (int *)&c.layout,    &c.bits, &c.group,  (int *)&c.range,
+                           (int *)&c.order,  &c.damp,        (int *)&c.fp8_scale, &c.clip, &c.descend};
+    const int counts[] = {METHODS, 2, 2, 7, 6, RANGE_RATIO + 1, ORDER_STATIC_GROUPS + 1, 3, 2, 3, 3};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         *fields[i] = n % counts[i];
         n /= counts[i];
@@ -63,6 +63,7 @@ static struct candidate recipe(int n) {
     c.group = groups[c.group];
     c.damp = damps[c.damp];
     c.clip = clips[c.clip];
+    c.descend = descends[c.descend];
     c.symmetric = n & 1;
     c.sequential = n >> 1 & 1;
     c.guided = n >> 2 & 1;
@@ -72,13 +73,13 @@ static struct candidate recipe(int n) {
 static bool equal(const struct candidate *a, const struct candidate *b) {
     return a->method == b->method && a->bits == b->bits && a->group == b->group && a->symmetric == b->symmetric &&
            a->zero == b->zero && a->layout == b->layout && a->range == b->range && a->clip == b->clip &&
-           a->order == b->order && a->damp == b->damp && a->sequential == b->sequential && a->guided == b->guided &&
-           a->fp8_scale == b->fp8_scale;
+           a->order == b->order && a->damp == b->damp && a->descend == b->descend && a->sequential == b->sequential &&
+           a->guided == b->guided && a->fp8_scale == b->fp8_scale;
 }
 
 static void every_recipe_has_an_id_that_reads_back(void **state) {
     (void)state;
-    enum { RECIPES = METHODS * 2 * 2 * 7 * 6 * 6 * 4 * 3 * 2 * 3 * 8 };
+    enum { RECIPES = METHODS * 2 * 2 * 7 * 6 * 6 * 4 * 3 * 2 * 3 * 3 * 8 };
     int valid[METHODS] = {0};
     for (int n = 0; n < RECIPES; n += 1) {
         struct candidate c = recipe(n), back;
@@ -96,7 +97,7 @@ static void every_recipe_has_an_id_that_reads_back(void **state) {
     assert_int_equal(valid[METHOD_RTN], 6 * 6 * (4 + 2 * 2) * (2 + 1 + 1));
     assert_int_equal(valid[METHOD_HQQ], 6 * 6 * 4 * (2 + 1));
     assert_int_equal(valid[METHOD_AWQ], 6 * 6 * (4 + 2 * 2) * (2 + 1) * 3);
-    assert_int_equal(valid[METHOD_GPTQ], 6 * 6 * (3 + 2 * 2) * (2 + 1) * 4 * 2 * 3);
+    assert_int_equal(valid[METHOD_GPTQ], 6 * 6 * (3 + 2 * 2) * (2 + 1) * 4 * 2 * 2 * 3);
     assert_int_equal(valid[METHOD_AWQ_GPTQ], valid[METHOD_GPTQ]);
 }
 
@@ -124,7 +125,9 @@ static void knows_the_canonical_spelling(void **state) {
                                       "hqq3g64-mse",
                                       "gptq4g64-pct0.9999",
                                       "gptq3g64-guided",
-                                      "awq3g64-minmax-guided"};
+                                      "awq3g64-minmax-guided",
+                                      "awq+gptq3g64-damp0.01-descend2-guided",
+                                      "gptq4g64-descend8-static"};
     struct candidate c;
     struct err e;
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
@@ -153,6 +156,11 @@ static void refuses_other_spellings(void **state) {
                                       "gptq4g64-intzero",
                                       "gptq4g64-damp0.05",
                                       "gptq4g64-damp0.010",
+                                      "gptq4g64-descend0",
+                                      "gptq4g64-descend9",
+                                      "gptq4g64-descend02",
+                                      "gptq4g64-descend2-damp0.01",
+                                      "rtn4g64-descend2",
                                       "gptq4g64-output",
                                       "gptq4g64-sequential",
                                       "gptq4g64-static-guided",
@@ -211,6 +219,13 @@ static void faults_are_where_they_stand(void **state) {
     expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"damp\":0}]", "/0/damp");
     expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"damp\":[0.01,0.00001]}]", "/0/damp/1");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"damp\":0.01}]", "/0/damp");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"descend\":[0,8,9]}]", "/0/descend/2");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"descend\":-1}]", "/0/descend");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"descend\":4294967296}]", "/0/descend");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"descend\":true}]", "/0/descend");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"descend\":2.0}]", "/0/descend");
+    expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"descend\":2}]", "/0/descend");
+    expect_problem("[{\"method\":\"awq\",\"bits\":4,\"descend\":0}]", "/0/descend");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"guided\":true}]", "/0/guided");
     expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"guided\":1}]", "/0/guided");
     expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true],\"sequential\":true}]", "/0/sequential");
@@ -248,6 +263,8 @@ static void methods_have_their_defaults(void **state) {
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"symmetric\":[true,false]}]", "gptq4g64-sym gptq4g64");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"damp\":[0.01,0.05,1],\"sequential\":false}]",
                "gptq4g64-damp0.01-static gptq4g64-static gptq4g64-damp1-static");
+    expect_ids("[{\"method\":[\"gptq\",\"awq+gptq\"],\"bits\":4,\"descend\":[0,2]}]",
+               "gptq4g64 gptq4g64-descend2 awq+gptq4g64 awq+gptq4g64-descend2");
     expect_ids("[{\"method\":[\"gptq\",\"awq\"],\"bits\":4,\"guided\":[false,true]}]",
                "gptq4g64 gptq4g64-guided awq4g64 awq4g64-guided");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true],\"sequential\":false}]",

@@ -1,4 +1,4 @@
-/* The gram walk on the way back: its H is the gram walk's to the last bit, its H_w and Fisher scores are what their
+/* The gram walk on the way back: its H is the gram walk's to the last bit, its H_w, its G and its scores are what their
  * definitions say in float64, and what labels' gradients tell of a change is what the model loses by it, in nats. */
 #include "tests/unit/golden_model.h"
 
@@ -12,8 +12,9 @@ static const double noise[CANDIDATES] = {0.02, 0.05}; /* of a weight's size, as 
 
 struct linear_result {
     float *w_hat[CANDIDATES]; /* [N, K] */
-    double fisher[CANDIDATES];
+    double fisher[CANDIDATES], kfac[CANDIDATES], diag[CANDIDATES];
     int scores;
+    double *g; /* [N, N] */
 };
 
 struct input_result {
@@ -47,8 +48,24 @@ static void fill_slot(struct golden *g, struct mat w, double size, struct gram_s
     *kept = arena_alloc(&g->arena, (size_t)(w.rows * w.cols) * sizeof **kept);
     for (int64_t i = 0; i < w.rows * w.cols; i++)
         (*kept)[i] = (float)(f32_row(w, 0)[i] + step * normal(g));
-    memcpy(slot->w_hat.data, *kept, (size_t)(w.rows * w.cols) * sizeof **kept);
+    for (int64_t i = 0; i < w.rows * w.cols; i++)
+        ((float *)slot->d.data)[i] = f32_row(w, 0)[i] - (*kept)[i];
     slot->filled = true;
+}
+
+/* Of what fill_slot made. */
+static void take_kfac(struct walked *r, const struct gram_input *in, int n) {
+    struct linear_result *out = &r->linears[in->index[n]];
+    int64_t rows = in->w[n].rows;
+    out->g = copy_doubles(r->g, in->g[n].data, rows * rows);
+    for (int c = 0; out->w_hat[c] && c < CANDIDATES; c++) {
+        struct kfac_report report;
+        struct kfac_args a = {
+            .w = in->w[n], .w_hat = matf(out->w_hat[c], rows, in->w[n].cols), .h = in->h, .g = in->g[n]};
+        golden_must(r->g, backend_cpu.kfac(r->g->job.device, &a, &report, &r->g->err));
+        out->kfac[c] = kfac_score(&r->g->windows, report.kfac);
+        out->diag[c] = kfac_score(&r->g->windows, report.diag);
+    }
 }
 
 static enum rc take_input(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
@@ -63,11 +80,14 @@ static enum rc take_input(void *ctx, const struct job *job, const struct gram_in
     for (int n = 0; n < in->count; n++)
         for (int c = 0; in->slots[n] && in->mine[n] && c < CANDIDATES; c++)
             fill_slot(r->g, in->w[n], noise[c], &in->slots[n][c], &r->linears[in->index[n]].w_hat[c]);
+    for (int n = 0; n < in->count; n++)
+        if (in->g[n].data) take_kfac(r, in, n);
     return RC_OK;
 }
 
-static enum rc take_score(void *ctx, int64_t linear, size_t candidate, double fisher, struct err *e) {
-    (void)e;
+static enum rc take_score(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher,
+                          struct err *e) {
+    (void)job, (void)e;
     struct linear_result *out = &((struct walked *)ctx)->linears[linear];
     assert_in_range(candidate, 0, CANDIDATES - 1);
     out->fisher[candidate] = fisher;
@@ -99,7 +119,7 @@ static struct grad_walk grad_walk(struct golden *g, struct walked *r, int64_t sc
 struct direct {
     struct walked *r;
     double sum[LINEARS_MAX][CANDIDATES];
-    double *h_w[8][INPUT_COUNT], *norms; /* [T] of the input at hand */
+    double *h_w[8][INPUT_COUNT], *g[LINEARS_MAX];
 };
 
 static double dot_of_error(const struct linear_gradient *at, int64_t t, const float *w_hat) {
@@ -130,6 +150,16 @@ static void add_weighed(struct direct *d, const struct linear_gradient *at) {
     }
 }
 
+static void add_outer(struct direct *d, int index, struct mat g) {
+    double **sum = &d->g[index];
+    if (*sum == NULL)
+        *sum = memset(arena_alloc(&d->r->g->arena, (size_t)(g.cols * g.cols) * sizeof **sum), 0,
+                      (size_t)(g.cols * g.cols) * sizeof **sum);
+    for (int64_t t = 0; t < g.rows; t++)
+        for (int64_t i = 0; i < g.cols * g.cols; i++)
+            (*sum)[i] += (double)f32_row(g, t)[i / g.cols] * f32_row(g, t)[i % g.cols];
+}
+
 static enum rc add_direct(void *ctx, const struct linear_gradient *at, struct err *e) {
     (void)e;
     struct direct *d = ctx;
@@ -141,7 +171,26 @@ static enum rc add_direct(void *ctx, const struct linear_gradient *at, struct er
             d->sum[index][c] += dot * dot;
         }
     add_weighed(d, at);
+    add_outer(d, index, at->g);
     return RC_OK;
+}
+
+/* ½·tr(G·D·H·Dᵀ)/T over the scored tokens; `diagonal`: of G no more than that. */
+static double direct_kfac(const struct direct *d, int64_t index, int c, bool diagonal) {
+    const struct linear *l = &d->r->g->model->linears[index];
+    const double *h = d->r->inputs[l->block][l->input].h, *g = d->g[index];
+    const float *w = golden_widen(d->r->g, l->weight)->data, *w_hat = d->r->linears[index].w_hat[c];
+    double sum = 0;
+    for (int64_t n = 0; n < l->rows; n++)
+        for (int64_t k = 0; k < l->cols; k++) {
+            double dh = 0, gd = 0;
+            for (int64_t j = 0; j < l->cols; j++)
+                dh += ((double)w[n * l->cols + j] - w_hat[n * l->cols + j]) * h[j * l->cols + k];
+            for (int64_t m = diagonal ? n : 0; m < (diagonal ? n + 1 : l->rows); m++)
+                gd += g[n * l->rows + m] * ((double)w[m * l->cols + k] - w_hat[m * l->cols + k]);
+            sum += gd * dh;
+        }
+    return sum / 2 / (GOLDEN_WINDOWS * GOLDEN_LENGTH) / (GOLDEN_WINDOWS * (GOLDEN_LENGTH - 1));
 }
 
 static void assert_close(const double *got, const double *want, int64_t count, double tolerance) {
@@ -160,6 +209,7 @@ static void scores_and_weighed_grams_are_those_of_their_definitions(void **state
     static struct walked r;
     golden_open(&g, "qwen2");
     struct grad_walk walk = grad_walk(&g, &r, SCORED);
+    walk.outer = true;
     golden_must(&g, grad_walk_run(&walk, &g.err));
     struct direct d = {.r = &r};
     struct reverse_hooks hooks = {.ctx = &d, .linear = add_direct};
@@ -172,7 +222,11 @@ static void scores_and_weighed_grams_are_those_of_their_definitions(void **state
         for (int c = 0; c < CANDIDATES; c++) {
             double want = d.sum[i][c] / 2 / (SCORED * (GOLDEN_LENGTH - 1));
             assert_close(&r.linears[i].fisher[c], &want, 1, 1e-4);
+            double kfac = direct_kfac(&d, i, c, false), diag = direct_kfac(&d, i, c, true);
+            assert_close(&r.linears[i].kfac[c], &kfac, 1, 1e-4);
+            assert_close(&r.linears[i].diag[c], &diag, 1, 1e-4);
         }
+        assert_close(r.linears[i].g, d.g[i], linear->rows * linear->rows, 1e-5);
         assert_close(r.inputs[linear->block][linear->input].h_w, d.h_w[linear->block][linear->input],
                      linear->cols * linear->cols, 1e-5);
     }
@@ -222,6 +276,44 @@ static void score_does_not_depend_on_chunks(void **state) {
     for (int64_t i = 0; i < g.model->linear_count - 1; i++)
         assert_close(chunked.linears[i].fisher, narrow.linears[i].fisher, CANDIDATES, 1e-4);
     golden_close(&g);
+}
+
+static int visits; /* of a block by a chunk on the way back */
+static int64_t room_given;
+
+static enum rc counting_attention_back(struct backend_state *s, const struct attention_back_args *a, struct err *e) {
+    visits++;
+    return backend_cpu.attention_back(s, a, e);
+}
+
+static int64_t little_room(struct backend_state *s) {
+    (void)s;
+    return room_given;
+}
+
+/* Where there is room for what they read, and for all that it is taken for, the windows are not computed again. */
+static void kept_inputs_score_the_same(void **state) {
+    (void)state;
+    enum { CHUNK = 2, CHUNKS = (GOLDEN_WINDOWS + CHUNK - 1) / CHUNK, AGAIN = (SCORED + CHUNK - 1) / CHUNK };
+    static struct walked kept, again;
+    struct backend device = backend_cpu;
+    struct golden g;
+    device.chunk_tokens = CHUNK * GOLDEN_LENGTH;
+    device.own_memory = true;
+    device.attention_back = counting_attention_back;
+    for (int tight = 0; tight < 2; tight++) {
+        golden_open(&g, "phi3");
+        g.job.backend = &device;
+        room_given = 1 << 12;
+        if (tight) device.room = little_room;
+        visits = 0;
+        struct grad_walk walk = grad_walk(&g, tight ? &again : &kept, SCORED);
+        golden_must(&g, grad_walk_run(&walk, &g.err));
+        assert_int_equal(visits, g.model->arch.blocks * (CHUNKS + (tight ? AGAIN : 0)));
+        for (int64_t i = 0; tight && i < g.model->linear_count - 1; i++)
+            assert_memory_equal(kept.linears[i].fisher, again.linears[i].fisher, sizeof again.linears[i].fisher);
+        golden_close(&g);
+    }
 }
 
 static void only_what_is_wanted_is_walked(void **state) {
@@ -348,7 +440,10 @@ static enum rc quantize_both(void *ctx, const struct job *job, const struct gram
         struct input_group group = gram_input_group(job, g->b->source.model, in);
         if (which == 1) group.gram.h = in->h_w;
         for (int n = 0; n < in->count; n++) {
-            TRY(group_effective_weights(&group, n, &c, in->slots[n][which].w_hat, e));
+            struct mat d = in->slots[n][which].d; /* ŵ comes first */
+            TRY(group_effective_weights(&group, n, &c, d, e));
+            for (int64_t i = 0; i < d.rows * d.cols; i++)
+                f32_row(d, 0)[i] = f32_row(in->w[n], 0)[i] - f32_row(d, 0)[i];
             in->slots[n][which].filled = true;
         }
         input_group_release(&group);
@@ -356,8 +451,9 @@ static enum rc quantize_both(void *ctx, const struct job *job, const struct gram
     return RC_OK;
 }
 
-static enum rc add_up(void *ctx, int64_t linear, size_t candidate, double fisher, struct err *e) {
-    (void)linear, (void)e;
+static enum rc add_up(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher,
+                      struct err *e) {
+    (void)job, (void)linear, (void)e;
     ((struct guided *)ctx)->sum[candidate] += fisher;
     return RC_OK;
 }
@@ -393,6 +489,7 @@ int main(void) {
         cmocka_unit_test(scores_and_weighed_grams_are_those_of_their_definitions),
         cmocka_unit_test(gram_is_that_of_the_gram_walk),
         cmocka_unit_test(score_does_not_depend_on_chunks),
+        cmocka_unit_test(kept_inputs_score_the_same),
         cmocka_unit_test(only_what_is_wanted_is_walked),
         cmocka_unit_test(gradients_tell_what_the_model_loses),
         cmocka_unit_test(weighed_gram_makes_gptq_lose_less),

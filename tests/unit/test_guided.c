@@ -95,6 +95,7 @@ static void guided_goes_by_gradients(void **state) {
     golden_open(&g, "llama");
     struct candidate guided = candidate_default(METHOD_GPTQ, 3, 16), plain;
     guided.sequential = false;
+    guided.descend = 2;
     plain = guided;
     guided.guided = true;
     struct outcome o[2];

@@ -9,9 +9,12 @@
 #include <unistd.h>
 
 #define CALIBRATION FIXTURE "calibration.txt"
-#define PROFILE(samples)                                                                                               \
+#define PROFILE_WITH(samples, more)                                                                                    \
     "{'kind':'profile','model':'M','calibration':{'dataset':'D','samples':" samples ",'length':256,'sampling':"        \
-    "'sequential'},'candidates':[{'method':'rtn','bits':3,'group':64}],'layers':'layers\\\\.0\\\\.self_attn\\\\.q'}"
+    "'sequential'},'candidates':[{'method':'rtn','bits':3,'group':64}],'layers':'layers\\\\.0\\\\.self_attn\\\\."      \
+    "q'" more "}"
+#define PROFILE(samples) PROFILE_WITH(samples, "")
+#define KFAC ",'scores':['kfac']"
 #define EVAL(windows, more) "{'kind':'eval','model':'M','dataset':'D','length':256,'windows':" windows more "}"
 #define RTN3 ",'uniform':{'method':'rtn','bits':3,'group':64}"
 
@@ -78,6 +81,18 @@ static void grams_that_exceed_the_limit_are_refused(void **state) {
     run_release(&r);
 }
 
+/* q_proj has as many outputs as inputs: its G is as large as its H. */
+static void grams_of_gradients_count_too(void **state) {
+    (void)state;
+    struct run r;
+    same_under(PROFILE_WITH("4", KFAC), 2 * GRAM + 2 * SLOT);
+    run_init(&r);
+    r.ram_limit = 2 * GRAM - 1;
+    assert_int_equal(run_job(&r, FIXTURE "tiny", CALIBRATION, PROFILE_WITH("4", KFAC), NULL, NULL), RC_NO_MEMORY);
+    assert_non_null(strstr(r.err.message, "256.00 KiB"));
+    run_release(&r);
+}
+
 /* Peak resident bytes of a process that runs the job. */
 static int64_t peak(const char *spec, int64_t ram_limit) {
     fflush(NULL);
@@ -116,10 +131,9 @@ static void more_windows_take_no_more_memory(void **state) {
 /* The forks come first: a child inherits no thread of this process's computing. */
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(more_windows_take_no_more_memory),
-        cmocka_unit_test(limit_changes_no_bit),
-        cmocka_unit_test(only_what_exceeds_the_limit_spills),
-        cmocka_unit_test(grams_that_exceed_the_limit_are_refused),
+        cmocka_unit_test(more_windows_take_no_more_memory),   cmocka_unit_test(limit_changes_no_bit),
+        cmocka_unit_test(only_what_exceeds_the_limit_spills), cmocka_unit_test(grams_that_exceed_the_limit_are_refused),
+        cmocka_unit_test(grams_of_gradients_count_too),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

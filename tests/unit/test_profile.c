@@ -57,7 +57,7 @@ static void calibrated_rows_do_not_depend_on_other_candidates(void **state) {
         "{'method':'gptq','bits':3,'group':32}",
         "{'method':'gptq','bits':3,'group':32,'order':'activation','damp':0.2}",
         "{'method':'awq+gptq','bits':3,'group':32}",
-        "{'method':'gptq','bits':3,'group':16}",
+        "{'method':'gptq','bits':3,'group':16,'descend':1}",
         "{'method':'awq','bits':4,'group':64}",
     };
     enum { SINGLES = sizeof singles / sizeof *singles };
@@ -78,6 +78,33 @@ static void calibrated_rows_do_not_depend_on_other_candidates(void **state) {
         run_release(&single);
     }
     run_release(&many);
+}
+
+static double drift_of(const struct run *r, const char *linear, const char *candidate) {
+    char name[64];
+    snprintf(name, sizeof name, "model.layers.1.%s", linear);
+    return json_real_value(json_object_get(row_of(r, name, candidate), "drift"));
+}
+
+/* Also where AWQ scales H. */
+static void codes_that_descend_drift_less(void **state) {
+    (void)state;
+    static const char spec[] = SPEC("{'method':['gptq','awq+gptq'],'bits':3,'group':32,'damp':0.01,'descend':[0,2]}",
+                                    ",'layers':'layers\\\\.1\\\\.'");
+    static const char *const ids[][2] = {{"gptq3g32-damp0.01", "gptq3g32-damp0.01-descend2"},
+                                         {"awq+gptq3g32-damp0.01", "awq+gptq3g32-damp0.01-descend2"}};
+    static const char *const linears[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                          "self_attn.o_proj", "mlp.gate_proj",    "mlp.up_proj",
+                                          "mlp.down_proj"};
+    struct run r;
+    run_init(&r);
+    must_run(&r, CALIBRATION, spec, NULL);
+    for (size_t i = 0; i < 2; i++)
+        for (size_t l = 0; l < 7; l++) {
+            double before = drift_of(&r, linears[l], ids[i][0]), after = drift_of(&r, linears[l], ids[i][1]);
+            if (!(after < 0.95 * before)) fail_msg("%s, %s: %g after %g", linears[l], ids[i][1], after, before);
+        }
+    run_release(&r);
 }
 
 static json_int_t row_count(const struct run *r, const char *source) {
@@ -485,12 +512,53 @@ static void scores_are_held_against_a_sweep(void **state) {
     run_release(&other);
 }
 
+static int quantized_linears;
+
+static enum rc counting_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+    quantized_linears++;
+    return backend_cpu.quantize(state, a, e);
+}
+
+/* Where a candidate before has had RTN's error on the same grid measured, it is taken from there. */
+static void rtn_is_measured_once_for_a_grid(void **state) {
+    (void)state;
+    static const char twice[] = SPEC("{'method':['hqq','rtn'],'bits':2,'group':64}", ",'layers':'layers\\\\.0\\\\.'");
+    static const char once[] = SPEC("{'method':['rtn','hqq'],'bits':2,'group':64}", ",'layers':'layers\\\\.0\\\\.'");
+    static const char others[] = SPEC("{'method':'hqq','bits':[2,3],'group':64},{'method':'rtn','bits':2,'group':32}",
+                                      ",'layers':'layers\\\\.0\\\\.'");
+    static const struct {
+        const char *spec;
+        int each;
+    } cases[] = {{twice, 3}, {once, 2}, {others, 5}};
+    struct backend counting = backend_cpu;
+    struct run r[3];
+    counting.quantize = counting_quantize;
+    for (int i = 0; i < 3; i++) {
+        run_init(&r[i]);
+        r[i].backend = &counting;
+        quantized_linears = 0;
+        must_run(&r[i], CALIBRATION, cases[i].spec, NULL);
+        assert_int_equal(quantized_linears, 7 * cases[i].each);
+    }
+    json_t *row;
+    size_t i;
+    json_array_foreach(r[0].rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        const json_t *other = row_of(&r[1], json_string_value(json_object_get(data, "name")),
+                                     json_string_value(json_object_get(data, "candidate")));
+        assert_true(json_equal(json_object_get(data, "rtn_drift"), json_object_get(other, "rtn_drift")));
+    }
+    for (int k = 0; k < 3; k++)
+        run_release(&r[k]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(row_does_not_depend_on_other_candidates),
         cmocka_unit_test(cached_profile_repeats_every_number_without_a_walk),
         cmocka_unit_test(one_more_candidate_computes_that_one_alone),
         cmocka_unit_test(calibrated_rows_do_not_depend_on_other_candidates),
+        cmocka_unit_test(codes_that_descend_drift_less),
         cmocka_unit_test(awq_rows_depend_on_their_siblings),
         cmocka_unit_test(one_changed_weight_invalidates_it_and_what_is_downstream),
         cmocka_unit_test(interrupted_profile_continues_where_it_stopped),
@@ -499,6 +567,7 @@ int main(void) {
         cmocka_unit_test(bytes_are_those_of_the_packed_buffers),
         cmocka_unit_test(hqq_above_rtn_is_flagged),
         cmocka_unit_test(scores_are_held_against_a_sweep),
+        cmocka_unit_test(rtn_is_measured_once_for_a_grid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* A profile with Fisher scores: the same drifts, and scores that survive interruption and caching bit for bit, as long
- * as nothing of the model has changed. */
+/* A profile with scores of the loss: the same drifts, and scores that survive interruption and caching bit for bit, as
+ * long as nothing of the model has changed. */
 #include "tests/unit/run_job.h"
 #include "tests/unit/tiny_copy.h"
 
@@ -12,7 +12,13 @@
 #define MANY "{'method':'rtn','bits':[3,4],'group':64},{'method':['gptq','awq'],'bits':4,'group':64},{'method':'none'}"
 #define FISHER ",'scores':['drift','fisher'],'fisher_windows':3"
 static const char plain[] = SPEC(MANY, ""), scored[] = SPEC(MANY, FISHER);
+static const char all_scores[] = SPEC(MANY, ",'scores':['drift','fisher','kfac','diag'],'fisher_windows':4");
+static const char only_kfac[] = SPEC(MANY, ",'scores':['kfac']"), only_diag[] = SPEC(MANY, ",'scores':['diag']");
 static const char alone[] = SPEC("{'method':'awq','bits':4,'group':64}", FISHER);
+static const char alone_kfac[] =
+    SPEC("{'method':'awq','bits':4,'group':64}", ",'scores':['fisher','kfac'],'fisher_windows':3");
+static const char alone_diag[] =
+    SPEC("{'method':'awq','bits':4,'group':64}", ",'scores':['fisher','diag'],'fisher_windows':3");
 static const char fewer[] = SPEC(MANY, ",'scores':['drift','fisher'],'fisher_windows':1");
 static const char guided[] = SPEC("{'method':['gptq','awq'],'bits':4,'group':64,'guided':true}", "");
 static const char guided_scored[] =
@@ -40,8 +46,8 @@ static void same_members(const struct run *a, const struct run *b, const char *c
 }
 
 static void same_rows(const struct run *a, const struct run *b) {
-    static const char *const members[] = {"drift",    "drift_den", "relative_error", "damp",
-                                          "awq_gain", "bytes",     "fisher",         NULL};
+    static const char *const members[] = {"drift",  "drift_den", "relative_error", "damp",      "awq_gain", "bytes",
+                                          "fisher", "kfac",      "diag",           "rtn_drift", NULL};
     same_members(a, b, members);
 }
 
@@ -73,6 +79,92 @@ static void scores_come_beside_the_same_drifts(void **state) {
     }
     run_release(&with);
     run_release(&without);
+}
+
+static double sum_of(const struct run *r, const char *candidate, const char *score) {
+    double sum = 0;
+    json_t *row;
+    size_t i;
+    json_array_foreach(r->rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        if (!strcmp(json_string_value(json_object_get(data, "candidate")), candidate)) sum += number_of(data, score);
+    }
+    return sum;
+}
+
+/* Estimates of one loss, over the same windows; of weights that stay, none. */
+static void kfac_and_diag_tell_about_what_fisher_tells(void **state) {
+    (void)state;
+    static const char *const candidates[] = {"rtn3g64", "rtn4g64", "gptq4g64", "awq4g64"};
+    struct run r;
+    run_init(&r);
+    must_run(&r, CALIBRATION, all_scores, NULL);
+    const json_t *totals = json_object_get(r.result, "totals");
+    for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
+        double fisher = sum_of(&r, candidates[i], "fisher"), kfac = sum_of(&r, candidates[i], "kfac");
+        double diag = sum_of(&r, candidates[i], "diag");
+        print_message("%-10s fisher %.3e, kfac %.3e, diag %.3e nats\n", candidates[i], fisher, kfac, diag);
+        assert_true(kfac > fisher / 4 && kfac < fisher * 4 && diag > fisher / 4 && diag < fisher * 4);
+        assert_true(kfac != diag);
+        assert_true(fabs(number_of(json_array_get(totals, i), "kfac_sum") - kfac) < 1e-12);
+        assert_true(fabs(number_of(json_array_get(totals, i), "diag_sum") - diag) < 1e-12);
+    }
+    assert_true(sum_of(&r, "none", "kfac") == 0 && sum_of(&r, "none", "diag") == 0);
+    run_release(&r);
+}
+
+static void all_null(const struct run *r, const char *score) {
+    json_t *row;
+    size_t i;
+    json_array_foreach(r->rows, i, row) assert_true(json_is_null(json_object_get(json_object_get(row, "data"), score)));
+    assert_true(json_is_null(json_object_get(json_array_get(json_object_get(r->result, "totals"), 0), "fisher_sum")));
+}
+
+/* And what is not there is not found in the cache. */
+static void only_what_is_asked_for_is_told(void **state) {
+    (void)state;
+    static const char *const kfac[] = {"drift", "kfac", NULL}, *const diag[] = {"drift", "diag", NULL};
+    struct run all, k, d, again;
+    run_init(&all);
+    run_init(&k);
+    run_init(&d);
+    run_init(&again);
+    must_run(&all, CALIBRATION, all_scores, NULL);
+    must_run(&k, CALIBRATION, only_kfac, NULL);
+    json_object_update(d.cache, k.cache);
+    must_run(&d, CALIBRATION, only_diag, NULL);
+    assert_int_equal(row_count(&d, "cached"), 0);
+    same_members(&k, &all, kfac);
+    same_members(&d, &all, diag);
+    all_null(&k, "fisher");
+    all_null(&k, "diag");
+    all_null(&d, "kfac");
+    json_object_update(again.cache, k.cache);
+    must_run(&again, CALIBRATION, only_kfac, NULL);
+    assert_int_equal(row_count(&again, "cached"), LINEARS * CANDIDATES);
+    run_release(&all);
+    run_release(&k);
+    run_release(&d);
+    run_release(&again);
+}
+
+/* A row that lacks one of the scores is another row. */
+static void each_score_asked_for_is_part_of_the_key(void **state) {
+    (void)state;
+    static const char *const more[] = {alone_kfac, alone_diag};
+    struct run fisher;
+    run_init(&fisher);
+    must_run(&fisher, CALIBRATION, alone, NULL);
+    for (size_t i = 0; i < 2; i++) {
+        struct run r;
+        run_init(&r);
+        json_object_update(r.cache, fisher.cache);
+        must_run(&r, CALIBRATION, more[i], NULL);
+        assert_int_equal(row_count(&r, "cached"), 0);
+        same_members(&r, &fisher, (const char *const[]){"drift", "fisher", NULL});
+        run_release(&r);
+    }
+    run_release(&fisher);
 }
 
 /* Of a method, more bits lose less; and what the totals say is their sum. */
@@ -126,16 +218,16 @@ static void interrupted_and_cached_scores_are_the_same(void **state) {
     run_init(&cut);
     run_init(&rest);
     run_init(&again);
-    must_run(&whole, CALIBRATION, scored, NULL);
+    must_run(&whole, CALIBRATION, all_scores, NULL);
     cut.stop_after = CUT;
-    assert_int_equal(run_job(&cut, FIXTURE "tiny", CALIBRATION, scored, NULL, NULL), RC_UNAVAILABLE);
-    must_run(&rest, CALIBRATION, scored, cut.rows);
+    assert_int_equal(run_job(&cut, FIXTURE "tiny", CALIBRATION, all_scores, NULL, NULL), RC_UNAVAILABLE);
+    must_run(&rest, CALIBRATION, all_scores, cut.rows);
     assert_int_equal(json_array_size(rest.rows), LINEARS * CANDIDATES - CUT);
     same_rows(&rest, &whole);
     same_rows(&cut, &whole);
     assert_true(json_equal(json_object_get(rest.result, "totals"), json_object_get(whole.result, "totals")));
     json_object_update(again.cache, whole.cache);
-    must_run(&again, CALIBRATION, scored, NULL);
+    must_run(&again, CALIBRATION, all_scores, NULL);
     assert_int_equal(again.progress, 0);
     assert_int_equal(row_count(&again, "cached"), LINEARS * CANDIDATES);
     same_rows(&again, &whole);
@@ -212,6 +304,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scores_come_beside_the_same_drifts),
         cmocka_unit_test(scores_fall_with_bits),
+        cmocka_unit_test(kfac_and_diag_tell_about_what_fisher_tells),
+        cmocka_unit_test(only_what_is_asked_for_is_told),
+        cmocka_unit_test(each_score_asked_for_is_part_of_the_key),
         cmocka_unit_test(score_does_not_depend_on_other_candidates),
         cmocka_unit_test(interrupted_and_cached_scores_are_the_same),
         cmocka_unit_test(guided_candidates_take_gradients),

@@ -51,7 +51,7 @@ static void profile_has_the_documented_defaults(void **state) {
     assert_int_equal(profile->candidates.count, 2);
     assert_int_equal(profile->scores.count, 1);
     assert_string_equal(((const char **)profile->scores.items)[0], "drift");
-    assert_false(spec_wants_fisher(profile));
+    assert_false(spec_wants(profile, "fisher") || spec_wants_loss(profile));
     assert_int_equal(profile->fisher_windows, 16);
     assert_null(profile->layers);
     assert_false(profile->head);
@@ -313,6 +313,20 @@ static void check_faults(const struct fault *cases, size_t count) {
     }
 }
 
+/* What an allocation has from a sweep is none of a profile's. */
+static void a_profile_says_where_other_scores_come_from(void **state) {
+    (void)state;
+    static const char *const names[] = {"noise", "delta_kl"};
+    for (size_t i = 0; i < 2; i++) {
+        char text[256];
+        struct fixture f;
+        snprintf(text, sizeof text, "{" PROFILE "," CANDIDATES ",\"scores\":[\"%s\"]}", names[i]);
+        assert_int_equal(decode(&f, text), RC_INVALID);
+        assert_non_null(strstr(f.e.message, "run a sweep, and name it in the allocation"));
+        arena_release(&f.arena);
+    }
+}
+
 static void every_fault_has_its_pointer(void **state) {
     (void)state;
     static const struct fault cases[] = {
@@ -321,11 +335,11 @@ static void every_fault_has_its_pointer(void **state) {
         {"{\"kind\":7}", "/kind"},
         {"{\"kind\":\"divergence\"}", "/kind"},
         {"{" PROFILE "}", "/candidates"},
-        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"kfac\"]}", "/scores/1"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"drift\",\"noise\"]}", "/scores/1"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"kfac\"],\"head\":true}", "/head"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"diag\"],\"head\":true}", "/head"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"head\":true}", "/head"},
-        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"devices\":\"all\"}", "/devices"},
         {"{" PROFILE "," GUIDED ",\"head\":true}", "/head"},
-        {"{" PROFILE "," GUIDED ",\"devices\":\"all\"}", "/devices"},
         {"{" PROFILE "," CANDIDATES ",\"fisher_windows\":0}", "/fisher_windows"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[]}", "/scores"},
         {"{" PROFILE "," CANDIDATES ",\"layers\":\"[\"}", "/layers"},
@@ -409,7 +423,8 @@ static void a_job_is_split_when_it_says_so(void **state) {
     } cases[] = {{"{" EVAL "}", false},
                  {"{" EVAL ",\"device\":\"cuda:0\"}", false},
                  {"{" EVAL ",\"devices\":\"all\"}", true},
-                 {"{" PROFILE "," CANDIDATES ",\"devices\":\"all\"}", true}};
+                 {"{" PROFILE "," CANDIDATES ",\"devices\":\"all\"}", true},
+                 {"{" PROFILE "," GUIDED ",\"scores\":[\"fisher\",\"kfac\",\"diag\"],\"devices\":\"all\"}", true}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct fixture f;
         expect_ok(&f, cases[i].text);
@@ -459,6 +474,7 @@ int main(void) {
         cmocka_unit_test(quantize_names_what_it_reads_and_makes),
         cmocka_unit_test(every_fault_has_its_pointer),
         cmocka_unit_test(every_fault_of_a_sweep_has_its_pointer),
+        cmocka_unit_test(a_profile_says_where_other_scores_come_from),
         cmocka_unit_test(labels_are_bounded),
         cmocka_unit_test(every_kind_describes_itself),
         cmocka_unit_test(a_job_is_split_when_it_says_so),

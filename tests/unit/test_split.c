@@ -107,6 +107,24 @@ static void split_awq_equals_the_whole(void **state) {
     check_profile("cpu,cpu,cpu", PROFILE_OF(SCALED, "5", LAYERS), PROFILE_OF(SCALED, "5", LAYERS SPLIT));
 }
 
+#define LOSS ",'scores':['fisher','kfac','diag'],'fisher_windows':3"
+#define ROUNDED "{'method':'hqq','bits':3,'group':64},{'method':'gptq','bits':4,'group':64},{'method':'none'}"
+#define GUIDED "{'method':'gptq','bits':4,'group':64,'guided':true}"
+
+/* What the loss says: gradients of all windows, and scored ones on every device. */
+static void split_scores_equal_the_whole(void **state) {
+    (void)state;
+    check_profile("cpu,cpu,cpu", PROFILE_OF(ROUNDED, "5", LAYERS LOSS), PROFILE_OF(ROUNDED, "5", LAYERS LOSS SPLIT));
+    check_profile("cpu,cpu,cpu", PROFILE_OF(ROUNDED, "2", LAYERS LOSS), PROFILE_OF(ROUNDED, "2", LAYERS LOSS SPLIT));
+    check_profile("cpu,cpu", PROFILE_OF(SCALED, "3", LAYERS LOSS), PROFILE_OF(SCALED, "3", LAYERS LOSS SPLIT));
+}
+
+static void split_guided_equals_the_whole(void **state) {
+    (void)state;
+    check_profile("cpu,cpu,cpu", PROFILE_OF(GUIDED, "5", LAYERS), PROFILE_OF(GUIDED, "5", LAYERS SPLIT));
+    check_profile("cpu,cpu", PROFILE_OF(GUIDED, "3", LAYERS LOSS), PROFILE_OF(GUIDED, "3", LAYERS LOSS SPLIT));
+}
+
 /* Devices without a window still measure Linears. */
 static void devices_may_outnumber_windows(void **state) {
     (void)state;
@@ -127,6 +145,47 @@ static struct backend device_like(void) {
     b.own_memory = b.loads_ahead = true;
     b.batch_tokens = 4 * 128;
     return b;
+}
+
+/* Chunks of several windows, the last scored one with others; inputs are kept and not computed again. */
+static void split_scores_of_chunks_equal_the_whole(void **state) {
+    (void)state;
+    struct backend device = device_like();
+    device.chunk_tokens = 2 * 64;
+    for (int samples = 3; samples <= 9; samples += 2) {
+        char alone[600], split[600];
+        struct run one, many;
+        snprintf(alone, sizeof alone, PROFILE_OF(ROUNDED, "%d", LAYERS LOSS), samples);
+        snprintf(split, sizeof split, PROFILE_OF(ROUNDED, "%d", LAYERS LOSS SPLIT), samples);
+        run_init(&one);
+        run_init(&many);
+        one.backend = many.backend = &device;
+        many.devices = "cpu,cpu,cpu";
+        must_run(&one, CALIBRATION, alone, NULL);
+        must_run(&many, CALIBRATION, split, NULL);
+        assert_true(many.done == many.total && !many.went_back);
+        near_rows(&one, &many, 1e-5);
+        run_release(&one);
+        run_release(&many);
+    }
+}
+
+static void resumed_split_scores_are_the_same(void **state) {
+    (void)state;
+    static const char spec[] = PROFILE_OF(ROUNDED, "4", LAYERS LOSS SPLIT);
+    struct run whole, cut, rest;
+    run_on(&whole, "cpu,cpu", CALIBRATION, spec);
+    run_init(&cut);
+    run_init(&rest);
+    cut.devices = rest.devices = "cpu,cpu";
+    cut.stop_after = 20;
+    assert_int_equal(run_job(&cut, FIXTURE "tiny", CALIBRATION, spec, NULL, NULL), RC_UNAVAILABLE);
+    must_run(&rest, CALIBRATION, spec, cut.rows);
+    assert_int_equal(json_array_size(cut.rows) + json_array_size(rest.rows), json_array_size(whole.rows));
+    assert_true(json_equal(json_object_get(rest.result, "totals"), json_object_get(whole.result, "totals")));
+    run_release(&whole);
+    run_release(&cut);
+    run_release(&rest);
 }
 
 /* A window's place in its chunk does not change, so nor does any bit. */
@@ -169,14 +228,12 @@ static void resumed_split_eval_gives_the_same_result(void **state) {
     run_release(&rest);
 }
 
-/* The first device calibrates; what it made is the same on all. */
-static void split_eval_calibrates_once(void **state) {
-    (void)state;
-    static const char spec[] = "{'kind':'eval','model':'M','dataset':'D','length':128,'windows':7,'uniform':{'method':"
-                               "'gptq','bits':3,'group':64},'calibration':{'dataset':'C','samples':4,'length':64}";
+static void check_calibrated(const char *candidate) {
+    static const char spec[] = "{'kind':'eval','model':'M','dataset':'D','length':128,'windows':3,'uniform':{%s,"
+                               "'bits':3,'group':64},'calibration':{'dataset':'C','samples':4,'length':64}%s}";
     char alone[512], split[512];
-    snprintf(alone, sizeof alone, "%s}", spec);
-    snprintf(split, sizeof split, "%s" SPLIT "}", spec);
+    snprintf(alone, sizeof alone, spec, candidate, "");
+    snprintf(split, sizeof split, spec, candidate, SPLIT);
     struct run one, many;
     run_on(&one, "cpu", HELDOUT, alone);
     run_on(&many, "cpu,cpu", HELDOUT, split);
@@ -186,6 +243,13 @@ static void split_eval_calibrates_once(void **state) {
     assert_true(json_equal(one.result, many.result));
     run_release(&one);
     run_release(&many);
+}
+
+/* The first device calibrates, also from gradients; what it made is the same on all. */
+static void split_eval_calibrates_once(void **state) {
+    (void)state;
+    check_calibrated("'method':'gptq','range':'minmax'");
+    check_calibrated("'method':'gptq','guided':true,'range':'minmax'");
 }
 
 /* Without "devices" a job stays on the first device. */
@@ -271,6 +335,24 @@ static void a_failing_device_ends_the_job(void **state) {
     expect_failure(&failing, "cpu,cpu", CALIBRATION, PROFILE("4", LAYERS SPLIT));
     expect_failure(&failing, "cpu,cpu,cpu", CALIBRATION, PROFILE("6", LAYERS SPLIT));
     expect_failure(&failing, "cpu,cpu", HELDOUT, EVAL(SPLIT));
+    expect_failure(&failing, "cpu,cpu,cpu", CALIBRATION, PROFILE("6", LAYERS LOSS SPLIT));
+}
+
+/* One that fails on its way back, while others score or wait for it. */
+static enum rc failing_fisher(struct backend_state *state, const struct fisher_args *a, struct err *e) {
+    struct backend_state *none = NULL;
+    if (!atomic_compare_exchange_strong(&first_seen, &none, state) && none != state)
+        return err_set(e, RC_INTERNAL, "it broke");
+    return backend_cpu.fisher(state, a, e);
+}
+
+static void a_device_that_cannot_score_ends_the_job(void **state) {
+    (void)state;
+    struct backend failing = backend_cpu, keeping = device_like();
+    failing.fisher = keeping.fisher = failing_fisher;
+    expect_failure(&failing, "cpu,cpu,cpu", CALIBRATION, PROFILE("6", LAYERS LOSS SPLIT));
+    keeping.chunk_tokens = 64;
+    expect_failure(&keeping, "cpu,cpu,cpu", CALIBRATION, PROFILE("6", LAYERS LOSS SPLIT));
 }
 
 static void a_sum_that_fails_ends_the_job(void **state) {
@@ -278,6 +360,7 @@ static void a_sum_that_fails_ends_the_job(void **state) {
     struct backend failing = backend_cpu;
     failing.combine = failing_combine;
     expect_failure(&failing, "cpu,cpu,cpu", CALIBRATION, PROFILE("4", LAYERS SPLIT));
+    expect_failure(&failing, "cpu,cpu,cpu", CALIBRATION, PROFILE("4", LAYERS LOSS SPLIT));
 }
 
 static atomic_bool *to_cancel;
@@ -350,6 +433,11 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(split_profile_equals_the_whole),
         cmocka_unit_test(split_awq_equals_the_whole),
+        cmocka_unit_test(split_scores_equal_the_whole),
+        cmocka_unit_test(split_guided_equals_the_whole),
+        cmocka_unit_test(split_scores_of_chunks_equal_the_whole),
+        cmocka_unit_test(resumed_split_scores_are_the_same),
+        cmocka_unit_test(a_device_that_cannot_score_ends_the_job),
         cmocka_unit_test(devices_may_outnumber_windows),
         cmocka_unit_test(split_head_equals_the_whole),
         cmocka_unit_test(split_eval_equals_the_whole),

@@ -13,6 +13,7 @@
 #include "worker/bench/report.h"
 #include "worker/bench/timed_job.h"
 #include "worker/bench/work.h"
+#include "worker/pipeline/refine.h"
 #include "worker/pipeline/walk.h"
 
 enum { WINDOWS = 16, LENGTH = 2048, CANDIDATES = 32, CONFIG_MAX_BYTES = 4 << 20, SEED = 1 };
@@ -152,10 +153,20 @@ static enum rc paired(struct bench *b, struct err *e) {
     return RC_OK;
 }
 
-static enum rc run_profile(struct bench *b, size_t candidates, struct bench_phase **phase, struct err *e) {
+static struct bench_phase *add_profile_phase(struct bench *b, const char *what, size_t candidates) {
     char name[BENCH_NAME_SIZE];
-    snprintf(name, sizeof name, "profile, %zu candidate%s", candidates, candidates == 1 ? "" : "s");
-    struct bench_phase *p = *phase = add_phase(b, name);
+    snprintf(name, sizeof name, "%s, %zu candidate%s", what, candidates, candidates == 1 ? "" : "s");
+    return add_phase(b, name);
+}
+
+static double work_profile(const struct bench *b, size_t candidates) {
+    const struct model *m = b->source.model;
+    return work_forward(m, b->report.windows, b->report.length) + work_gram(m, tokens(b)) +
+           work_drift(m, b->candidates, candidates);
+}
+
+static enum rc run_profile(struct bench *b, size_t candidates, struct bench_phase **phase, struct err *e) {
+    struct bench_phase *p = *phase = add_profile_phase(b, "profile", candidates);
     struct spec_calibration calibration = {
         .dataset = "random", .length = b->report.length, .sampling = SAMPLING_SEQUENTIAL};
     union spec spec = {.profile = {.common.kind = "profile",
@@ -163,10 +174,32 @@ static enum rc run_profile(struct bench *b, size_t candidates, struct bench_phas
                                    .calibration = &calibration,
                                    .candidates = {.items = b->candidates, .count = candidates}}};
     struct phase_job job = {pipeline_profile, &spec, &calibration.samples, 1};
-    const struct model *m = b->source.model;
-    p->flops = work_forward(m, b->report.windows, b->report.length) + work_gram(m, tokens(b)) +
-               work_drift(m, b->candidates, candidates);
+    p->flops = work_profile(b, candidates);
     return time_job(b, &job, p, e);
+}
+
+/* All of the windows are scored. */
+static enum rc fisher(struct bench *b, struct err *e) {
+    static const char *scores[] = {"drift", "fisher"};
+    struct bench_phase *p = add_profile_phase(b, "fisher", b->candidate_count);
+    struct spec_calibration calibration = {
+        .dataset = "random", .length = b->report.length, .sampling = SAMPLING_SEQUENTIAL};
+    union spec spec = {.profile = {.common.kind = "profile",
+                                   .model = "synthetic",
+                                   .calibration = &calibration,
+                                   .candidates = {.items = b->candidates, .count = b->candidate_count},
+                                   .scores = {.items = scores, .count = 2},
+                                   .fisher_windows = b->report.windows}};
+    struct phase_job job = {pipeline_profile, &spec, &calibration.samples, 1};
+    const struct model *m = b->source.model;
+    p->flops = work_profile(b, b->candidate_count) + work_back(m, b->report.windows, b->report.length) +
+               work_fisher(m, tokens(b), b->candidates, b->candidate_count);
+    TRY(time_job(b, &job, p, e));
+    const struct bench_phase *forward = find_phase(b, "eval");
+    if (!forward) return RC_OK;
+    b->report.fisher_ratio = p->seconds / forward->seconds;
+    b->report.fisher_allowed = 4 + (double)b->candidate_count / forward->seconds;
+    return RC_OK;
 }
 
 static bool has_candidate(const struct bench *b, const char *id) {
@@ -229,7 +262,7 @@ static enum rc awq(struct bench *b, struct err *e) {
 /* Rounded to nearest, which is quick, and then refined. */
 static enum rc refine(struct bench *b, struct err *e) {
     struct bench_phase *p = add_phase(b, "refine");
-    p->flops = work_refine(b->source.model, b->report.windows, b->report.length);
+    p->flops = work_refine(b->source.model, b->report.windows, b->report.length, REFINE_EPOCHS);
     return run_calibrated(b, "rtn3g64", bench_refine, p, e);
 }
 
@@ -267,8 +300,8 @@ static enum rc quantize(struct bench *b, struct err *e) {
 static const struct {
     const char *name;
     enum rc (*run)(struct bench *b, struct err *e);
-} phases[] = {{"gemm", gemm}, {"eval", eval},     {"paired", paired}, {"profile", profile},  {"gptq", gptq},
-              {"awq", awq},   {"refine", refine}, {"sweep", sweep},   {"quantize", quantize}};
+} phases[] = {{"gemm", gemm}, {"eval", eval}, {"paired", paired}, {"profile", profile}, {"fisher", fisher},
+              {"gptq", gptq}, {"awq", awq},   {"refine", refine}, {"sweep", sweep},     {"quantize", quantize}};
 enum { PHASES = sizeof phases / sizeof *phases };
 
 static enum rc run_phases(struct bench *b, const bool wanted[PHASES], struct err *e) {
@@ -299,9 +332,9 @@ static enum rc want_phase(void *ctx, const char *item, struct err *e) {
             wanted[i] = true;
             return RC_OK;
         }
-    return err_set(e, RC_INVALID,
-                   "--phases takes gemm, eval, paired, profile, gptq, awq, refine, sweep and quantize, not \"%s\"",
-                   item);
+    return err_set(
+        e, RC_INVALID,
+        "--phases takes gemm, eval, paired, profile, fisher, gptq, awq, refine, sweep and quantize, not \"%s\"", item);
 }
 
 static enum rc add_candidate(void *ctx, const char *item, struct err *e) {
@@ -372,7 +405,7 @@ static void describe(struct bench *b, const struct bench_options *o) {
     r->windows = o->windows ? o->windows : WINDOWS;
     r->length = o->length ? o->length : LENGTH;
     r->memory_limit = o->memory_limit;
-    r->paired_ratio = r->candidate_seconds = b->gemm = NAN;
+    r->paired_ratio = r->candidate_seconds = r->fisher_ratio = r->fisher_allowed = b->gemm = NAN;
 }
 
 static enum rc write_json(const struct bench_report *r, const char *path, struct err *e) {

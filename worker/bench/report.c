@@ -70,6 +70,8 @@ static void print_summary(const struct bench_report *r, FILE *out) {
     fputc('\n', out);
     if (isfinite(r->paired_ratio)) fprintf(out, "%-26s %.2f\n", "paired eval / eval", r->paired_ratio);
     if (isfinite(r->candidate_seconds)) fprintf(out, "%-26s %.3f s\n", "one further candidate", r->candidate_seconds);
+    if (isfinite(r->fisher_ratio))
+        fprintf(out, "%-26s %.2f (4 and 1 s a candidate: %.2f)\n", "fisher / eval", r->fisher_ratio, r->fisher_allowed);
     fprintf(out, "%-26s %s", "peak device memory", size_format(r->memory_peak, peak, sizeof peak));
     if (r->memory_limit > 0) fprintf(out, " of %s", size_format(r->memory_limit, limit, sizeof limit));
     fputc('\n', out);
@@ -119,10 +121,11 @@ json_t *bench_report_json(const struct bench_report *r) {
         json_array_append_new(phases, phase_json(&r->phases[i]));
     for (int i = 0; i < r->quantizer_count; i++)
         json_array_append_new(quantizers, quantizer_json(&r->quantizers[i]));
-    return json_pack("{ss so s{ss ss ss} sI sI so so so so so sI sI}", "config", r->config, "model",
+    return json_pack("{ss so s{ss ss ss} sI sI so so so so so so so sI sI}", "config", r->config, "model",
                      model_json(r->model), "device", "name", r->device, "hardware", r->hardware, "arithmetic",
                      r->arithmetic, "windows", (json_int_t)r->windows, "length", (json_int_t)r->length,
                      "generate_seconds", number(r->generate_seconds), "phases", phases, "quantize", quantizers,
                      "paired_ratio", number(r->paired_ratio), "candidate_seconds", number(r->candidate_seconds),
+                     "fisher_ratio", number(r->fisher_ratio), "fisher_allowed", number(r->fisher_allowed),
                      "memory_peak", (json_int_t)r->memory_peak, "memory_limit", (json_int_t)r->memory_limit);
 }

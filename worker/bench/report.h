@@ -39,6 +39,8 @@ struct bench_report {
     int phase_count, quantizer_count;
     double paired_ratio;               /* seconds of the paired eval in those of the eval */
     double candidate_seconds;          /* that one further candidate adds to the profile */
+    double fisher_ratio;               /* seconds of the profile with Fisher scores in those of the eval, */
+    double fisher_allowed;             /* and what it aims at: four, and a second a candidate */
     int64_t memory_peak, memory_limit; /* bytes; limit 0: none */
 };
 

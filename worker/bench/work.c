@@ -1,7 +1,5 @@
 #include "worker/bench/work.h"
 
-#include "worker/pipeline/refine.h"
-
 static double product(int64_t m, int64_t n, int64_t k) {
     return 2 * (double)m * (double)n * (double)k;
 }
@@ -12,16 +10,43 @@ static double seen_pairs(int64_t length, int64_t window) {
     return w * (w + 1) / 2 + (T - w) * w;
 }
 
-/* Of the blocks from this one on. */
-static double forward_from(const struct model *model, int first, int64_t count, int64_t length) {
-    const struct arch *a = &model->arch;
+/* The Linears of the blocks from `first` on over so many tokens; without those that read `but` (INPUT_COUNT: all). */
+static double work_linears(const struct model *model, int first, int64_t tokens, enum linear_input but) {
     double sum = 0;
     for (int64_t i = 0; i < model->linear_count; i++) {
         const struct linear *l = &model->linears[i];
-        if (l->block >= first) sum += product(count * length, l->rows, l->cols);
+        if (l->block >= first && l->input != but) sum += product(tokens, l->rows, l->cols);
     }
-    for (int block = first; block < a->blocks; block++) /* q·kᵀ and p·v */
-        sum += 2 * product(count, a->heads, a->head_dim) * seen_pairs(length, a->window[block]);
+    return sum;
+}
+
+/* So many products over the pairs of a token and a key that it sees, in the blocks from `first` on. */
+static double work_attention(const struct model *model, int first, int64_t count, int64_t length, int products) {
+    const struct arch *a = &model->arch;
+    double sum = 0;
+    for (int block = first; block < a->blocks; block++)
+        sum += products * product(count, a->heads, a->head_dim) * seen_pairs(length, a->window[block]);
+    return sum;
+}
+
+static double forward_from(const struct model *model, int first, int64_t count, int64_t length) {
+    enum { SCORES, MIXING, PRODUCTS }; /* q·kᵀ and p·v */
+    return work_linears(model, first, count * length, INPUT_COUNT) +
+           work_attention(model, first, count, length, PRODUCTS);
+}
+
+double work_back(const struct model *model, int64_t count, int64_t length) {
+    enum { SCORES, MIXING, DV, DP, DQ, DK, PRODUCTS }; /* the first two anew */
+    enum { LABELS, GRADIENT, HEAD_PRODUCTS };
+    int64_t tokens = count * length;
+    return work_linears(model, 0, tokens, INPUT_DOWN) + work_linears(model, 0, tokens, INPUT_COUNT) +
+           work_attention(model, 0, count, length, PRODUCTS) + HEAD_PRODUCTS * work_head(model, count, length);
+}
+
+double work_fisher(const struct model *model, int64_t tokens, const struct candidate *candidates, size_t count) {
+    double sum = 0;
+    for (size_t c = 0; c < count; c++)
+        if (candidates[c].method != METHOD_NONE) sum += work_linears(model, 0, tokens, INPUT_COUNT);
     return sum;
 }
 
@@ -85,10 +110,10 @@ double work_awq(const struct model *model) {
     return (SCALES + DENOMINATOR) * products_by_channels(model);
 }
 
-double work_refine(const struct model *model, int64_t count, int64_t length) {
+double work_refine(const struct model *model, int64_t count, int64_t length, int epochs) {
     enum { BLOCK_PASSES = 4, HEAD_PASSES = 3 };
-    return (1 + REFINE_EPOCHS * BLOCK_PASSES) * work_forward(model, count, length) +
-           REFINE_EPOCHS * HEAD_PASSES * work_head(model, count, length);
+    return (1 + epochs * BLOCK_PASSES) * work_forward(model, count, length) +
+           epochs * HEAD_PASSES * work_head(model, count, length);
 }
 
 static int products_with_h(const struct candidate *c) {

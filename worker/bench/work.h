@@ -19,13 +19,18 @@ double work_head(const struct model *model, int64_t count, int64_t length);
 double work_sweep(const struct model *model, int64_t count, int64_t length);
 /* Every distinct Linear input of every block, over `tokens` tokens. */
 double work_gram(const struct model *model, int64_t tokens);
+/* Back through every block, each computed anew as far as it takes: the gradient by every Linear's input, and by q, k
+ * and v; before it the head, for labels and for the gradient of their NLL. No weight has a gradient. */
+double work_back(const struct model *model, int64_t count, int64_t length);
+/* x·Dᵀ of every block Linear and candidate over `tokens` tokens. */
+double work_fisher(const struct model *model, int64_t tokens, const struct candidate *candidates, size_t count);
 /* GPTQ: each input's H factored and the factor inverted, and the error of every column carried to those after it. */
 double work_gptq(const struct model *model);
 /* AWQ: every block Linear's output error under each of 40 scales. */
 double work_awq(const struct model *model);
 /* Refining scales: the reference forward, and for each epoch forward, forward anew, and the gradients by inputs and by
  * weights; the head's logits of both models and the gradient through it. */
-double work_refine(const struct model *model, int64_t count, int64_t length);
+double work_refine(const struct model *model, int64_t count, int64_t length, int epochs);
 /* Every block Linear's output error: once for its denominator, once a candidate, and once more for HQQ's twin in RTN.
  */
 double work_drift(const struct model *model, const struct candidate *candidates, size_t count);

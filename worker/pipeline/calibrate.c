@@ -337,7 +337,8 @@ static bool uses_awq(const struct calibrator *k) {
 
 static struct grams_args grams_needed(const struct calibrator *k) {
     const struct windows *windows = k->a->windows;
-    struct grams_args a = {.job = k->job, .tokens = windows->count * windows->length, .stats = uses_awq(k)};
+    struct grams_args a = {
+        .job = k->job, .count = INPUT_COUNT, .tokens = windows->count * windows->length, .stats = uses_awq(k)};
     for (int64_t i = 0; i < k->model->linear_count; i++) {
         const struct linear *linear = &k->model->linears[i];
         if (!candidate_needs_gram(&k->a->recipe[i])) continue;
@@ -392,14 +393,17 @@ static enum rc calibrate_guided(void *ctx, const struct job *job, const struct g
     return in->input == INPUT_DOWN ? hand_over(k, e) : RC_OK;
 }
 
+/* On the first device, as every calibration. */
 static enum rc walk_back(struct calibrator *k, struct err *e) {
     const struct calibrate_args *a = k->a;
+    struct job alone = *k->job;
+    alone.device_count = 1;
     bool *wanted = xcalloc((size_t)k->model->linear_count, sizeof *wanted);
     for (int64_t i = 0; i < k->model->linear_count; i++) {
         int block = k->model->linears[i].block;
         wanted[i] = block >= 0 && !(a->done && a->done[block]);
     }
-    struct grad_walk g = {.gram = {.job = k->job,
+    struct grad_walk g = {.gram = {.job = &alone,
                                    .model = k->model,
                                    .windows = a->windows,
                                    .phase = "calibrate",

@@ -5,6 +5,8 @@
 
 #include "base/json.h"
 
+static const struct loss_scores no_scores = {-1, -1, -1};
+
 double error_ratio(double num, double den) {
     if (den > 0) return num / den;
     return num > 0 ? 1 : 0;
@@ -16,7 +18,7 @@ struct drift_row drift_row_measured(const struct error_report *report, int64_t b
                               .drift_den = report->drift_den,
                               .relative_error = error_ratio(report->frobenius, report->weight_frobenius),
                               .max_abs_error = report->max_abs,
-                              .fisher = -1,
+                              .scores = no_scores,
                               .bytes = bytes,
                               .known = true};
 }
@@ -25,8 +27,8 @@ bool drift_is_guarded(const struct candidate *c) {
     return c->method != METHOD_NONE && c->method != METHOD_RTN && c->method != METHOD_FP8;
 }
 
-struct drift_row drift_row_none(const struct linear *linear, bool fisher) {
-    return (struct drift_row){.fisher = fisher ? 0 : -1, .bytes = 2 * linear->rows * linear->cols, .known = true};
+struct drift_row drift_row_none(const struct linear *linear, struct loss_scores scores) {
+    return (struct drift_row){.scores = scores, .bytes = 2 * linear->rows * linear->cols, .known = true};
 }
 
 struct drift_row *drift_at(const struct drift_table *t, size_t linear, size_t candidate) {
@@ -34,8 +36,8 @@ struct drift_row *drift_at(const struct drift_table *t, size_t linear, size_t ca
 }
 
 /* A number that is not finite is NULL, which no object takes. */
-static json_t *fisher_json(double fisher) {
-    return fisher < 0 ? json_null() : json_real(fisher);
+static json_t *score_json(double score) {
+    return score < 0 ? json_null() : json_real(score);
 }
 
 json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t candidate) {
@@ -45,14 +47,15 @@ json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t cand
     int64_t params = l->rows * l->cols;
     char id[CANDIDATE_ID_SIZE];
     return json_pack(
-        "{ss si ss s[II] sI ss sb sf sf sf sf sf so so so so sI sf sb}", "name", l->name, "block", l->block,
+        "{ss si ss s[II] sI ss sb sf sf sf sf sf so so so so so so sI sf sb}", "name", l->name, "block", l->block,
         "projection", l->projection, "shape", (json_int_t)l->rows, (json_int_t)l->cols, "params", (json_int_t)params,
         "candidate", candidate_id(c, id), "static", c->sequential, "drift", r->drift, "drift_num", r->drift_num,
         "drift_den", r->drift_den, "relative_error", r->relative_error, "max_abs_error", r->max_abs_error, "rtn_drift",
         drift_is_guarded(c) ? json_real(r->rtn_drift) : json_null(), "damp",
         candidate_uses_gptq(c) ? json_real(r->damp) : json_null(), "awq_gain",
-        candidate_uses_awq(c) ? json_real(r->awq_gain) : json_null(), "fisher", fisher_json(r->fisher), "bytes",
-        (json_int_t)r->bytes, "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached", r->cached);
+        candidate_uses_awq(c) ? json_real(r->awq_gain) : json_null(), "fisher", score_json(r->scores.fisher), "kfac",
+        score_json(r->scores.kfac), "diag", score_json(r->scores.diag), "bytes", (json_int_t)r->bytes,
+        "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached", r->cached);
 }
 
 static enum rc get_number(const json_t *data, const char *key, bool optional, double *out, struct err *e) {
@@ -62,7 +65,7 @@ static enum rc get_number(const json_t *data, const char *key, bool optional, do
 }
 
 enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *e) {
-    *row = (struct drift_row){.fisher = -1, .bytes = -1};
+    *row = (struct drift_row){.scores = no_scores, .bytes = -1};
     TRY(get_number(data, "drift", false, &row->drift, e));
     TRY(get_number(data, "drift_num", false, &row->drift_num, e));
     TRY(get_number(data, "drift_den", false, &row->drift_den, e));
@@ -71,7 +74,9 @@ enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *
     TRY(get_number(data, "rtn_drift", true, &row->rtn_drift, e));
     TRY(get_number(data, "damp", true, &row->damp, e));
     TRY(get_number(data, "awq_gain", true, &row->awq_gain, e));
-    TRY(json_get_number(data, "fisher", &row->fisher, e));
+    TRY(json_get_number(data, "fisher", &row->scores.fisher, e));
+    TRY(json_get_number(data, "kfac", &row->scores.kfac, e));
+    TRY(json_get_number(data, "diag", &row->scores.diag, e));
     TRY(json_get_int(data, "bytes", 0, INT64_MAX, &row->bytes, e));
     if (row->bytes < 0) return err_set(e, RC_INVALID, "a stored drift row lacks \"bytes\"");
     TRY(json_get_bool(data, "cached", &row->cached, e));
@@ -96,26 +101,35 @@ bool drift_inverted(const struct drift_table *t, size_t linear, size_t candidate
     return low->known && high->known && high->drift > low->drift;
 }
 
+/* < 0 as soon as one is. */
+static double add_score(double sum, double score) {
+    return score < 0 || sum < 0 ? -1 : sum + score;
+}
+
+static json_t *total_json(const struct drift_table *t, size_t c) {
+    double sum = 0, most = 0, params = 0;
+    struct loss_scores scores = {0};
+    int64_t bytes = 0;
+    char id[CANDIDATE_ID_SIZE];
+    for (size_t l = 0; l < t->linear_count; l++) {
+        const struct drift_row *r = drift_at(t, l, c);
+        sum += r->drift;
+        most = fmax(most, r->drift);
+        scores = (struct loss_scores){add_score(scores.fisher, r->scores.fisher),
+                                      add_score(scores.kfac, r->scores.kfac), add_score(scores.diag, r->scores.diag)};
+        bytes += r->bytes;
+        params += (double)(t->linears[l]->rows * t->linears[l]->cols);
+    }
+    return json_pack("{ss sI sf sf sf sf so so so}", "candidate", candidate_id(&t->candidates[c], id), "bytes",
+                     (json_int_t)bytes, "bits_per_weight", 8 * (double)bytes / params, "drift_sum", sum, "drift_mean",
+                     sum / (double)t->linear_count, "drift_max", most, "fisher_sum", score_json(scores.fisher),
+                     "kfac_sum", score_json(scores.kfac), "diag_sum", score_json(scores.diag));
+}
+
 json_t *drift_totals(const struct drift_table *t) {
     json_t *totals = json_array();
-    for (size_t c = 0; c < t->candidate_count; c++) {
-        double sum = 0, most = 0, params = 0, fisher = 0;
-        int64_t bytes = 0;
-        for (size_t l = 0; l < t->linear_count; l++) {
-            const struct drift_row *r = drift_at(t, l, c);
-            sum += r->drift;
-            most = fmax(most, r->drift);
-            fisher = r->fisher < 0 || fisher < 0 ? -1 : fisher + r->fisher;
-            bytes += r->bytes;
-            params += (double)(t->linears[l]->rows * t->linears[l]->cols);
-        }
-        char id[CANDIDATE_ID_SIZE];
-        json_array_append_new(totals,
-                              json_pack("{ss sI sf sf sf sf so}", "candidate", candidate_id(&t->candidates[c], id),
-                                        "bytes", (json_int_t)bytes, "bits_per_weight", 8 * (double)bytes / params,
-                                        "drift_sum", sum, "drift_mean", sum / (double)t->linear_count, "drift_max",
-                                        most, "fisher_sum", fisher_json(fisher)));
-    }
+    for (size_t c = 0; c < t->candidate_count; c++)
+        json_array_append_new(totals, total_json(t, c));
     return totals;
 }
 

@@ -12,14 +12,20 @@
 #include "kernels/backend.h"
 #include "worker/model/model.h"
 
+/* What the model loses where the Linear alone is quantized, nats a scored token, to second order (gradwalk.h); < 0: not
+ * asked for. */
+struct loss_scores {
+    double fisher, kfac, diag;
+};
+
 struct drift_row {
     double drift, drift_num, drift_den;
     double relative_error, max_abs_error; /* ‖D‖/‖W‖, max |D| */
     double rtn_drift; /* RTN's on the same grid, so that a row says when another method is no gain; of RTN itself 0 */
     double damp;      /* GPTQ: what its factor took; else 0 */
     double awq_gain;  /* AWQ: output error of rounding to nearest with its scale, over that without; else 0 */
-    double fisher;    /* nats a scored token, to second order (gradwalk.h); < 0: not asked for */
-    int64_t bytes;    /* packed */
+    struct loss_scores scores;
+    int64_t bytes; /* packed */
     bool known, cached;
 };
 
@@ -35,12 +41,14 @@ struct drift_table {
 double error_ratio(double num, double den);
 /* Whether RTN is measured beside it. */
 bool drift_is_guarded(const struct candidate *c);
-/* From what the backend measured; `none` rows are exact and cost 2 bytes a weight. */
+/* From what the backend measured, without scores; `none` rows are exact and cost 2 bytes a weight: of their scores
+ * those that are not asked for are < 0, the others 0. */
 struct drift_row drift_row_measured(const struct error_report *report, int64_t bytes);
-struct drift_row drift_row_none(const struct linear *linear, bool fisher);
+struct drift_row drift_row_none(const struct linear *linear, struct loss_scores scores);
 
 /* As clients read it and the cache keeps it: {name, block, projection, shape, params, candidate, drift, drift_num,
- * drift_den, relative_error, max_abs_error, rtn_drift, damp, awq_gain, fisher, static, bytes, bits_per_weight, cached}.
+ * drift_den, relative_error, max_abs_error, rtn_drift, damp, awq_gain, fisher, kfac, diag, static, bytes,
+ * bits_per_weight, cached}.
  * static: scored on the reference's inputs, where a job that quantizes runs it on those of the model quantized so far.
  */
 json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t candidate);
@@ -53,7 +61,8 @@ int drift_next_bits(const struct drift_table *t, size_t candidate);
 /* More bits, more drift: the pair (candidate, candidate with the next more bits) of one Linear, both known. */
 bool drift_inverted(const struct drift_table *t, size_t linear, size_t candidate);
 
-/* [{candidate, bytes, bits_per_weight, drift_sum, drift_mean, drift_max, fisher_sum}] in the order of candidates. */
+/* [{candidate, bytes, bits_per_weight, drift_sum, drift_mean, drift_max, fisher_sum, kfac_sum, diag_sum}] in the
+ * order of candidates. */
 json_t *drift_totals(const struct drift_table *t);
 /* [{name, candidate, drift, rtn_drift}]: where a method is worse than RTN. */
 json_t *drift_guard(const struct drift_table *t);

@@ -3,9 +3,15 @@
  *
  *   Fisher score = ½ Σ_t (g_t·Δy_t)² / scored tokens,  Δy_t = x_t·Dᵀ,  D = w − ŵ  (algorithms §11)
  *
- * and H can weigh tokens by what their outputs matter, H_w = Σ_t ‖g_t‖²·x_t·x_tᵀ (algorithms §12). H is in all bits
- * that of the gram walk. A block is gone through twice: for H, of all windows; then, with what the callback made of the
- * weights, for the scores, of the first few. On one device, on its GPU thread; lm_head has no gradients here. */
+ * or, as far as gradients and inputs have nothing to do with each other, from G = Σ_t g_tᵀg_t and H alone (kfac), and H
+ * can weigh tokens by what their outputs matter, H_w = Σ_t ‖g_t‖²·x_t·x_tᵀ (algorithms §12). H is in all bits that of
+ * the gram walk. What the callback made of a block's weights is scored over the first few windows: with their inputs
+ * and gradients as they were kept, where the device has memory of its own and room in it, else by going through the
+ * block once more.
+ *
+ * A job that is split over devices walks a share of the windows on each. At a block's end the parts of H, H_w and G are
+ * added up over the devices and the block's Linears are divided among them; what is to be scored then gets to all, as
+ * each has scored windows of its own. lm_head has no gradients here. */
 #ifndef HSAQ_WORKER_PIPELINE_GRADWALK_H
 #define HSAQ_WORKER_PIPELINE_GRADWALK_H
 
@@ -15,14 +21,19 @@ struct grad_walk {
     /* As there; its callback gets inputs in the order of the way back: blocks from the last one, in a block as ever. */
     struct gram_walk gram;
     bool guided;       /* H_w too */
+    bool outer;        /* G too */
     size_t candidates; /* how many weights of each wanted Linear are scored */
     int64_t scored;    /* windows: the first so many */
     uint64_t seed;     /* of the labels */
-    /* When all of a block's inputs are through: of every effective weight that was filled, in model order. `linear` is
-     * an index into model.linears. */
-    enum rc (*score)(void *ctx, int64_t linear, size_t candidate, double fisher, struct err *e);
+    /* When all of a block's inputs are through: of every slot that was filled, in model order, by one device alone,
+     * whose `job` it is. `linear` is an index into model.linears. */
+    enum rc (*score)(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher, struct err *e);
 };
 
 enum rc grad_walk_run(const struct grad_walk *g, struct err *e);
+
+/* In nats a scored token, what tr(G·D·H·Dᵀ) of a walk over these windows says: half of it over the tokens summed, the
+ * Fisher score if a token's gradient told nothing about its input. */
+double kfac_score(const struct windows *windows, double trace);
 
 #endif

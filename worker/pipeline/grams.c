@@ -39,17 +39,17 @@ static enum rc open_input(struct grams *g, int i, int64_t width, bool stats, str
 }
 
 enum rc grams_open(struct grams *g, const struct grams_args *a, struct err *e) {
-    *g = (struct grams){.job = a->job, .tokens = a->tokens};
-    for (int i = 0; i < INPUT_COUNT; i++)
+    *g = (struct grams){.job = a->job, .count = a->count, .tokens = a->tokens};
+    for (int i = 0; i < g->count; i++)
         g->bytes += a->width[i] * a->width[i] * (int64_t)dtype_size(a->job->backend->gram_type);
-    TRY(check_limit(a->job, g->bytes, e));
-    for (int i = 0; i < INPUT_COUNT; i++)
+    TRY(check_limit(a->job, g->bytes + a->beside, e));
+    for (int i = 0; i < g->count; i++)
         if (a->width[i]) TRY(open_input(g, i, a->width[i], a->stats, e));
     return RC_OK;
 }
 
 void grams_release(struct grams *g) {
-    for (int i = 0; i < INPUT_COUNT; i++) {
+    for (int i = 0; i < g->count; i++) {
         if (g->h[i].data) g->job->backend->free(g->job->device, g->h[i].data);
         if (g->sum_abs[i]) g->job->backend->free(g->job->device, g->sum_abs[i]);
         free(g->mean_abs[i]);
@@ -57,8 +57,8 @@ void grams_release(struct grams *g) {
     *g = (struct grams){.job = g->job};
 }
 
-enum rc grams_begin(struct grams *g, const bool wanted[INPUT_COUNT], struct err *e) {
-    for (int i = 0; i < INPUT_COUNT; i++) {
+enum rc grams_begin(struct grams *g, const bool *wanted, struct err *e) {
+    for (int i = 0; i < g->count; i++) {
         g->active[i] = wanted[i];
         if (!wanted[i]) continue;
         TRY(clear(g->job, g->h[i], e));
@@ -67,7 +67,7 @@ enum rc grams_begin(struct grams *g, const bool wanted[INPUT_COUNT], struct err 
     return RC_OK;
 }
 
-enum rc grams_add(struct grams *g, enum linear_input input, struct mat x, struct err *e) {
+enum rc grams_add(struct grams *g, int input, struct mat x, struct err *e) {
     if (!g->active[input]) return RC_OK;
     struct gram_args a = {.x = x, .h = g->h[input], .sum_abs = g->sum_abs[input]};
     return g->job->backend->gram(g->job->device, &a, e);
@@ -85,7 +85,7 @@ static enum rc combine_parts(const struct grams *grams, int count, int input, bo
 }
 
 enum rc grams_combine(struct grams *grams, int count, struct err *e) {
-    for (int i = 0; i < INPUT_COUNT; i++) {
+    for (int i = 0; i < grams[0].count; i++) {
         if (!grams[0].active[i]) continue;
         TRY(combine_parts(grams, count, i, false, e));
         if (grams[0].sum_abs[i]) TRY(combine_parts(grams, count, i, true, e));
@@ -103,7 +103,7 @@ static enum rc finish_stats(struct grams *g, int i, struct err *e) {
 }
 
 enum rc grams_finish(struct grams *g, struct err *e) {
-    for (int i = 0; i < INPUT_COUNT; i++) {
+    for (int i = 0; i < g->count; i++) {
         if (!g->active[i]) continue;
         TRY(g->job->backend->gram_finish(g->job->device, g->h[i], e));
         if (g->sum_abs[i]) TRY(finish_stats(g, i, e));

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "worker/pipeline/divide.h"
 #include "worker/pipeline/grams.h"
 #include "worker/pipeline/team.h"
 #include "worker/pipeline/upload.h"
@@ -42,49 +43,6 @@ static void wanted_inputs(const struct gram_walk *g, int block, bool wanted[INPU
     const struct linear *linear;
     for (int position = 0; (linear = linear_at(g, block, position, &index)); position++)
         if (g->wanted[index]) wanted[linear->input] = true;
-}
-
-/* --- who measures which Linear --- */
-
-/* What quantizing a weight costs, in products of its error's N·K·K with H: about that of HQQ on a GPU. Only the balance
- * between devices depends on it. */
-static const double quantizing = 2048;
-
-/* Of a candidate: quantizing, and the output error. */
-static double cost_at(const struct gram_walk *g, int block, int position) {
-    int64_t index;
-    const struct linear *linear = linear_at(g, block, position, &index);
-    if (!linear || !g->wanted[index]) return 0;
-    return (double)linear->rows * (double)linear->cols * ((double)linear->cols + quantizing);
-}
-
-static int costliest(const struct gram_walk *g, int block, const int owner[BLOCK_LINEARS_MAX]) {
-    int most = -1;
-    for (int position = 0; position < BLOCK_LINEARS_MAX; position++) {
-        double cost = cost_at(g, block, position);
-        if (owner[position] < 0 && cost > 0 && (most < 0 || cost > cost_at(g, block, most))) most = position;
-    }
-    return most;
-}
-
-static int least_busy(const double *load, int devices) {
-    int least = 0;
-    for (int i = 1; i < devices; i++)
-        if (load[i] < load[least]) least = i;
-    return least;
-}
-
-/* The costliest first, each to the device that has least; −1 for a Linear that is not wanted. The same on every device.
- */
-static void divide_linears(const struct gram_run *run, int block, int owner[BLOCK_LINEARS_MAX]) {
-    double *load = xcalloc((size_t)run->devices, sizeof *load);
-    for (int position = 0; position < BLOCK_LINEARS_MAX; position++)
-        owner[position] = -1;
-    for (int position; (position = costliest(run->g, block, owner)) >= 0;) {
-        owner[position] = least_busy(load, run->devices);
-        load[owner[position]] += cost_at(run->g, block, position);
-    }
-    free(load);
 }
 
 /* --- hooks --- */
@@ -133,7 +91,7 @@ static bool gather_input(const struct gram_walker *k, int block, const int owner
 
 static enum rc measure_linears(struct gram_walker *k, int block, const struct block_weights *w, struct err *e) {
     int owner[BLOCK_LINEARS_MAX];
-    divide_linears(k->run, block, owner);
+    divide_linears(k->g->model, k->g->wanted, block, k->run->devices, owner);
     for (int input = 0; input < INPUT_HEAD; input++) {
         struct gram_input in = {.block = block,
                                 .input = (enum linear_input)input,
@@ -208,9 +166,11 @@ static enum rc walk_windows(struct gram_walker *k, struct err *e) {
 static enum rc run_member(void *ctx, int member, const struct job *job, struct err *e) {
     struct gram_run *run = ctx;
     struct gram_walker k = {.run = run, .g = run->g, .job = job, .member = member, .grams = &run->grams[member]};
-    struct grams_args a = {
-        .job = job, .tokens = run->g->windows->count * run->g->windows->length, .stats = run->g->stats};
-    memcpy(a.width, run->width, sizeof a.width);
+    struct grams_args a = {.job = job,
+                           .count = INPUT_COUNT,
+                           .tokens = run->g->windows->count * run->g->windows->length,
+                           .stats = run->g->stats};
+    memcpy(a.width, run->width, sizeof run->width);
     enum rc rc = grams_open(k.grams, &a, e);
     if (rc == RC_OK) rc = walk_windows(&k, e);
     grams_release(k.grams);

@@ -13,10 +13,10 @@
 #include "worker/pipeline/input_group.h"
 #include "worker/pipeline/job.h"
 
-/* Where a walk that scores (gradwalk.h) wants what a candidate makes of a Linear. */
+/* Where a walk that scores (gradwalk.h) wants what a candidate changes of a Linear. */
 struct gram_slot {
-    struct mat w_hat; /* [N, K] fp32 device memory */
-    bool filled;      /* set by who wrote to it */
+    struct mat d; /* [N, K] of the activation type, device memory: w − ŵ */
+    bool filled;  /* set by who wrote to it */
 };
 
 struct gram_input {
@@ -28,6 +28,7 @@ struct gram_input {
     int count;              /* all the Linears that read it, in model order */
     int64_t index[BLOCK_LINEARS_MAX];           /* into model.linears */
     struct mat w[BLOCK_LINEARS_MAX];            /* [N, K] */
+    struct mat g[BLOCK_LINEARS_MAX];            /* [N, N] of gradwalk.h: of the gradients; data NULL: not asked for */
     struct gram_slot *slots[BLOCK_LINEARS_MAX]; /* [candidates] of gradwalk.h; else NULL */
     bool mine[BLOCK_LINEARS_MAX];               /* wanted, and of a job that is split, for this device to measure */
 };

@@ -17,7 +17,7 @@ void input_group_release(struct input_group *g) {
 }
 
 /* A Linear's codes and their parameters, its weights as they are scaled, rounded and worked on; the scaled H in fp32,
- * its factor, and two fp64 squares to make it. */
+ * its factor, and two fp64 squares to make it; once it is made, H in fp32 again to descend by. */
 int64_t input_group_bytes(const struct model *model) {
     int64_t widest = 0, square = 0, floats = sizeof(float);
     for (int64_t i = 0; i < model->linear_count; i++) {

@@ -1,9 +1,10 @@
 /* profile: the drift of every Linear at every candidate, from one walk that accumulates H = XᵀX; and what it costs in
- * nats where Fisher scores are asked for, from the same walk on its way back.
+ * nats where scores of the loss are asked for, from the same walk on its way back.
  *
  * A row comes from an earlier attempt, from the cache, or from the walk, in this order; the walk covers only what is
  * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/json.h"
@@ -72,8 +73,10 @@ static const char *cache_key(const struct profile *p, size_t l, size_t c, char k
     struct strbuf text = STRBUF_INIT;
     strbuf_printf(&text, "%s%s", candidate_id(candidate, id), candidate->sequential ? " static" : "");
     if (candidate_uses_awq(candidate)) add_siblings(p, p->table.linears[l], &text);
-    if (spec_wants_fisher(p->spec)) strbuf_printf(&text, " fisher %lld", (long long)p->spec->fisher_windows);
-    if (spec_wants_fisher(p->spec) || candidate->guided)
+    if (spec_wants(p->spec, "fisher")) strbuf_printf(&text, " fisher %lld", (long long)p->spec->fisher_windows);
+    if (spec_wants(p->spec, "kfac")) strbuf_printf(&text, " kfac");
+    if (spec_wants(p->spec, "diag")) strbuf_printf(&text, " diag");
+    if (spec_wants_loss(p->spec) || candidate->guided)
         gradients_key(p->source.model, p->prints, p->spec->calibration->seed, &text);
     fingerprints_drift_key(p->prints, p->place[l], text.data, p->job->backend->arithmetic, key);
     strbuf_release(&text);
@@ -118,13 +121,19 @@ static enum rc take_cached_rows(struct profile *p, const json_t *found, struct e
     return RC_OK;
 }
 
+/* 0 where asked for. */
+static struct loss_scores scores_asked(const struct profile *p) {
+    return (struct loss_scores){spec_wants(p->spec, "fisher") - 1, spec_wants(p->spec, "kfac") - 1,
+                                spec_wants(p->spec, "diag") - 1};
+}
+
 /* Kept in 16 bits: exact, so nothing has to be walked for it. */
 static enum rc fill_exact_rows(struct profile *p, struct err *e) {
     for (size_t l = 0; l < p->table.linear_count; l++)
         for (size_t c = 0; c < p->table.candidate_count; c++) {
             struct drift_row *row = drift_at(&p->table, l, c);
             if (row->known || p->table.candidates[c].method != METHOD_NONE) continue;
-            *row = drift_row_none(p->table.linears[l], spec_wants_fisher(p->spec));
+            *row = drift_row_none(p->table.linears[l], scores_asked(p));
             p->computed++;
             TRY(send_row(p, p->job, l, c, e));
         }
@@ -155,20 +164,68 @@ struct bench {
     float *w_hat;                        /* [N, K] of the widest */
 };
 
-/* What one candidate does to a Linear, AWQ's scale taken out again. */
-static enum rc measure(struct bench *b, const struct group_quantize_args *a, struct mat w_hat,
+/* What one candidate does to a Linear, AWQ's scale taken out again; `difference` as in struct error_args. */
+static enum rc measure(struct bench *b, const struct group_quantize_args *a, struct mat w_hat, struct mat difference,
                        struct error_report *report, struct err *e) {
     const struct job *job = b->group->job;
     int n = a->index;
     TRY(group_quantize_effective(a, w_hat, e));
-    struct error_args error = {.w = b->in->w[n], .w_hat = w_hat, .h = b->in->h};
+    struct error_args error = {.w = b->in->w[n], .w_hat = w_hat, .h = b->in->h, .difference = difference};
     if (b->drift_den[n] > 0) error.drift_den = &b->drift_den[n];
     TRY(job->backend->error(job->device, &error, report, e));
     b->drift_den[n] = report->drift_den;
     return RC_OK;
 }
 
-/* Where the weights are wanted for the score that follows; NULL: none does. */
+/* Rounding may leave less of nothing; what is no number stays one. */
+static double at_least_0(double trace) {
+    return trace < 0 ? 0 : trace;
+}
+
+/* The scores that take no activations. */
+static enum rc measure_kfac(struct bench *b, int n, struct mat w_hat, struct drift_row *row, struct err *e) {
+    const struct job *job = b->group->job;
+    const struct profile *p = b->p;
+    struct kfac_args a = {.w = b->in->w[n], .w_hat = w_hat, .h = b->in->h, .g = b->in->g[n]};
+    struct kfac_report report;
+    if (!a.g.data) return RC_OK;
+    TRY(job->backend->kfac(job->device, &a, &report, e));
+    if (spec_wants(p->spec, "kfac")) row->scores.kfac = kfac_score(&p->windows, at_least_0(report.kfac));
+    if (spec_wants(p->spec, "diag")) row->scores.diag = kfac_score(&p->windows, at_least_0(report.diag));
+    return RC_OK;
+}
+
+/* Whether RTN on the first one's grid is what the other is held against, or the other itself. */
+static bool same_rtn(const struct candidate *c, const struct candidate *other) {
+    char left[CANDIDATE_ID_SIZE], right[CANDIDATE_ID_SIZE];
+    struct candidate own = candidate_rtn(c), its = other->method == METHOD_RTN ? *other : candidate_rtn(other);
+    if (other->method != METHOD_RTN && !drift_is_guarded(other)) return false;
+    its.layout = own.layout; /* does not change a weight */
+    return !strcmp(candidate_id(&own, left), candidate_id(&its, right));
+}
+
+/* RTN's drift beside a candidate's: measured once for all with the same grid. */
+static enum rc measure_rtn(struct bench *b, int n, const struct candidate *c, struct mat w_hat, double *drift,
+                           struct err *e) {
+    const struct drift_table *t = &b->p->table;
+    struct candidate plain = candidate_rtn(c);
+    struct group_quantize_args simple = {.group = b->group, .index = n, .candidate = &plain};
+    struct error_report report;
+    *drift = 0;
+    if (!drift_is_guarded(c)) return RC_OK;
+    for (size_t i = 0; i < t->candidate_count; i++) {
+        const struct candidate *other = &t->candidates[i];
+        const struct drift_row *row = drift_at(t, b->place[n], i);
+        if (other == c || !row->known || row->cached || !same_rtn(c, other)) continue;
+        *drift = other->method == METHOD_RTN ? row->drift : row->rtn_drift;
+        return RC_OK;
+    }
+    TRY(measure(b, &simple, w_hat, (struct mat){0}, &report, e));
+    *drift = error_ratio(report.drift_num, report.drift_den);
+    return RC_OK;
+}
+
+/* Where the difference is wanted for the score that follows; NULL: none does. */
 static struct gram_slot *slot_of(const struct bench *b, int n, const struct candidate *c) {
     return b->in->slots[n] ? &b->in->slots[n][c - b->p->table.candidates] : NULL;
 }
@@ -177,17 +234,16 @@ static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struc
     struct profile *p = b->p;
     const struct linear *linear = p->table.linears[b->place[n]];
     struct drift_row *row = drift_at(&p->table, b->place[n], (size_t)(c - p->table.candidates));
-    struct candidate own = candidate_for(c, linear), plain = candidate_rtn(c);
-    struct error_report report, rtn = {0};
+    struct candidate own = candidate_for(c, linear);
+    struct error_report report;
     struct gram_slot *slot = slot_of(b, n, c);
-    struct mat w_hat = matf(b->w_hat, linear->rows, linear->cols);
+    struct mat w_hat = matf(b->w_hat, linear->rows, linear->cols), none = {0};
     struct group_quantize_args chosen = {.group = b->group, .index = n, .candidate = &own, .scale = scale};
-    struct group_quantize_args simple = {.group = b->group, .index = n, .candidate = &plain};
-    TRY(measure(b, &chosen, slot ? slot->w_hat : w_hat, &report, e));
-    if (drift_is_guarded(c)) TRY(measure(b, &simple, w_hat, &rtn, e));
+    TRY(measure(b, &chosen, w_hat, slot ? slot->d : none, &report, e));
     if (slot) slot->filled = true;
     *row = drift_row_measured(&report, candidate_bytes(c, linear->rows, linear->cols));
-    row->rtn_drift = error_ratio(rtn.drift_num, rtn.drift_den);
+    TRY(measure_kfac(b, n, w_hat, row, e));
+    TRY(measure_rtn(b, n, c, w_hat, &row->rtn_drift, e));
     if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, scale, c)->factor.damp;
     if (candidate_uses_awq(c)) row->awq_gain = scale->gain;
     p->computed++;
@@ -256,11 +312,12 @@ static enum rc profile_input(void *ctx, const struct job *job, const struct gram
 }
 
 /* Completes a row. */
-static enum rc profile_score(void *ctx, int64_t linear, size_t candidate, double fisher, struct err *e) {
+static enum rc profile_score(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher,
+                             struct err *e) {
     struct profile *p = ctx;
     size_t l = table_place(p, linear);
-    drift_at(&p->table, l, candidate)->fisher = fisher;
-    return send_row(p, p->job, l, candidate, e);
+    drift_at(&p->table, l, candidate)->scores.fisher = fisher;
+    return send_row(p, job, l, candidate, e);
 }
 
 static bool any_unknown(const struct profile *p, size_t l) {
@@ -274,9 +331,10 @@ static bool any_candidate(const struct profile *p, bool (*is)(const struct candi
 }
 
 static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct err *e) {
-    bool fisher = spec_wants_fisher(p->spec);
+    bool fisher = spec_wants(p->spec, "fisher");
     struct grad_walk g = {.gram = *walk,
                           .guided = spec_wants_guided(p->spec),
+                          .outer = spec_wants(p->spec, "kfac") || spec_wants(p->spec, "diag"),
                           .candidates = fisher ? p->table.candidate_count : 0,
                           .scored = fisher ? p->spec->fisher_windows : 0,
                           .seed = (uint64_t)p->spec->calibration->seed,
@@ -298,7 +356,7 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                               any_candidate(p, candidate_needs_gram) ? input_group_bytes(p->source.model) : 0,
                           .input = profile_input,
                           .ctx = p};
-    bool back = spec_wants_fisher(p->spec) || spec_wants_guided(p->spec);
+    bool back = spec_wants_loss(p->spec) || spec_wants_guided(p->spec);
     enum rc rc = back ? walk_back(p, &g, e) : gram_walk_run(&g, e);
     free(wanted);
     return rc;

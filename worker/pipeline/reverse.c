@@ -1,5 +1,6 @@
 #include "worker/pipeline/reverse.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "base/mem.h"
@@ -20,6 +21,7 @@ struct reverse {
     const struct windows *w; /* of the run at hand */
     int64_t windows, chunks; /* windows of a chunk, chunks of the run */
     int64_t most_chunks;     /* of any run */
+    int parts;
     struct forward forward;
     struct backward backward;
     struct block blocks[2];    /* the second only where the device loads ahead */
@@ -34,8 +36,9 @@ struct reverse {
     int32_t *ids, *labels;         /* [T] of one chunk, as the next */
     double *u, *nll;
     float *weight;
-    int64_t steps, steps_total; /* of the run */
-    int64_t tokens_before;      /* of earlier runs */
+    _Atomic int64_t steps; /* of the run, as the next */
+    int64_t steps_total;
+    int64_t tokens_before; /* of earlier runs */
 };
 
 static int blocks_of(const struct reverse *k) {
@@ -91,15 +94,31 @@ static enum rc open_hidden(struct reverse *k, struct err *e) {
     return hidden_open(&a, &k->hidden, e);
 }
 
-static int64_t chunks_again(const struct reverse *k) {
-    int64_t again = k->r->again < k->w->count ? k->r->again : k->w->count;
-    return k->r->hooks->linear_again ? (again + k->windows - 1) / k->windows : 0;
+/* Of the first `windows` ones: that all walks of the job have, and that are this one's. */
+static int64_t all_chunks(const struct reverse *k, int64_t windows) {
+    return (windows + k->windows - 1) / k->windows;
+}
+
+static int64_t own_chunks(const struct reverse *k, int64_t windows) {
+    return (all_chunks(k, windows) - k->r->part + k->parts - 1) / k->parts;
+}
+
+static int64_t windows_again(const struct reverse *k) {
+    if (!k->r->hooks->linear_again) return 0;
+    return k->r->again < k->w->count ? k->r->again : k->w->count;
+}
+
+/* Of all the walks, whose progress is one. */
+static int64_t count_steps(const struct reverse *k) {
+    int64_t chunks = all_chunks(k, k->w->count), again = all_chunks(k, windows_again(k));
+    int64_t back = (chunks + again) * BACKWARD_STEPS;
+    return blocks_of(k) * chunks * FORWARD_STEPS + (blocks_of(k) - k->r->first_block) * back;
 }
 
 static enum rc open_all(struct reverse *k, struct err *e) {
     const struct reverse_walk *r = k->r;
     size_t tokens = (size_t)chunk_tokens(k);
-    k->most_chunks = (r->windows->count + k->windows - 1) / k->windows;
+    k->most_chunks = own_chunks(k, r->windows->count);
     k->ids = xcalloc(tokens, sizeof *k->ids);
     k->labels = xcalloc(tokens, sizeof *k->labels);
     k->u = xcalloc(tokens, sizeof *k->u);
@@ -162,7 +181,7 @@ static enum rc ready_block(struct reverse *k, int block, int next, struct err *e
 /* --- steps that both ways have --- */
 
 static struct site site_at(const struct reverse *k, int block, int64_t chunk) {
-    int64_t done = chunk * k->windows, left = k->w->count - done;
+    int64_t done = (chunk * k->parts + k->r->part) * k->windows, left = k->w->count - done;
     return (struct site){0, block, done, left < k->windows ? left : k->windows};
 }
 
@@ -195,8 +214,8 @@ static enum rc end_step(struct reverse *k, int steps, struct err *e) {
     int64_t tokens = k->w->count * k->w->length, total = r->tokens_total > 0 ? r->tokens_total : tokens;
     TRY(r->job->backend->keep_pace(r->job->device, e));
     if (job_cancelled(r->job)) return err_set(e, RC_CANCELLED, "cancelled");
-    k->steps += steps;
-    int64_t done = (int64_t)((double)k->steps / (double)k->steps_total * (double)tokens);
+    int64_t all = atomic_fetch_add(r->tally ? r->tally : &k->steps, steps) + steps;
+    int64_t done = (int64_t)((double)all / (double)k->steps_total * (double)tokens);
     return emit_progress(r->job, r->phase, k->tokens_before + done, total, "tokens", e);
 }
 
@@ -355,7 +374,7 @@ static enum rc chunk_back(struct reverse *k, int block, int64_t chunk, linear_ho
 static enum rc block_back(struct reverse *k, int block, struct err *e) {
     const struct reverse_hooks *hooks = k->r->hooks;
     const struct block_weights *w = &k->seen;
-    int64_t again = chunks_again(k);
+    int64_t again = own_chunks(k, windows_again(k));
     TRY(ready_block(k, block, block > k->r->first_block ? block - 1 : -1, e));
     if (hooks->begin) TRY(hooks->begin(hooks->ctx, block, w, e));
     for (int64_t chunk = 0; chunk < k->chunks; chunk++)
@@ -382,6 +401,7 @@ enum rc reverse_open(const struct reverse_walk *r, struct reverse **out, struct 
     struct reverse *k = xcalloc(1, sizeof *k);
     *k =
         (struct reverse){.r = r, .windows = r->chunk > 0 ? r->chunk : walk_chunk(r->job, r->windows), .held = {-1, -1}};
+    k->parts = r->parts > 0 ? r->parts : 1;
     k->walk = (struct walk){.job = r->job, .model = r->model, .windows = r->windows, .hooks = &no_hooks};
     k->forward.walk = &k->walk;
     enum rc rc = open_all(k, e);
@@ -400,14 +420,13 @@ void reverse_close(struct reverse *k) {
 }
 
 enum rc reverse_run(struct reverse *k, const struct windows *windows, struct err *e) {
-    int64_t chunks = (windows->count + k->windows - 1) / k->windows;
+    int64_t chunks = own_chunks(k, windows->count);
     if (chunks > k->most_chunks || windows->length != k->r->windows->length)
         return err_set(e, RC_INTERNAL, "the walk was opened for other windows");
     k->w = windows;
     k->chunks = chunks;
-    int64_t back = (chunks + chunks_again(k)) * BACKWARD_STEPS;
     k->steps = 0;
-    k->steps_total = blocks_of(k) * chunks * FORWARD_STEPS + (blocks_of(k) - k->r->first_block) * back;
+    k->steps_total = count_steps(k);
     TRY(walk_all(k, e));
     k->tokens_before += windows->count * windows->length;
     return RC_OK;

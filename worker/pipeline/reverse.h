@@ -10,7 +10,9 @@
  * end → for the chunks of the first `again` windows: forward, backward → linear_again; then done
  *
  * A label depends on the seed, the window's number and the position alone, and chunks are those of the walk: neither
- * labels nor gradients depend on how many windows are in the job. Sources: algorithms §11, §12.
+ * labels nor gradients depend on how many windows are in the job. Walks of one job on several devices go on side by
+ * side, a thread each, with every so many-th chunk: so the first windows are shared out as evenly as all of them.
+ * Sources: algorithms §11, §12.
  *
  * The loss, and what is seen of a block, can be the caller's; and what the walk holds can be opened once, for many runs
  * over small sets of windows. GPU thread only. */
@@ -56,6 +58,7 @@ struct reverse_walk {
     const int32_t *labels;   /* [count, length] label of each position; NULL: drawn from the model */
     uint64_t seed;           /* of the draw */
     int64_t again;           /* how many windows linear_again sees, and those that share a chunk with them */
+    int part, parts;         /* chunks part, part + parts, …; parts 0: all */
     int first_block;         /* the way back ends with this one */
     int64_t chunk;           /* windows of one; 0: those of the walk */
     const bool *replaced;    /* [linear_count] Linears that `weights` always replaces: they are not loaded; or NULL */
@@ -66,6 +69,7 @@ struct reverse_walk {
     int64_t device_reserved; /* as in struct walk */
     const char *phase;       /* of the progress, in tokens */
     int64_t tokens_total;    /* of all runs; 0: of this one */
+    _Atomic int64_t *tally;  /* work done by all the walks side by side; NULL: this is alone */
 };
 
 /* How many of the windows' positions have a label: those that predict one of the window's scored ones. */
