@@ -258,13 +258,24 @@ static const struct spec_reference allocation_references[] = {
 /* --- eval --- */
 
 void spec_check_calibration(const struct spec_calibration *calibration, const struct candidate *uniform,
-                            const char *allocation, struct decode *d) {
-    bool needed = uniform != NULL && candidate_needs_gram(uniform);
+                            const char *allocation, bool refined, struct decode *d) {
+    bool looks = uniform != NULL && candidate_needs_gram(uniform), needed = looks || (uniform != NULL && refined);
     if (needed && calibration == NULL)
-        problem_at(d, "calibration", "is required: %s looks at what flows through the model",
+        problem_at(d, "calibration",
+                   looks ? "is required: %s looks at what flows through the model"
+                         : "is required: the scales of %s are refined on it",
                    method_names[uniform->method]);
     if (calibration != NULL && !needed && allocation == NULL)
-        problem_at(d, "calibration", "is for candidates that look at what flows through the model; leave it out");
+        problem_at(d, "calibration",
+                   "is for candidates that look at what flows through the model, and to refine on; leave it out");
+}
+
+static void refine_check(const struct candidate *uniform, const char *allocation, struct decode *d) {
+    if (uniform == NULL && allocation == NULL)
+        problem_at(d, "refine", "is for what a recipe quantizes; leave it out, or give allocation or uniform");
+    if (uniform != NULL && (uniform->method == METHOD_NONE || uniform->method == METHOD_FP8))
+        problem_at(d, "refine", "tunes the scales of groups, which %s has none of; leave it out",
+                   method_names[uniform->method]);
 }
 
 static void eval_check(void *object, struct decode *d) {
@@ -274,7 +285,8 @@ static void eval_check(void *object, struct decode *d) {
         problem_at(d, "uniform", "excludes allocation; give one of them, or neither for the reference alone");
     if (eval->artifact != NULL && (eval->allocation != NULL || eval->uniform != NULL))
         problem_at(d, "artifact", "excludes allocation and uniform; it is quantized already");
-    spec_check_calibration(eval->calibration, eval->uniform, eval->allocation, d);
+    spec_check_calibration(eval->calibration, eval->uniform, eval->allocation, eval->refine, d);
+    if (eval->refine) refine_check(eval->uniform, eval->allocation, d);
     devices_check(&eval->common, d);
 }
 
@@ -298,6 +310,7 @@ static const struct field eval_fields[] = {
      .type = FIELD_OBJECT,
      .offset = offsetof(struct spec_eval, calibration),
      .schema = &calibration_schema},
+    OPTIONAL_FIELD(struct spec_eval, refine, FIELD_BOOL, 0, 0),
     {0},
 };
 static const struct schema eval_schema = {
@@ -341,7 +354,8 @@ static void quantize_check(void *object, struct decode *d) {
         problem_here(d, "needs a recipe: give allocation or uniform");
     if (quantize->allocation != NULL && quantize->uniform != NULL)
         problem_at(d, "uniform", "excludes allocation; give one of them");
-    spec_check_calibration(quantize->calibration, quantize->uniform, quantize->allocation, d);
+    spec_check_calibration(quantize->calibration, quantize->uniform, quantize->allocation, quantize->refine, d);
+    if (quantize->refine) refine_check(quantize->uniform, quantize->allocation, d);
 }
 
 static const struct field quantize_fields[] = {
@@ -363,6 +377,7 @@ static const struct field quantize_fields[] = {
      .type = FIELD_OBJECT,
      .offset = offsetof(struct spec_quantize, calibration),
      .schema = &calibration_schema},
+    OPTIONAL_FIELD(struct spec_quantize, refine, FIELD_BOOL, 0, 0),
     {.name = "target",
      .type = FIELD_ENUM,
      .offset = offsetof(struct spec_quantize, target),
@@ -459,6 +474,11 @@ const char *spec_calibration_dataset(const struct job_kind *kind, const union sp
 const char *spec_allocation(const struct job_kind *kind, const union spec *spec) {
     if (kind->schema == &eval_schema) return spec->eval.allocation;
     return kind->schema == &quantize_schema ? spec->quantize.allocation : NULL;
+}
+
+bool spec_refines(const struct job_kind *kind, const union spec *spec) {
+    if (kind->schema == &eval_schema) return spec->eval.refine;
+    return kind->schema == &quantize_schema && spec->quantize.refine;
 }
 
 const char *spec_made_artifact(const struct job_kind *kind, const union spec *spec) {

@@ -117,6 +117,7 @@ struct spec_eval {
     int64_t windows;           /* 0: all */
     const char *compare;       /* job id of an eval over the same windows, or NULL */
     struct spec_calibration *calibration; /* NULL: none needed, or that of the allocation's profile */
+    bool has_refine, refine; /* the scales of what the recipe quantizes; default: where a candidate is guided */
 };
 
 /* Exactly one of allocation and uniform is given. */
@@ -126,9 +127,10 @@ struct spec_quantize {
     const char *name; /* of the artifact: a folder, and then a model */
     const char *allocation;
     struct candidate *uniform;
-    struct spec_calibration *calibration; /* as of an eval */
-    bool has_target;                      /* else what the allocation was solved for */
-    int target;                           /* enum target */
+    struct spec_calibration *calibration; /* as of an eval, as is the next */
+    bool has_refine, refine;
+    bool has_target; /* else what the allocation was solved for */
+    int target;      /* enum target */
 };
 
 /* Not both of candidate and noise are given; with neither, the candidate is hqq3g64. */
@@ -182,6 +184,8 @@ const char *spec_dataset(const struct job_kind *kind, const union spec *spec);
 const char *spec_calibration_dataset(const struct job_kind *kind, const union spec *spec);
 /* The allocation whose recipe the job runs. */
 const char *spec_allocation(const struct job_kind *kind, const union spec *spec);
+/* Whether the job was asked to refine scales: it needs a calibration then, whatever its candidates look at. */
+bool spec_refines(const struct job_kind *kind, const union spec *spec);
 /* The artifact that the job makes, and the one that it reads. */
 const char *spec_made_artifact(const struct job_kind *kind, const union spec *spec);
 const char *spec_read_artifact(const struct job_kind *kind, const union spec *spec);

@@ -62,8 +62,8 @@ extern const struct schema calibration_schema; /* struct spec_calibration */
 extern const struct schema sweep_schema;
 
 /* Whether there is a calibration where one is needed, and none where not; whether an allocation's candidates need
- * one is known when it has run. */
+ * one is known when it has run. `refined`: refining scales, which needs one, was asked for. */
 void spec_check_calibration(const struct spec_calibration *calibration, const struct candidate *uniform,
-                            const char *allocation, struct decode *d);
+                            const char *allocation, bool refined, struct decode *d);
 
 #endif

@@ -23,7 +23,7 @@ static void sweep_check(void *object, struct decode *d) {
         problem_at(d, "noise", "excludes candidate; give one of them, or neither for hqq3g64");
     if (sweep->has_seed && !sweep->has_noise) problem_at(d, "seed", "is for noise; leave it out");
     if (sweep->candidate != NULL) check_candidate(sweep->candidate, d);
-    spec_check_calibration(sweep->calibration, sweep->candidate, NULL, d);
+    spec_check_calibration(sweep->calibration, sweep->candidate, NULL, false, d);
     if (sweep->has_noise || sweep->candidate != NULL) return;
     sweep->candidate = arena_alloc(d->arena, sizeof *sweep->candidate);
     *sweep->candidate = candidate_default(METHOD_HQQ, 3, 64);

@@ -160,7 +160,8 @@ static enum rc inherit_calibration(struct db *db, struct request *r, struct data
     const char *id = spec_allocation(r->kind, &r->spec);
     if (!read_spec(db, r, id, "allocation", &job, &allocation)) return RC_OK;
     if (!read_spec(db, r, allocation.allocation.profile, "profile", &job, &profile)) return RC_OK;
-    if (!any_needs_gram(&profile.profile.candidates) || !job.dataset) return RC_OK;
+    bool needed = any_needs_gram(&profile.profile.candidates) || spec_refines(r->kind, &r->spec);
+    if (!needed || !job.dataset) return RC_OK;
     enum rc rc = dataset_get(db, job.dataset, dataset, e);
     if (rc == RC_OK && !strcmp(dataset->sha256, job.dataset_sha256)) return RC_OK;
     if (rc != RC_OK && rc != RC_NOT_FOUND) return rc;

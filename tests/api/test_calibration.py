@@ -39,6 +39,16 @@ def test_what_is_refused(daemon):
     assert_problem(both, 422, "/dataset")
 
 
+def test_refining_needs_it_too(daemon):
+    daemon.put_dataset("c", "calibrate on this\n")
+    id_ = daemon.submit(uniform=HQQ, refine=True, calibration={"dataset": "c"})["id"]
+    assert result(daemon, id_)["calibration"]["name"] == "c"
+    post = lambda **spec: daemon.ask("POST", "/v1/jobs", an_eval(**spec))  # noqa: E731
+    assert_problem(post(uniform=HQQ, refine=True), 422, "/calibration")
+    assert_problem(post(refine=True), 422, "/refine")
+    assert_problem(post(uniform={"method": "fp8"}, refine=True, calibration={"dataset": "c"}), 422, "/refine")
+
+
 def test_it_stays_while_a_job_needs_it(daemon):
     daemon.put_dataset("c", "calibrate on this\n")
     digest = hashlib.sha256(b"calibrate on this\n").hexdigest()
@@ -78,6 +88,8 @@ def test_an_allocation_brings_its_profiles(daemon, allocated):
     own = daemon.submit(allocation=allocated["gptq"], calibration={"dataset": "own"})["id"]
     assert result(daemon, own)["calibration"]["name"] == "own"
     assert result(daemon, daemon.submit(allocation=allocated["hqq"])["id"])["calibration"] is None
+    refined = daemon.submit(allocation=allocated["hqq"], refine=True)["id"]
+    assert result(daemon, refined)["calibration"]["name"] == "c"
 
 
 def test_a_profiles_text_that_is_gone_or_another_is_asked_for(daemon, allocated):

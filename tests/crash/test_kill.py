@@ -14,6 +14,7 @@ import itertools
 import os
 import pathlib
 import random
+import re
 import signal
 import threading
 import time
@@ -82,6 +83,8 @@ class Service(api.Daemon):
                 self.post(evaluation(uniform={"method": "rtn", "bits": 2, "group": 64})),
                 self.post(evaluation(uniform={"method": "gptq", "bits": 3, "group": 64}, calibration=CALIBRATION)),
                 self.post(evaluation(uniform={"method": "awq", "bits": 3, "group": 64}, calibration=CALIBRATION)),
+                self.post(evaluation(uniform={"method": "rtn", "bits": 3, "group": 64}, calibration=CALIBRATION,
+                                     refine=True)),
                 self.post(sweep(candidate={"method": "rtn", "bits": 3, "group": 64})),
                 self.post(artifact(f"plain-{self.artifacts}", allocation=mixed)),
                 self.post(artifact(f"made-{self.artifacts}", uniform=AWQ_GPTQ, calibration=CALIBRATION))]
@@ -119,8 +122,11 @@ class Service(api.Daemon):
         folder = pathlib.Path(result["path"]) if "path" in result else None
         for member in ("rows", "tokens_per_second", "passes", "profile", "name", "path"):
             result.pop(member, None)
+        if "refined" in result:
+            del result["refined"]["seconds"]
         files = {file.name: file.read_bytes() for file in folder.iterdir()} if folder else None
-        return result, files, [row.replace('"cached":true', '"cached":false') for row in self.all_rows(id_)]
+        return result, files, [re.sub(r'"seconds":[^,}]*', "", row.replace('"cached":true', '"cached":false'))
+                               for row in self.all_rows(id_)]
 
 
 def kill(daemon, victim):
@@ -263,4 +269,34 @@ def test_an_artifact_killed_after_any_block_has_the_same_bytes(make_service, uni
         interrupted += daemon.version(id_) > daemon.version(whole)
         assert not (daemon.data / f"artifacts/.{name}.partial").exists()
     assert interrupted >= 3  # the last may have been done before the kill
+    assert daemon.stop() == 0
+
+
+def phase(daemon, id_):
+    progress = daemon.job(id_)["progress"] or {}
+    return progress.get("phase"), progress.get("done", 0)
+
+
+def test_an_artifact_killed_while_it_is_refined_has_the_same_bytes(make_service):
+    """In its walk of the reference, in its steps, and when the scales are there: the shards get them one by one."""
+    recipe = {"uniform": {"method": "gptq", "bits": 3, "group": 64, "guided": True},
+              "calibration": dict(CALIBRATION, samples=16)}
+    daemon, dice = make_service("service"), random.Random(int(os.environ.get("HSAQ_SEED", "1")))
+    whole = daemon.post(artifact("whole", **recipe))
+    daemon.finish(whole)
+    assert daemon.ask("GET", f"/v1/jobs/{whole}/result").json["refined"]["default"]
+    interrupted = 0
+    for n in range(8):
+        name, moment = f"killed-{n}", ("reference", "refine", "refine", "scales")[n % 4]
+        scales = daemon.data / f"artifacts/.{name}.partial/.scales.safetensors"
+        id_ = daemon.post(artifact(name, **recipe))
+        daemon.until(lambda: daemon.job(id_)["state"] == "succeeded" or
+                     (scales.exists() if moment == "scales" else phase(daemon, id_)[0] == moment))
+        time.sleep(dice.uniform(0, 0.02 if moment == "scales" else 0.5))
+        kill(daemon, ("worker", "daemon", "both")[n % 3])
+        daemon.finish(id_)
+        assert daemon.outcome(id_) == daemon.outcome(whole)
+        interrupted += daemon.version(id_) > daemon.version(whole)
+        assert not (daemon.data / f"artifacts/.{name}.partial").exists()
+    assert interrupted >= 4  # what follows the scales may have been done before the kill
     assert daemon.stop() == 0

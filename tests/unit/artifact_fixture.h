@@ -39,7 +39,12 @@ static inline void fixture_open(struct fixture *f, const char *model, enum targe
     f->allocation = json_pack("{si sf}", "b", 1, "a", 3.3);
     f->provenance = json_pack("{ss}", "fingerprint", "0123");
     snprintf(f->path, sizeof f->path, "%s/made", f->folder.path);
-    f->m.spec = (struct artifact_spec){f->model, f->path, target, f->candidates, f->allocation, f->provenance};
+    f->m.spec = (struct artifact_spec){.model = f->model,
+                                       .path = f->path,
+                                       .target = target,
+                                       .candidates = f->candidates,
+                                       .allocation = f->allocation,
+                                       .provenance = f->provenance};
     must(backend_cpu.open(&options, &f->m.device, &err));
 }
 

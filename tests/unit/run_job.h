@@ -20,6 +20,7 @@ struct run {
     int64_t done, total;           /* and what it says */
     bool went_back;                /* within a phase */
     int64_t stop_after;            /* rows after which the daemon is lost; 0: never */
+    const char *stop_phase;        /* or when it is told of progress in this phase, beyond its beginning */
     const struct backend *backend; /* in place of the worker's own; NULL: that one */
     int64_t ram_limit;             /* 0: none */
     const char *scratch;           /* NULL: /tmp */
@@ -40,6 +41,8 @@ static void run_note_progress(struct run *r, const struct msg_progress *p) {
 static enum rc run_send(void *ctx, const struct message *m, struct err *e) {
     struct run *r = ctx;
     if (m->type == MSG_PROGRESS) run_note_progress(r, &m->progress);
+    bool lost = m->type == MSG_PROGRESS && r->stop_phase && !strcmp(m->progress.phase, r->stop_phase) && r->done > 0;
+    if (lost) return err_set(e, RC_UNAVAILABLE, "lost");
     if (m->type != MSG_ROW) return RC_OK;
     if (r->stop_after && (int64_t)json_array_size(r->rows) == r->stop_after) return err_set(e, RC_UNAVAILABLE, "lost");
     json_array_append_new(r->rows, json_pack("{ss sI sO}", "phase", m->row.phase, "index", (json_int_t)m->row.index,

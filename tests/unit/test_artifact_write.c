@@ -160,6 +160,16 @@ static void its_size_is_known_beforehand(void **state) {
     fixture_close(&f);
 }
 
+/* Bytes that were said to be missing. */
+static long long refused_bytes(struct fixture *f, bool refined) {
+    f->m.spec.refined = refined;
+    assert_int_equal(artifact_open(&f->m.spec, &f->m.artifact, &err), RC_NO_SPACE);
+    f->m.spec.refined = false;
+    const char *takes = strstr(err.message, "' takes ");
+    assert_non_null(takes);
+    return atoll(takes + strlen("' takes "));
+}
+
 static void a_full_disk_is_told_with_folder_and_bytes(void **state) {
     (void)state;
     struct fixture f;
@@ -174,9 +184,10 @@ static void a_full_disk_is_told_with_folder_and_bytes(void **state) {
     snprintf(f.path, sizeof f.path, "%s/disk/made", f.folder.path);
     struct candidate *small = f.candidates, *plain = xcalloc((size_t)f.model->linear_count, sizeof *plain);
     f.m.spec.candidates = plain; /* 2.6 MB of weights and what lies beside them */
-    assert_int_equal(artifact_open(&f.m.spec, &f.m.artifact, &err), RC_NO_SPACE);
+    long long takes = refused_bytes(&f, false);
     assert_non_null(strstr(err.message, disk));
     assert_non_null(strstr(err.message, "bytes left"));
+    assert_in_range(refused_bytes(&f, true) - takes, 100000, 1000000); /* its largest shard once more */
     /* Room at first, which others take. */
     f.m.spec.candidates = small;
     must(artifact_open(&f.m.spec, &f.m.artifact, &err));

@@ -138,11 +138,11 @@ static void scores_are_timed_against_a_forward_pass(void **state) {
 /* Quantizing from calibration is timed over all the windows. */
 static void calibrations_are_timed(void **state) {
     (void)state;
-    json_t *report = measured(GOLDEN "llama/config.json", "eval,awq,gptq");
+    json_t *report = measured(GOLDEN "llama/config.json", "eval,awq,refine,gptq");
     const json_t *phases = json_object_get(report, "phases");
-    static const char *const names[] = {"eval", "gptq4g64", "awq4g64"};
-    assert_int_equal(json_array_size(phases), 3);
-    for (size_t i = 0; i < 3; i++)
+    static const char *const names[] = {"eval", "gptq4g64", "awq4g64", "refine"};
+    assert_int_equal(json_array_size(phases), 4);
+    for (size_t i = 0; i < 4; i++)
         check_phase(json_array_get(phases, i), names[i]);
     json_decref(report);
 }

@@ -131,8 +131,8 @@ static void unguided_beside_guided_is_static(void **state) {
 static void held_out_text_loses_less(void **state) {
     (void)state;
 #define SPEC(more)                                                                                                     \
-    "{'kind':'eval','model':'M','dataset':'D','length':128,'windows':140,'uniform':{'method':'gptq','bits':3," more    \
-    "},'calibration':{'dataset':'C','samples':300,'length':128,'sampling':'random'}}"
+    "{'kind':'eval','model':'M','dataset':'D','length':128,'windows':140,'refine':false,'uniform':{'method':'gptq','"  \
+    "bits':3," more "},'calibration':{'dataset':'C','samples':300,'length':128,'sampling':'random'}}"
     static const char *const specs[] = {SPEC("'sequential':false"), SPEC("'guided':true")};
     double kl[2];
     for (int i = 0; i < 2; i++) {

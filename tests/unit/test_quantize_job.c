@@ -7,6 +7,8 @@
 #include <dirent.h>
 #include <sys/file.h>
 
+#include "worker/model/model.h"
+
 #define HELDOUT FIXTURE "heldout.txt"
 #define CALIBRATION ",'calibration':{'dataset':'C','samples':2,'length':48,'sampling':'sequential'}"
 #define QUANTIZE(more) "{'kind':'quantize','model':'M','name':'made'" more "}"
@@ -69,10 +71,12 @@ static void assert_same_folders(const char *a, const char *b) {
     assert_int_equal(count_files(a), count_files(b));
 }
 
-/* Of this run only where it is. */
+/* Of this run only where it is, and how long it took. */
 static void assert_same_results(const struct run *a, const struct run *b) {
     json_object_del(a->result, "path");
     json_object_del(b->result, "path");
+    json_object_del(json_object_get(a->result, "refined"), "seconds");
+    json_object_del(json_object_get(b->result, "refined"), "seconds");
     if (json_equal(a->result, b->result)) return;
     fail_msg("%s\n%s", json_dumps(a->result, 0), json_dumps(b->result, 0));
 }
@@ -84,7 +88,9 @@ static const char *const recipes[] = {
     QUANTIZE(UNIFORM("rtn")),
     QUANTIZE(",'uniform':{'method':'fp8','per':'tensor'}"),
     QUANTIZE(
-        ",'uniform':{'method':'awq+gptq','bits':4,'group':64,'guided':true}" CALIBRATION), /* the last block first */
+        ",'refine':false,'uniform':{'method':'awq+gptq','bits':4,'group':64,'guided':true}" CALIBRATION), /* the last
+                                                                                                             block first
+                                                                                                           */
 };
 enum { RECIPES = sizeof recipes / sizeof *recipes };
 
@@ -145,7 +151,10 @@ static void an_artifact_is_what_its_recipe_runs(void **state) {
         {BOTH(UNIFORM("awq+gptq") CALIBRATION)},
         {BOTH(UNIFORM("awq") CALIBRATION)},
         {BOTH(",'uniform':{'method':'gptq','bits':3,'group':64,'order':'activation'}" CALIBRATION)},
-        {BOTH(UNIFORM("awq+gptq','guided':true,'range':'weighted") CALIBRATION)},
+        {BOTH(UNIFORM("awq+gptq','guided':true,'range':'weighted") CALIBRATION)}, /* and refined */
+        {BOTH(UNIFORM("awq+gptq','guided':true,'range':'weighted") ",'refine':false" CALIBRATION)},
+        {BOTH(",'uniform':{'method':'gptq','bits':3,'group':64,'order':'activation'},'refine':true" CALIBRATION)},
+        {BOTH(",'uniform':{'method':'hqq','bits':3,'group':64,'layout':'hqq'},'refine':true" CALIBRATION)},
         {BOTH(",'uniform':{'method':'hqq','bits':3,'group':64,'layout':'hqq'}")},
         {BOTH(UNIFORM("rtn"))},
         {BOTH(",'uniform':{'method':'fp8'}")},
@@ -168,10 +177,13 @@ static void an_allocation_with_a_head_is_too(void **state) {
                                            "gptq2g64",
                                            "model.layers.5.mlp.gate_proj",
                                            "rtn4g64-sym",
+                                           "model.layers.3.self_attn.k_proj",
+                                           "fp8-tensor",
                                            "lm_head",
                                            "gptq8g64"};
-    json_t *inputs = allocation(assigned, 6, NULL);
+    json_t *inputs = allocation(assigned, 7, NULL);
     compare_with_eval(BOTH(",'allocation':'A'" CALIBRATION), inputs);
+    compare_with_eval(BOTH(",'allocation':'A','refine':true" CALIBRATION), inputs);
     json_decref(inputs);
 }
 
@@ -209,6 +221,106 @@ static void a_stopped_job_ends_with_the_same_bytes(void **state) {
     }
 }
 
+/* --- refined --- */
+
+static const char refining[] = QUANTIZE(",'uniform':{'method':'gptq','bits':3,'group':64},'refine':true" CALIBRATION);
+
+/* A job that is lost in the phase; NULL: with its last row, when scales are refined and not written. */
+static struct made stopped_in(const char *phase) {
+    struct made m;
+    made_open(&m);
+    m.run.stop_phase = phase;
+    m.run.stop_after = phase ? 0 : LINEARS;
+    assert_int_equal(make(&m, refining, NULL, NULL), RC_UNAVAILABLE);
+    assert_int_equal(access(m.path, F_OK), -1);
+    return m;
+}
+
+static void assert_goes_on(struct made *m, const struct made *whole) {
+    struct made rest = *m;
+    run_init(&rest.run);
+    rest.run.artifact = rest.path;
+    must_make(&rest, refining, m->run.rows, NULL);
+    assert_same_results(&whole->run, &rest.run);
+    assert_same_folders(whole->path, rest.path);
+    json_decref(m->run.rows);
+    json_decref(m->run.cache);
+    made_close(&rest);
+}
+
+static void copy_file(const struct made *from, const struct made *to, const char *name) {
+    char a[160], b[160];
+    size_t len;
+    snprintf(a, sizeof a, "%s/.made.partial/%s", from->folder.path, name);
+    snprintf(b, sizeof b, "%s/.made.partial/%s", to->folder.path, name);
+    char *bytes = scratch_load(a, &len);
+    FILE *f = fopen(b, "w");
+    assert_true(f && fwrite(bytes, 1, len, f) == len && fclose(f) == 0);
+    free(bytes);
+}
+
+/* Killed while the reference is walked, between steps, when they are through, and with any number of shards that have
+ * their scales. */
+static void refining_ends_with_the_same_bytes(void **state) {
+    (void)state;
+    static const char *const phases[] = {"reference", "refine", NULL, "write"};
+    struct made whole;
+    made_open(&whole);
+    must_make(&whole, refining, NULL, NULL);
+    assert_int_equal(json_array_size(whole.run.rows), LINEARS + 1);
+    for (size_t i = 0; i < sizeof phases / sizeof *phases; i++) {
+        struct made m = stopped_in(phases[i]);
+        assert_goes_on(&m, &whole);
+    }
+    struct made early = stopped_in(NULL), done = stopped_in("write");
+    for (int block = 2; block < BLOCKS; block++) {
+        char name[48];
+        snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors", block + 1, BLOCKS + 1);
+        copy_file(&early, &done, name);
+    }
+    assert_goes_on(&done, &whole);
+    made_close(&early);
+    made_close(&whole);
+}
+
+/* Codes, zeros and whatever else is there. */
+static void refining_changes_scales_alone(void **state) {
+    (void)state;
+    struct made plain, refined;
+    struct err e;
+    made_open(&plain);
+    made_open(&refined);
+    must_make(&plain, QUANTIZE(",'uniform':{'method':'gptq','bits':3,'group':64}" CALIBRATION), NULL, NULL);
+    must_make(&refined, refining, NULL, NULL);
+    struct model *a, *b;
+    assert_int_equal(model_open("a", plain.path, &a, &e), RC_OK);
+    assert_int_equal(model_open("b", refined.path, &b, &e), RC_OK);
+    int64_t count, others, changed = 0;
+    const struct st_tensor *x = safetensors_all(a->tensors, &count), *y = safetensors_all(b->tensors, &others);
+    assert_int_equal(count, others);
+    for (int64_t i = 0; i < count; i++) {
+        assert_string_equal(x[i].name, y[i].name);
+        assert_int_equal(x[i].bytes, y[i].bytes);
+        bool same = !memcmp(x[i].data, y[i].data, (size_t)x[i].bytes);
+        assert_true(same || strstr(x[i].name, ".weight_scale"));
+        changed += !same;
+    }
+    assert_int_equal(changed, LINEARS);
+    assert_int_equal(count_files(plain.path), count_files(refined.path));
+    model_close(a);
+    model_close(b);
+    char path[128];
+    size_t len;
+    snprintf(path, sizeof path, "%s/provenance.json", refined.path);
+    char *text = scratch_load(path, &len);
+    assert_non_null(strstr(text, "\"refined\""));
+    free(text);
+    made_close(&plain);
+    made_close(&refined);
+}
+
+/* --- what is not done twice --- */
+
 static int quantized;
 
 static enum rc count_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
@@ -241,7 +353,7 @@ static void complete_blocks_are_kept(void **state) {
     (void)state;
     assert_complete_blocks_are_kept(recipes[1]);
     assert_complete_blocks_are_kept(
-        QUANTIZE(",'uniform':{'method':'gptq','bits':3,'group':64,'guided':true}" CALIBRATION));
+        QUANTIZE(",'refine':false,'uniform':{'method':'gptq','bits':3,'group':64,'guided':true}" CALIBRATION));
 }
 
 static json_t *rows_but(const json_t *rows, int64_t index) {
@@ -423,6 +535,8 @@ int main(void) {
         cmocka_unit_test(an_artifact_is_what_its_recipe_runs),
         cmocka_unit_test(an_allocation_with_a_head_is_too),
         cmocka_unit_test(a_stopped_job_ends_with_the_same_bytes),
+        cmocka_unit_test(refining_ends_with_the_same_bytes),
+        cmocka_unit_test(refining_changes_scales_alone),
         cmocka_unit_test(complete_blocks_are_kept),
         cmocka_unit_test(lost_rows_are_made_again),
         cmocka_unit_test(a_device_with_memory_of_its_own_changes_nothing),

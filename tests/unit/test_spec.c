@@ -113,6 +113,39 @@ static void eval_calibrates_where_a_candidate_needs_it(void **state) {
     arena_release(&f.arena);
 }
 
+/* Scales are refined on it, whatever the candidates look at; and only where there are any. */
+static void refining_needs_a_calibration(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" EVAL GPTQ ON_C "}");
+    assert_false(f.spec.eval.has_refine || spec_refines(f.kind, &f.spec));
+    arena_release(&f.arena);
+    expect_ok(&f, "{" EVAL GPTQ ON_C ",\"refine\":false}");
+    assert_true(f.spec.eval.has_refine && !spec_refines(f.kind, &f.spec));
+    arena_release(&f.arena);
+    static const char *const asked[] = {"{" EVAL RTN ON_C ",\"refine\":true}",
+                                        "{" QUANTIZE RTN ON_C ",\"refine\":true}",
+                                        "{" EVAL ",\"allocation\":\"J\",\"refine\":true}"};
+    for (size_t i = 0; i < sizeof asked / sizeof *asked; i++) {
+        expect_ok(&f, asked[i]);
+        assert_true(spec_refines(f.kind, &f.spec));
+        arena_release(&f.arena);
+    }
+    static const char *const refused[][2] = {
+        {"{" EVAL RTN ",\"refine\":true}", "/calibration"},
+        {"{" EVAL RTN ON_C ",\"refine\":false}", "/calibration"},
+        {"{" EVAL ",\"refine\":true}", "/refine"},
+        {"{" EVAL ",\"artifact\":\"A\",\"refine\":true}", "/refine"},
+        {"{" EVAL ",\"uniform\":{\"method\":\"fp8\"}" ON_C ",\"refine\":true}", "/refine"},
+        {"{" QUANTIZE RTN ON_C ",\"refine\":1}", "/refine"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        assert_int_equal(decode(&f, refused[i][0]), RC_INVALID);
+        assert_string_equal(f.problems.items[0].pointer, refused[i][1]);
+        arena_release(&f.arena);
+    }
+}
+
 static void eval_length_follows_the_protocol(void **state) {
     (void)state;
     struct fixture f;
@@ -455,6 +488,7 @@ int main(void) {
         cmocka_unit_test(profile_has_the_documented_defaults),
         cmocka_unit_test(allocation_has_the_documented_defaults),
         cmocka_unit_test(eval_calibrates_where_a_candidate_needs_it),
+        cmocka_unit_test(refining_needs_a_calibration),
         cmocka_unit_test(eval_length_follows_the_protocol),
         cmocka_unit_test(sweep_has_the_documented_defaults),
         cmocka_unit_test(rules_are_decoded),

@@ -53,7 +53,8 @@ static int64_t passes(const struct run *r) {
 /* An eval in which one Linear has the candidate. */
 static void eval_one(struct run *r, const char *name, const char *candidate, const char *calibration) {
     char spec[512];
-    snprintf(spec, sizeof spec, "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':4,'allocation':'A'%s}",
+    snprintf(spec, sizeof spec,
+             "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':4,'refine':false,'allocation':'A'%s}",
              calibration);
     json_t *inputs =
         json_pack("{s{s{s[{ss ss}]}}}", "allocation", "result", "assignment", "name", name, "candidate", candidate);

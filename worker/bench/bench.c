@@ -13,6 +13,7 @@
 #include "worker/bench/report.h"
 #include "worker/bench/timed_job.h"
 #include "worker/bench/work.h"
+#include "worker/pipeline/refine.h"
 #include "worker/pipeline/walk.h"
 
 enum { WINDOWS = 16, LENGTH = 2048, CANDIDATES = 32, CONFIG_MAX_BYTES = 4 << 20, SEED = 1 };
@@ -226,8 +227,9 @@ static enum rc profile(struct bench *b, struct err *e) {
     return RC_OK;
 }
 
-/* Every Linear quantized from H, block by block. */
-static enum rc run_calibration(struct bench *b, const char *id, double flops, struct err *e) {
+/* An eval's spec with a calibration: what is timed is the pipeline. */
+static enum rc run_calibrated(struct bench *b, const char *id, pipeline_fn pipeline, struct bench_phase *p,
+                              struct err *e) {
     struct candidate uniform;
     struct spec_calibration calibration = {
         .dataset = "random", .length = b->report.length, .sampling = SAMPLING_SEQUENTIAL};
@@ -236,12 +238,17 @@ static enum rc run_calibration(struct bench *b, const char *id, double flops, st
                                 .dataset = "random",
                                 .uniform = &uniform,
                                 .calibration = &calibration}};
-    struct phase_job job = {bench_calibrate, &spec, &calibration.samples, 1};
+    struct phase_job job = {pipeline, &spec, &calibration.samples, 1};
+    TRY(candidate_from_id(id, &uniform, e));
+    return time_job(b, &job, p, e);
+}
+
+/* Every Linear quantized from H, block by block. */
+static enum rc run_calibration(struct bench *b, const char *id, double flops, struct err *e) {
     struct bench_phase *p = add_phase(b, id);
     const struct model *m = b->source.model;
-    TRY(candidate_from_id(id, &uniform, e));
     p->flops = work_forward(m, b->report.windows, b->report.length) + work_gram(m, tokens(b)) + flops;
-    return time_job(b, &job, p, e);
+    return run_calibrated(b, id, bench_calibrate, p, e);
 }
 
 static enum rc gptq(struct bench *b, struct err *e) {
@@ -250,6 +257,13 @@ static enum rc gptq(struct bench *b, struct err *e) {
 
 static enum rc awq(struct bench *b, struct err *e) {
     return run_calibration(b, "awq4g64", work_awq(b->source.model), e);
+}
+
+/* Rounded to nearest, which is quick, and then refined. */
+static enum rc refine(struct bench *b, struct err *e) {
+    struct bench_phase *p = add_phase(b, "refine");
+    p->flops = work_refine(b->source.model, b->report.windows, b->report.length, REFINE_EPOCHS);
+    return run_calibrated(b, "rtn3g64", bench_refine, p, e);
 }
 
 static enum rc sweep(struct bench *b, struct err *e) {
@@ -286,8 +300,8 @@ static enum rc quantize(struct bench *b, struct err *e) {
 static const struct {
     const char *name;
     enum rc (*run)(struct bench *b, struct err *e);
-} phases[] = {{"gemm", gemm}, {"eval", eval}, {"paired", paired}, {"profile", profile},  {"fisher", fisher},
-              {"gptq", gptq}, {"awq", awq},   {"sweep", sweep},   {"quantize", quantize}};
+} phases[] = {{"gemm", gemm}, {"eval", eval}, {"paired", paired}, {"profile", profile}, {"fisher", fisher},
+              {"gptq", gptq}, {"awq", awq},   {"refine", refine}, {"sweep", sweep},     {"quantize", quantize}};
 enum { PHASES = sizeof phases / sizeof *phases };
 
 static enum rc run_phases(struct bench *b, const bool wanted[PHASES], struct err *e) {
@@ -318,9 +332,9 @@ static enum rc want_phase(void *ctx, const char *item, struct err *e) {
             wanted[i] = true;
             return RC_OK;
         }
-    return err_set(e, RC_INVALID,
-                   "--phases takes gemm, eval, paired, profile, fisher, gptq, awq, sweep and quantize, not \"%s\"",
-                   item);
+    return err_set(
+        e, RC_INVALID,
+        "--phases takes gemm, eval, paired, profile, fisher, gptq, awq, refine, sweep and quantize, not \"%s\"", item);
 }
 
 static enum rc add_candidate(void *ctx, const char *item, struct err *e) {

@@ -16,9 +16,9 @@
 struct bench_options {
     const char *config;     /* a Hugging Face config.json */
     const char *candidates; /* of the profile: ids with commas between; hqq2g64,hqq3g64,hqq4g64 */
-    const char
-        *phases;      /* of gemm,eval,paired,profile,quantize (NULL: these),fisher,gptq,awq,sweep. Floors need gemm. */
-    const char *json; /* file to write as well */
+    const char *
+        phases; /* of gemm,eval,paired,profile,quantize (NULL: these),fisher,gptq,awq,refine,sweep. Floors need gemm. */
+    const char *json;     /* file to write as well */
     int windows, length;  /* 16 of 2048 tokens */
     int blocks;           /* so many of the model's blocks; all */
     int64_t memory_limit; /* bytes, as the worker was given; for the report */

@@ -110,6 +110,12 @@ double work_awq(const struct model *model) {
     return (SCALES + DENOMINATOR) * products_by_channels(model);
 }
 
+double work_refine(const struct model *model, int64_t count, int64_t length, int epochs) {
+    enum { BLOCK_PASSES = 4, HEAD_PASSES = 3 };
+    return (1 + epochs * BLOCK_PASSES) * work_forward(model, count, length) +
+           epochs * HEAD_PASSES * work_head(model, count, length);
+}
+
 static int products_with_h(const struct candidate *c) {
     return c->method == METHOD_NONE ? 0 : c->method == METHOD_HQQ ? 2 : 1;
 }

@@ -28,6 +28,9 @@ double work_fisher(const struct model *model, int64_t tokens, const struct candi
 double work_gptq(const struct model *model);
 /* AWQ: every block Linear's output error under each of 40 scales. */
 double work_awq(const struct model *model);
+/* Refining scales: the reference forward, and for each epoch forward, forward anew, and the gradients by inputs and by
+ * weights; the head's logits of both models and the gradient through it. */
+double work_refine(const struct model *model, int64_t count, int64_t length, int epochs);
 /* Every block Linear's output error: once for its denominator, once a candidate, and once more for HQQ's twin in RTN.
  */
 double work_drift(const struct model *model, const struct candidate *candidates, size_t count);

@@ -206,11 +206,15 @@ static enum rc take_temporary(struct artifact *a, struct err *e) {
     return same ? RC_OK : file_write(a->fd, key_name, key, strlen(key), e);
 }
 
+/* Refining takes the scales beside the shards, and once more each shard in turn. */
 static int64_t missing_bytes(const struct artifact *a) {
-    int64_t bytes = a->bytes;
-    for (int shard = 0; shard < artifact_shards(a->spec.model); shard++)
-        if (artifact_has(a, shard)) bytes -= shard_bytes(&a->contents, shard);
-    return bytes;
+    int64_t bytes = a->bytes, largest = 0;
+    for (int shard = 0; shard < artifact_shards(a->spec.model); shard++) {
+        int64_t size = shard_bytes(&a->contents, shard);
+        if (artifact_has(a, shard)) bytes -= size;
+        if (size > largest) largest = size;
+    }
+    return a->spec.refined ? bytes + largest + artifact_scales_bytes(&a->spec) : bytes;
 }
 
 static enum rc check_space(const struct artifact *a, struct err *e) {
@@ -384,6 +388,18 @@ enum rc artifact_write(struct artifact *a, int shard, struct err *e) {
     return rc;
 }
 
+enum rc artifact_put_scales(struct artifact *a, const void *const *scales, struct err *e) {
+    return in_folder(a, artifact_scales_write(&a->spec, a->fd, scales, e), e);
+}
+
+bool artifact_has_scales(const struct artifact *a) {
+    return a->finished || faccessat(a->fd, artifact_scales_name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+enum rc artifact_rescale(struct artifact *a, struct err *e) {
+    return a->finished ? RC_OK : in_folder(a, artifact_scales_apply(&a->spec, a->fd, e), e);
+}
+
 /* --- the end --- */
 
 enum rc artifact_size(const struct artifact *a, int64_t *files, int64_t *bytes, struct err *e) {
@@ -472,9 +488,16 @@ static int rename_new(const struct artifact *a) {
     return rc;
 }
 
+/* Without its key the folder would be begun anew; with it, and without the scales, it would be refined once more. So
+ * the key goes first. */
+static enum rc remove_own(struct artifact *a, struct err *e) {
+    bool removed = unlinkat(a->fd, key_name, 0) == 0 && fsync(a->fd) == 0;
+    if (removed && a->spec.refined) removed = unlinkat(a->fd, artifact_scales_name, 0) == 0 && fsync(a->fd) == 0;
+    return removed ? RC_OK : err_errno(e, "cannot complete '%s'", a->temporary);
+}
+
 static enum rc give_name(struct artifact *a, struct err *e) {
-    if (unlinkat(a->fd, key_name, 0) != 0 || fsync(a->fd) != 0)
-        return err_errno(e, "cannot complete '%s'", a->temporary);
+    TRY(remove_own(a, e));
     if (rename_new(a) != 0) return err_errno(e, "cannot name the artifact '%s'", a->spec.path);
     if (fsync(a->parent_fd) != 0) return err_errno(e, "cannot write '%s' to the disk", a->parent);
     a->finished = true;

@@ -6,8 +6,8 @@
  *
  * It grows in a folder of a temporary name beside its own, which is renamed when all is there and on the disk: never
  * half there. After a kill, artifact_open on the same path finds what was complete, by shard, when the inputs are the
- * same; else it begins anew. Use: open → for each shard that artifact_has not: put and replace, write → finish; close
- * at any time. One thread at a time; a second writer of the same path is RC_CONFLICT. */
+ * same; else it begins anew. Use: open → for each shard that artifact_has not: put and replace, write → (put_scales →
+ * rescale) → finish; close at any time. One thread at a time; a second writer of the same path is RC_CONFLICT. */
 #ifndef HSAQ_WORKER_MODEL_ARTIFACT_H
 #define HSAQ_WORKER_MODEL_ARTIFACT_H
 
@@ -28,6 +28,7 @@ struct artifact_spec {
     const struct candidate *candidates; /* [model->linear_count] what each Linear is stored as; outlives the artifact */
     /* Objects, written as they are, but sorted. What the provenance says is what makes two artifacts the same. */
     const json_t *allocation, *provenance;
+    bool refined; /* other scales will be given for it when all shards are there */
 };
 
 struct artifact;
@@ -49,8 +50,8 @@ bool artifact_has(const struct artifact *a, int shard);
 
 /* The blocks whose shards are complete, from the first on. */
 int artifact_blocks(const struct artifact *a);
-/* The source, but so many of those blocks as they are in the artifact: what the rest of it is calibrated behind. To
- * walk over, no more; artifact_model_close it before the artifact. */
+/* The source, but so many of those blocks as they are in the artifact: what the rest of it is calibrated behind; or as
+ * many as there are shards: all of it. To walk over, no more; artifact_model_close it before the artifact. */
 enum rc artifact_model(const struct artifact *a, int blocks, struct model **model, struct err *e);
 void artifact_model_close(struct model *model); /* NULL is fine */
 
@@ -61,6 +62,13 @@ enum rc artifact_replace(struct artifact *a, const struct st_tensor *tensor, enu
                          struct err *e);
 /* Once all of the shard's quantized Linears were put; gives their memory back. */
 enum rc artifact_write(struct artifact *a, int shard, struct err *e);
+
+/* Refining, when all shards are there. First the scales [linear_count], fp16 [N, G] each or NULL, as a whole, in a file
+ * of their own; then every shard with them in it, written anew one after the other. A kill between leaves what
+ * artifact_rescale ends to the same bytes. */
+enum rc artifact_put_scales(struct artifact *a, const void *const *scales, struct err *e);
+bool artifact_has_scales(const struct artifact *a); /* they are on the disk, or in the finished artifact */
+enum rc artifact_rescale(struct artifact *a, struct err *e);
 
 /* Of what is in the folder. */
 enum rc artifact_size(const struct artifact *a, int64_t *files, int64_t *bytes, struct err *e);

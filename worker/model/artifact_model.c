@@ -34,6 +34,13 @@ static enum rc find_block(const struct artifact_spec *s, struct model *m, int bl
     return RC_OK;
 }
 
+/* What is not the source's of the last shard. */
+static enum rc find_rest(const struct artifact_spec *s, struct model *m, struct err *e) {
+    int64_t head = m->linear_count - 1;
+    TRY(find_plain(m->tensors, &m->final_norm, e));
+    return s->candidates[head].method == METHOD_NONE ? RC_OK : find_linear(s, m->tensors, head, &m->linears[head], e);
+}
+
 /* Everything borrowed but Linears, blocks and tensors. */
 static struct model *copy_model(const struct model *source) {
     struct model *m = xcalloc(1, sizeof *m);
@@ -63,8 +70,9 @@ enum rc artifact_written_model(const struct artifact_spec *spec, int dir_fd, int
                                struct err *e) {
     struct model *m = copy_model(spec->model);
     enum rc rc = open_written(dir_fd, blocks, m, e);
-    for (int block = 0; rc == RC_OK && block < blocks; block++)
+    for (int block = 0; rc == RC_OK && block < blocks && block < m->arch.blocks; block++)
         rc = find_block(spec, m, block, e);
+    if (rc == RC_OK && blocks > m->arch.blocks) rc = find_rest(spec, m, e);
     if (rc != RC_OK) {
         artifact_model_close(m);
         m = NULL;

@@ -329,6 +329,10 @@ char *artifact_readme(const struct artifact_spec *spec, int64_t total_bytes) {
         "in its precision, unless provenance.json says otherwise.\n\n",
         spec->model->arch.family, spec->model->name, size_format(total_bytes, size, sizeof size));
     put_counts(spec, &text);
+    if (spec->refined)
+        strbuf_puts(&text,
+                    "\nAfter calibration the scales of all groups were refined together, so that the model puts out "
+                    "what its source\ndoes; provenance.json says with what.\n");
     strbuf_printf(&text, "\n## Loading\n\n%s", how_to_load[spec->target]);
     if (spec->target == TARGET_COMPRESSED_TENSORS && has_zeros(spec)) strbuf_puts(&text, with_zeros);
     strbuf_puts(&text, "\n## Files\n\n"

@@ -23,6 +23,12 @@ enum { SHARD_NAME_SIZE = 48 };
 void artifact_shard_name(const struct model *model, int shard, char name[SHARD_NAME_SIZE]);
 void artifact_shard_tensors(const struct artifact_contents *c, int shard, struct out_shard *out);
 
+/* The file of scales to be, by its name; their size in it; and what is done with it. */
+extern const char artifact_scales_name[];
+int64_t artifact_scales_bytes(const struct artifact_spec *spec);
+enum rc artifact_scales_write(const struct artifact_spec *spec, int dir_fd, const void *const *scales, struct err *e);
+enum rc artifact_scales_apply(const struct artifact_spec *spec, int dir_fd, struct err *e);
+
 /* artifact_model of the folder: the first so many blocks are there. */
 enum rc artifact_written_model(const struct artifact_spec *spec, int dir_fd, int blocks, struct model **model,
                                struct err *e);

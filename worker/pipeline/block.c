@@ -40,12 +40,18 @@ static void *plan_packed(struct plan *p, const struct block *b, const struct lin
     return out;
 }
 
+static bool is_replaced(const struct block *b, const struct linear *linear) {
+    return b->replaced && b->replaced[linear - b->model->linears];
+}
+
 static void plan_linear(struct plan *p, struct block *b, const struct linear *linear) {
     struct block_params *params = &b->params;
     int position = params->count++;
     if (params->n[linear->input]++ == 0) params->at[linear->input] = position;
     enum dtype type = linear_type(b->job, linear);
-    void *data = linear->packed ? plan_packed(p, b, linear, type) : plan_tensor(p, linear->weight, type);
+    void *data = NULL;
+    if (!is_replaced(b, linear))
+        data = linear->packed ? plan_packed(p, b, linear, type) : plan_tensor(p, linear->weight, type);
     b->weights.linear[position] = (struct mat){data, linear->rows, linear->cols, linear->cols, type};
     b->weights.bias[position] = plan_tensor(p, linear->bias, DTYPE_F32);
 }
@@ -64,8 +70,13 @@ static void plan_block(struct plan *p, struct block *b, int block) {
 }
 
 enum rc block_open(const struct job *job, const struct model *model, int last, struct block *b, struct err *e) {
+    return block_open_without(job, model, last, NULL, b, e);
+}
+
+enum rc block_open_without(const struct job *job, const struct model *model, int last, const bool *replaced,
+                           struct block *b, struct err *e) {
     size_t most = 0, staging = 0;
-    *b = (struct block){.job = job, .model = model};
+    *b = (struct block){.job = job, .model = model, .replaced = replaced};
     for (int block = 0; block <= last; block++) {
         struct plan p = {0};
         plan_block(&p, b, block);
@@ -103,7 +114,8 @@ static enum rc expand_linear(const struct block *b, const struct linear *linear,
 static enum rc expand_block(const struct block *b, int block, const struct plan *p, struct err *e) {
     const struct linear *linear;
     for (int position = 0; (linear = block_linear(b->model, block, position)); position++)
-        if (linear->packed) TRY(expand_linear(b, linear, b->weights.linear[position], p->items, e));
+        if (linear->packed && !is_replaced(b, linear))
+            TRY(expand_linear(b, linear, b->weights.linear[position], p->items, e));
     return RC_OK;
 }
 

@@ -26,6 +26,7 @@ struct block_params {
 struct block {
     const struct job *job;
     const struct model *model;
+    const bool *replaced; /* as block_open_without got it */
     struct block_weights weights;
     struct block_params params;
     void *memory, *staging; /* staging: packed Linears as values, in the host's memory; NULL where none is needed */
@@ -33,6 +34,10 @@ struct block {
 
 /* For the blocks 0 … last of the model. */
 enum rc block_open(const struct job *job, const struct model *model, int last, struct block *b, struct err *e);
+/* The same, but for what is always replaced: of Linears that are true in `replaced` [model.linear_count] only biases
+ * are loaded, and `weights` has their shapes, without data. */
+enum rc block_open_without(const struct job *job, const struct model *model, int last, const bool *replaced,
+                           struct block *b, struct err *e);
 void block_close(struct block *b); /* waits for what block_load has begun */
 
 /* Begins to load; the backend's `loaded` ends it. */

@@ -22,6 +22,7 @@
 #include "worker/pipeline/predict.h"
 #include "worker/pipeline/quantize.h"
 #include "worker/pipeline/recipe.h"
+#include "worker/pipeline/refine.h"
 #include "worker/pipeline/source.h"
 #include "worker/pipeline/team.h"
 #include "worker/pipeline/upload.h"
@@ -52,9 +53,11 @@ struct eval {
     struct eval_table table;  /* each window is filled by one device */
     struct candidate *recipe; /* [linear_count]; METHOD_NONE keeps a Linear */
     struct calibration_plan plan;
-    struct spec_calibration calibration; /* in force, where the plan needs one */
+    bool refine, calibrated; /* scales are refined; for that or for the plan's sake there is a calibration */
+    struct spec_calibration calibration; /* in force, where there is one */
     struct windows calibration_windows;
     json_t *notes;              /* an array: how each Linear's calibration went */
+    json_t *refined;            /* how refining went; NULL: it did not */
     struct model *artifact;     /* NULL: the recipe is run */
     struct packed_store *store; /* the quantized model, where it was calibrated; else it is quantized on the way */
     int devices;
@@ -88,7 +91,10 @@ static enum rc open_recipe(struct eval *v, struct err *e) {
 
 static enum rc open_calibration(struct eval *v, struct err *e) {
     v->plan = calibration_plan(v->recipe, v->source.model->linear_count);
-    if (!v->plan.needed) return RC_OK;
+    v->refine = refine_wanted(v->spec->has_refine, v->spec->refine, v->recipe, v->source.model);
+    v->calibrated = v->plan.needed || v->refine;
+    if (!v->calibrated) return RC_OK;
+    if (v->refine) TRY(refine_check(v->job, v->source.model, v->recipe, e));
     TRY(calibration_find(v->job, v->spec->calibration, &v->calibration, e));
     return calibration_read(v->job, &v->source, &v->calibration, &v->calibration_windows, e);
 }
@@ -122,7 +128,7 @@ static enum rc upload_final_norm(struct scorer *s, struct err *e) {
 
 /* All rows are there: nothing is quantized any more, which for a calibrated head cannot be done here. */
 static bool head_not_needed(const struct eval *v) {
-    return v->plan.needed && !v->store;
+    return v->calibrated && !v->store;
 }
 
 static enum rc upload_artifact_head(struct scorer *s, struct err *e) {
@@ -347,12 +353,26 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
     return RC_OK;
 }
 
+static enum rc refine_model(struct eval *v, struct err *e) {
+    struct refined refined;
+    struct refine_args a = {.job = v->job,
+                            .model = v->source.model,
+                            .windows = &v->calibration_windows,
+                            .recipe = v->recipe,
+                            .store = v->store,
+                            .seed = v->calibration.seed};
+    TRY(refine_run(&a, &refined, e));
+    v->refined = refined_json(&refined, v->spec->has_refine);
+    return refined_send(v->job, v->refined, e);
+}
+
 /* Anew after an interruption: the same bits. Not when all windows are there. */
 static enum rc calibrate_model(struct eval *v, struct err *e) {
     v->notes = json_array();
-    if (!v->plan.needed) return RC_OK;
+    if (!v->calibrated) return RC_OK;
     if (first_unknown(&v->table, 0) == v->table.count) {
         calibration_earlier_notes(v->job, v->source.model, v->notes);
+        v->refined = refined_earlier(v->job);
         return RC_OK;
     }
     v->store = packed_store_new(v->source.model);
@@ -365,7 +385,8 @@ static enum rc calibrate_model(struct eval *v, struct err *e) {
                                .notes = v->notes,
                                .seed = v->calibration.seed,
                                .reserved = recipe_bytes(v->source.model, v->recipe)};
-    return calibrate(&a, e);
+    TRY(calibrate(&a, e));
+    return v->refine ? refine_model(v, e) : RC_OK;
 }
 
 static enum rc run(struct eval *v, struct err *e) {
@@ -428,7 +449,8 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
     json_object_set_new(*result, "windows_hash", json_string(text));
     json_object_set_new(*result, "tokens_per_second",
                         json_real(v->seconds > 0 ? (double)v->tokens_walked / v->seconds : 0));
-    if (v->plan.needed) json_object_set_new(*result, "calibration", calibration_result(v));
+    if (v->calibrated) json_object_set_new(*result, "calibration", calibration_result(v));
+    if (v->refined) json_object_set(*result, "refined", v->refined);
     add_prediction(v, *result);
     enum rc rc = add_compare(v, text, *result, e);
     if (rc == RC_OK) return RC_OK;
@@ -442,6 +464,7 @@ static void release(struct eval *v) {
     if (v->artifact) model_close(v->artifact);
     packed_store_free(v->store);
     json_decref(v->notes);
+    json_decref(v->refined);
     windows_release(&v->calibration_windows);
     free(v->recipe);
     eval_table_release(&v->table);

@@ -1,6 +1,7 @@
 #include "worker/pipeline/packed_store.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "kernels/cpu/fp8.h"
@@ -93,6 +94,82 @@ struct calibration_sink packed_store_sink(struct packed_store *s) {
     return (struct calibration_sink){.ctx = s, .block = take_block};
 }
 
+/* --- from an artifact's shards --- */
+
+/* A part of a packed Linear; of fp8 with one scale for all, it is there once for each row. Absent: zeros. */
+static enum rc copy_part(const struct st_tensor *from, int64_t bytes, uint8_t **to, struct err *e) {
+    if (bytes == 0) return RC_OK;
+    *to = calloc(1, (size_t)bytes);
+    if (!*to) return err_set(e, RC_NO_MEMORY, "no memory for %lld bytes of packed weights", (long long)bytes);
+    for (int64_t at = 0; from && at < bytes; at += from->bytes)
+        memcpy(*to + at, from->data, (size_t)(from->bytes < bytes - at ? from->bytes : bytes - at));
+    return RC_OK;
+}
+
+static enum rc read_codes(const struct packed_linear *from, struct held_linear *h, struct err *e) {
+    struct packed *p = &h->packed;
+    *p = packed_sizes(&h->candidate, h->rows, h->cols);
+    TRY(copy_part(from->codes, p->codes_bytes, &p->codes, e));
+    TRY(copy_part(from->scales, p->scales_bytes, &p->scales, e));
+    TRY(copy_part(from->zeros, p->zeros_bytes, &p->zeros, e));
+    return copy_part(from->order, p->group_of_bytes, &p->group_of, e);
+}
+
+static bool same_values(const struct st_tensor *a, const struct st_tensor *b) {
+    return a->type == b->type && a->bytes == b->bytes && memcmp(a->data, b->data, (size_t)a->bytes) == 0;
+}
+
+/* What is not the model's. */
+static enum rc read_tensor(struct packed_store *s, const struct st_tensor *made, const struct st_tensor *own,
+                           struct stored *to, struct err *e) {
+    if (!made || same_values(made, own)) return RC_OK;
+    TRY(stored_copy(to, made, e));
+    s->bytes += stored_bytes(to);
+    return RC_OK;
+}
+
+static enum rc read_linear(struct packed_store *s, const struct linear *made, const struct linear *own,
+                           struct held_linear *h, struct err *e) {
+    h->rows = own->rows;
+    h->cols = own->cols;
+    TRY(read_tensor(s, made->bias, own->bias, &h->bias, e));
+    if (!made->packed) return read_tensor(s, made->weight, own->weight, &h->weight, e);
+    TRY(read_codes(made->packed, h, e));
+    s->bytes += packed_bytes(&h->packed);
+    return RC_OK;
+}
+
+static enum rc read_block(struct packed_store *s, const struct model *made, const struct candidate *recipe, int block,
+                          struct err *e) {
+    struct held_block *held = held_block(s, block);
+    const struct block_tensors *to = &made->blocks[block], *own = &s->model->blocks[block];
+    for (int i = 0; i < BLOCK_LINEARS_MAX && own->linears[i] >= 0; i++) {
+        int index = own->linears[i];
+        held->linears[i].candidate = recipe[index];
+        TRY(read_linear(s, &made->linears[index], &s->model->linears[index], &held->linears[i], e));
+    }
+    TRY(read_tensor(s, to->input_norm, own->input_norm, &held->norm[INPUT_ATTENTION], e));
+    return read_tensor(s, to->post_norm, own->post_norm, &held->norm[INPUT_MLP], e);
+}
+
+/* lm_head and the norm before it. */
+static enum rc read_rest(struct packed_store *s, const struct model *made, const struct candidate *recipe,
+                         struct err *e) {
+    struct held_block *held = held_block(s, -1);
+    int64_t head = s->model->linear_count - 1;
+    if (recipe[head].method == METHOD_NONE) return RC_OK;
+    held->linears[0].candidate = recipe[head];
+    TRY(read_linear(s, &made->linears[head], &s->model->linears[head], &held->linears[0], e));
+    return read_tensor(s, made->final_norm, s->model->final_norm, &held->norm[INPUT_HEAD], e);
+}
+
+enum rc packed_store_read(struct packed_store *s, const struct model *made, const struct candidate *recipe,
+                          struct err *e) {
+    for (int block = 0; block < s->model->arch.blocks; block++)
+        TRY(read_block(s, made, recipe, block, e));
+    return read_rest(s, made, recipe, e);
+}
+
 /* --- out --- */
 
 static enum rc expand_fp8(const struct held_linear *h, struct mat out) {
@@ -132,13 +209,27 @@ static enum rc ship(const struct job *job, const struct shipment *s, struct err 
 static enum rc show_linear(const struct job *job, const struct held_linear *h, int position,
                            const struct replaced *room, struct block_weights *seen, struct shipment *s, struct err *e) {
     struct mat *w = &seen->linear[position];
-    TRY(replaced_put_vector(job, room->room.bias[position], &h->bias, &seen->bias[position], e));
-    if (h->weight.values) return replaced_put_linear(room, job, position, &h->weight, w, e);
     if (!h->packed.codes) return RC_OK;
     *w = replaced_linear(room, job, position, *w);
     struct mat host = replaced_host(room, *w);
     add_item(s, host, *w);
     return expand(h, host, e);
+}
+
+static enum rc show_kept(const struct job *job, const struct held_linear *h, int position, const struct replaced *room,
+                         struct block_weights *seen, struct err *e) {
+    TRY(replaced_put_vector(job, room->room.bias[position], &h->bias, &seen->bias[position], e));
+    if (!h->weight.values) return RC_OK;
+    return replaced_put_linear(room, job, position, &h->weight, &seen->linear[position], e);
+}
+
+enum rc packed_store_show_kept(const struct packed_store *s, const struct job *job, int block,
+                               const struct replaced *room, struct block_weights *seen, struct err *e) {
+    const struct held_block *held = held_block(s, block);
+    for (int i = 0; i < BLOCK_LINEARS_MAX; i++)
+        TRY(show_kept(job, &held->linears[i], i, room, seen, e));
+    TRY(replaced_put_vector(job, room->room.input_norm, &held->norm[INPUT_ATTENTION], &seen->input_norm, e));
+    return replaced_put_vector(job, room->room.post_norm, &held->norm[INPUT_MLP], &seen->post_norm, e);
 }
 
 enum rc packed_store_show(const struct packed_store *s, const struct job *job, int block, const struct replaced *room,
@@ -149,8 +240,21 @@ enum rc packed_store_show(const struct packed_store *s, const struct job *job, i
     for (int i = 0; i < BLOCK_LINEARS_MAX; i++)
         TRY(show_linear(job, &held->linears[i], i, room, seen, &shipment, e));
     TRY(ship(job, &shipment, e));
-    TRY(replaced_put_vector(job, room->room.input_norm, &held->norm[INPUT_ATTENTION], &seen->input_norm, e));
-    return replaced_put_vector(job, room->room.post_norm, &held->norm[INPUT_MLP], &seen->post_norm, e);
+    return packed_store_show_kept(s, job, block, room, seen, e);
+}
+
+const struct packed *packed_store_codes(const struct packed_store *s, int block, int position, struct candidate *by) {
+    const struct held_linear *h = &held_block(s, block)->linears[position];
+    *by = h->candidate;
+    return h->packed.codes ? &h->packed : NULL;
+}
+
+void packed_store_rescale(struct packed_store *s, int block, int position, const float *scales) {
+    struct packed *p = &held_block(s, block)->linears[position].packed;
+    for (int64_t i = 0; i < p->scales_bytes / (int64_t)sizeof(uint16_t); i++) {
+        uint16_t half = f32_to_f16(scales[i]);
+        memcpy(p->scales + (size_t)i * sizeof half, &half, sizeof half);
+    }
 }
 
 static enum rc load_expanded(const struct job *job, const struct held_linear *h, struct mat out, struct err *e) {

@@ -4,7 +4,10 @@
  * killed job goes on after its last complete shard, behind what is in it (a guided recipe's blocks come from the last
  * one: with those that are missing), and ends with the same bytes. A row, one for
  * each Linear, goes out before its block's shard is written: a shard without its rows is calibrated again, not written
- * again. Nothing in the folder tells of this run: no job, no time. */
+ * again. Nothing in the folder tells of this run: no job, no time.
+ *
+ * Where scales are refined (refine.h), that begins when all shards are there, from what they hold: a job that is killed
+ * meanwhile begins it anew, and one that is killed while the shards get the scales goes on with that. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +19,7 @@
 #include "worker/pipeline/prints.h"
 #include "worker/pipeline/quantize.h"
 #include "worker/pipeline/recipe.h"
+#include "worker/pipeline/refine.h"
 #include "worker/pipeline/source.h"
 
 static const char row_phase[] = "linear";
@@ -26,11 +30,13 @@ struct quantize {
     struct source source;
     struct candidate *recipe; /* [linear_count] */
     struct calibration_plan plan;
-    struct spec_calibration calibration; /* in force, where the plan needs one */
+    bool refine, needs_calibration;      /* scales are refined; for that or for the plan's sake there are windows */
+    struct spec_calibration calibration; /* in force, where there is one */
     struct windows windows;
     json_t *fingerprint, *calibrated; /* `calibrated`: what provenance and result say of it; null without */
     json_t *allocation, *provenance;
-    json_t **rows; /* [linear_count] of this run and of earlier ones; NULL: not known */
+    json_t *refined; /* how it went, also in an earlier run; NULL: it did not, or its row was lost */
+    json_t **rows;   /* [linear_count] of this run and of earlier ones; NULL: not known */
     const char *name, *path;
     enum target target;
     struct artifact *artifact;
@@ -62,7 +68,10 @@ static enum rc find_folder(struct quantize *q, struct err *e) {
 static enum rc open_calibration(struct quantize *q, struct err *e) {
     q->plan = calibration_plan(q->recipe, q->source.model->linear_count);
     q->calibrated = json_null();
-    if (!q->plan.needed) return RC_OK;
+    q->refine = refine_wanted(q->spec->has_refine, q->spec->refine, q->recipe, q->source.model);
+    q->needs_calibration = q->plan.needed || q->refine;
+    if (!q->needs_calibration) return RC_OK;
+    if (q->refine) TRY(refine_check(q->job, q->source.model, q->recipe, e));
     TRY(calibration_find(q->job, q->spec->calibration, &q->calibration, e));
     TRY(source_open_tokenizer(&q->source, e));
     TRY(calibration_read(q->job, &q->source, &q->calibration, &q->windows, e));
@@ -123,6 +132,7 @@ static void describe(struct quantize *q) {
         json_pack("{ss ss s{ss ss sO} so ss sO}", "hsaqd", HSAQ_VERSION, "arithmetic", q->job->backend->arithmetic,
                   "model", "name", m->name, "family", m->arch.family, "fingerprint", q->fingerprint, "uniform", uniform,
                   "target", target_names[q->target], "calibration", q->calibrated);
+    if (q->refine) json_object_set_new(q->provenance, "refined", refine_settings_json());
 }
 
 static enum rc open_artifact(struct quantize *q, struct err *e) {
@@ -132,7 +142,8 @@ static enum rc open_artifact(struct quantize *q, struct err *e) {
                                  .target = q->target,
                                  .candidates = q->recipe,
                                  .allocation = q->allocation,
-                                 .provenance = q->provenance};
+                                 .provenance = q->provenance,
+                                 .refined = q->refine};
     return artifact_open(&spec, &q->artifact, e);
 }
 
@@ -234,10 +245,67 @@ static enum rc calibrate_rest(struct quantize *q, struct err *e) {
     return calibrate(&a, e);
 }
 
+/* --- all of it together --- */
+
+static enum rc put_scales(struct quantize *q, const struct packed_store *store, struct err *e) {
+    const struct model *m = q->source.model;
+    const void **scales = xcalloc((size_t)m->linear_count, sizeof *scales);
+    struct candidate by;
+    for (int block = 0; block < m->arch.blocks; block++)
+        for (int position = 0; block_linear(m, block, position); position++) {
+            const struct packed *p = packed_store_codes(store, block, position, &by);
+            if (p && by.method != METHOD_FP8) scales[m->blocks[block].linears[position]] = p->scales;
+        }
+    enum rc rc = artifact_put_scales(q->artifact, scales, e);
+    free(scales);
+    return rc;
+}
+
+static enum rc refine_store(struct quantize *q, struct packed_store *store, struct err *e) {
+    struct refined refined;
+    struct refine_args a = {.job = q->job,
+                            .model = q->source.model,
+                            .windows = &q->windows,
+                            .recipe = q->recipe,
+                            .store = store,
+                            .seed = q->calibration.seed};
+    TRY(refine_run(&a, &refined, e));
+    q->refined = refined_json(&refined, q->spec->has_refine);
+    TRY(refined_send(q->job, q->refined, e)); /* before there is no need to refine any more */
+    return put_scales(q, store, e);
+}
+
+/* What the shards hold, in memory; they themselves are not held, as each is to be replaced. */
+static enum rc read_shards(struct quantize *q, struct packed_store *store, struct err *e) {
+    artifact_model_close(q->made);
+    q->made = NULL;
+    TRY(artifact_model(q->artifact, artifact_shards(q->source.model), &q->made, e));
+    TRY(packed_store_read(store, q->made, q->recipe, e));
+    artifact_model_close(q->made);
+    q->made = NULL;
+    return RC_OK;
+}
+
+static enum rc refine_shards(struct quantize *q, struct err *e) {
+    if (!q->refine) return RC_OK;
+    q->refined = refined_earlier(q->job);
+    if (!artifact_has_scales(q->artifact)) {
+        json_decref(q->refined);
+        q->refined = NULL;
+        struct packed_store *store = packed_store_new(q->source.model);
+        enum rc rc = read_shards(q, store, e);
+        if (rc == RC_OK) rc = refine_store(q, store, e);
+        packed_store_free(store);
+        TRY(rc);
+    }
+    return artifact_rescale(q->artifact, e);
+}
+
 static enum rc write_rest(struct quantize *q, struct err *e) {
     enum { STEPS = 2 };
     TRY(emit_progress(q->job, "write", 0, STEPS, "steps", e));
     TRY(artifact_write(q->artifact, q->source.model->arch.blocks, e));
+    TRY(refine_shards(q, e));
     TRY(emit_progress(q->job, "write", 1, STEPS, "steps", e));
     TRY(artifact_finish(q->artifact, e));
     return emit_progress(q->job, "write", STEPS, STEPS, "steps", e);
@@ -301,7 +369,8 @@ static enum rc make_result(const struct quantize *q, json_t **result, struct err
                         (json_int_t)params, "average_bits", bits / (double)params, "bits_per_weight",
                         8 * (double)bytes / (double)params, "counts", counts_json(q));
     if (!*result) return err_set(e, RC_INTERNAL, "the result cannot be encoded");
-    if (!q->plan.needed) return RC_OK;
+    if (q->refine) json_object_set(*result, "refined", q->refined ? q->refined : json_null());
+    if (!q->needs_calibration) return RC_OK;
     json_t *calibration = json_copy(q->calibrated);
     json_object_set_new(calibration, "linears", notes_json(q));
     json_object_set_new(*result, "calibration", calibration);
@@ -317,6 +386,7 @@ static void release(struct quantize *q) {
     json_decref(q->allocation);
     json_decref(q->provenance);
     json_decref(q->calibrated);
+    json_decref(q->refined);
     json_decref(q->fingerprint);
     free(q->recipe);
     windows_release(&q->windows);

@@ -15,17 +15,20 @@ static const int64_t device_reserve = (int64_t)1536 << 20;
 /* What a visit of a block costs, in products with its weights: on the way back it is computed anew. */
 enum { FORWARD_STEPS = 1, BACKWARD_STEPS = 2 };
 
-struct reverser {
+struct reverse {
     const struct reverse_walk *r;
     struct walk walk;        /* what the forward pass of a block knows of its walk */
-    int64_t windows, chunks; /* windows of a chunk, chunks of this walk */
+    const struct windows *w; /* of the run at hand */
+    int64_t windows, chunks; /* windows of a chunk, chunks of the run */
+    int64_t most_chunks;     /* of any run */
     int parts;
     struct forward forward;
     struct backward backward;
-    struct block blocks[2]; /* the second only where the device loads ahead */
-    int held[2];            /* which block is in them, or on its way; −1: none */
-    struct hidden *hidden;  /* slot = block · chunks + chunk: the block's input, [blocks]: the last one's output */
-    float *memory;          /* [2, T, D] the next two */
+    struct block blocks[2];    /* the second only where the device loads ahead */
+    int held[2];               /* which block is in them, or on its way; −1: none */
+    struct block_weights seen; /* of the block at hand */
+    struct hidden *hidden; /* slot = block · most_chunks + chunk: the block's input, [blocks]: the last one's output */
+    float *memory;         /* [2, T, D] the next two */
     struct mat middle, dx;
     struct mat final; /* [T, D] after the final norm */
     struct mat head;
@@ -33,15 +36,16 @@ struct reverser {
     int32_t *ids, *labels;         /* [T] of one chunk, as the next */
     double *u, *nll;
     float *weight;
-    _Atomic int64_t steps;
+    _Atomic int64_t steps; /* of the run, as the next */
     int64_t steps_total;
+    int64_t tokens_before; /* of earlier runs */
 };
 
-static int blocks_of(const struct reverser *k) {
+static int blocks_of(const struct reverse *k) {
     return k->r->model->arch.blocks;
 }
 
-static int64_t chunk_tokens(const struct reverser *k) {
+static int64_t chunk_tokens(const struct reverse *k) {
     return k->windows * k->r->windows->length;
 }
 
@@ -55,7 +59,7 @@ int64_t reverse_scored(const struct windows *windows) {
 
 /* --- what it holds --- */
 
-static enum rc open_matrices(struct reverser *k, struct err *e) {
+static enum rc open_matrices(struct reverse *k, struct err *e) {
     const struct job *job = k->r->job;
     int64_t rows = chunk_tokens(k), cols = k->r->model->arch.hidden;
     TRY(device_floats(job, 2 * rows * cols, &k->memory, e));
@@ -65,22 +69,24 @@ static enum rc open_matrices(struct reverser *k, struct err *e) {
     return job->backend->alloc(job->device, (size_t)(rows * cols) * dtype_size(k->final.type), &k->final.data, e);
 }
 
-static enum rc open_head(struct reverser *k, struct err *e) {
+/* Whoever has a loss of his own has what it takes. */
+static enum rc open_head(struct reverse *k, struct err *e) {
     const struct model *model = k->r->model;
+    if (!k->r->final_norm) TRY(upload_new(k->r->job, model->final_norm, &k->final_norm, e));
+    if (k->r->hooks->loss) return RC_OK;
     TRY(upload_linear(k->r->job, &model->linears[model->linear_count - 1], &k->head, e));
-    TRY(upload_new(k->r->job, model->head_bias, &k->head_bias, e));
-    return upload_new(k->r->job, model->final_norm, &k->final_norm, e);
+    return upload_new(k->r->job, model->head_bias, &k->head_bias, e);
 }
 
 static int64_t positive(int64_t bytes) {
     return bytes > 0 ? bytes : 0;
 }
 
-static enum rc open_hidden(struct reverser *k, struct err *e) {
+static enum rc open_hidden(struct reverse *k, struct err *e) {
     const struct reverse_walk *r = k->r;
     const struct job *job = r->job;
     struct hidden_args a = {.job = job,
-                            .slots = (blocks_of(k) + 1) * k->chunks,
+                            .slots = (blocks_of(k) + 1) * k->most_chunks,
                             .slot_floats = chunk_tokens(k) * r->model->arch.hidden,
                             .ram_limit = job->ram_limit <= 0 ? -1 : positive(job->ram_limit - r->reserved)};
     if (job->backend->own_memory)
@@ -89,31 +95,30 @@ static enum rc open_hidden(struct reverser *k, struct err *e) {
 }
 
 /* Of the first `windows` ones: that all walks of the job have, and that are this one's. */
-static int64_t all_chunks(const struct reverser *k, int64_t windows) {
+static int64_t all_chunks(const struct reverse *k, int64_t windows) {
     return (windows + k->windows - 1) / k->windows;
 }
 
-static int64_t own_chunks(const struct reverser *k, int64_t windows) {
+static int64_t own_chunks(const struct reverse *k, int64_t windows) {
     return (all_chunks(k, windows) - k->r->part + k->parts - 1) / k->parts;
 }
 
-static int64_t windows_again(const struct reverser *k) {
+static int64_t windows_again(const struct reverse *k) {
     if (!k->r->hooks->linear_again) return 0;
-    return k->r->again < k->r->windows->count ? k->r->again : k->r->windows->count;
+    return k->r->again < k->w->count ? k->r->again : k->w->count;
 }
 
 /* Of all the walks, whose progress is one. */
-static int64_t count_steps(const struct reverser *k) {
-    int64_t chunks = all_chunks(k, k->r->windows->count), again = all_chunks(k, windows_again(k));
+static int64_t count_steps(const struct reverse *k) {
+    int64_t chunks = all_chunks(k, k->w->count), again = all_chunks(k, windows_again(k));
     int64_t back = (chunks + again) * BACKWARD_STEPS;
     return blocks_of(k) * chunks * FORWARD_STEPS + (blocks_of(k) - k->r->first_block) * back;
 }
 
-static enum rc reverser_open(struct reverser *k, struct err *e) {
+static enum rc open_all(struct reverse *k, struct err *e) {
     const struct reverse_walk *r = k->r;
     size_t tokens = (size_t)chunk_tokens(k);
-    k->chunks = own_chunks(k, r->windows->count);
-    k->steps_total = count_steps(k);
+    k->most_chunks = own_chunks(k, r->windows->count);
     k->ids = xcalloc(tokens, sizeof *k->ids);
     k->labels = xcalloc(tokens, sizeof *k->labels);
     k->u = xcalloc(tokens, sizeof *k->u);
@@ -122,13 +127,13 @@ static enum rc reverser_open(struct reverser *k, struct err *e) {
     TRY(forward_open(&k->forward, &k->walk, k->windows, true, e));
     TRY(backward_open(&k->backward, &k->forward, e));
     for (int i = 0; i < (r->job->backend->loads_ahead ? 2 : 1); i++)
-        TRY(block_open(r->job, r->model, blocks_of(k) - 1, &k->blocks[i], e));
+        TRY(block_open_without(r->job, r->model, blocks_of(k) - 1, r->replaced, &k->blocks[i], e));
     TRY(open_matrices(k, e));
     TRY(open_head(k, e));
     return open_hidden(k, e);
 }
 
-static void reverser_release(struct reverser *k) {
+static void release(struct reverse *k) {
     const struct job *job = k->r->job;
     void *on_device[] = {k->memory, k->final.data, k->head.data, k->head_bias, k->final_norm};
     void *on_host[] = {k->ids, k->labels, k->u, k->nll, k->weight};
@@ -143,11 +148,11 @@ static void reverser_release(struct reverser *k) {
     forward_release(&k->forward);
 }
 
-static struct block *block_buffer(struct reverser *k, int block) {
+static struct block *block_buffer(struct reverse *k, int block) {
     return &k->blocks[k->r->job->backend->loads_ahead ? block % 2 : 0];
 }
 
-static enum rc begin_load(struct reverser *k, int block, struct err *e) {
+static enum rc begin_load(struct reverse *k, int block, struct err *e) {
     int *held = &k->held[block_buffer(k, block) - k->blocks];
     if (*held == block) return RC_OK;
     *held = -1;
@@ -156,66 +161,72 @@ static enum rc begin_load(struct reverser *k, int block, struct err *e) {
     return RC_OK;
 }
 
-/* The block becomes ready to compute with, and the next one (−1: none) starts on its way. */
-static enum rc ready_block(struct reverser *k, int block, int next, struct err *e) {
-    const struct backend *b = k->r->job->backend;
-    TRY(begin_load(k, block, e));
-    TRY(b->loaded(k->r->job->device, e));
+static enum rc begin_next(struct reverse *k, int next, struct err *e) {
     if (next < 0) return RC_OK;
-    if (b->loads_ahead) return begin_load(k, next, e);
+    if (k->r->job->backend->loads_ahead) return begin_load(k, next, e);
     block_prefetch(k->r->model, next);
     return RC_OK;
 }
 
+/* The block becomes ready to compute with, and the next one (−1: none) starts on its way. */
+static enum rc ready_block(struct reverse *k, int block, int next, struct err *e) {
+    const struct reverse_hooks *hooks = k->r->hooks;
+    TRY(begin_load(k, block, e));
+    TRY(k->r->job->backend->loaded(k->r->job->device, e));
+    TRY(begin_next(k, next, e));
+    k->seen = block_buffer(k, block)->weights;
+    return hooks->weights ? hooks->weights(hooks->ctx, block, next, &k->seen, e) : RC_OK;
+}
+
 /* --- steps that both ways have --- */
 
-static struct site site_at(const struct reverser *k, int block, int64_t chunk) {
-    int64_t done = (chunk * k->parts + k->r->part) * k->windows, left = k->r->windows->count - done;
+static struct site site_at(const struct reverse *k, int block, int64_t chunk) {
+    int64_t done = (chunk * k->parts + k->r->part) * k->windows, left = k->w->count - done;
     return (struct site){0, block, done, left < k->windows ? left : k->windows};
 }
 
-static int64_t slot(const struct reverser *k, int block, int64_t chunk) {
-    return block * k->chunks + chunk;
+static int64_t slot(const struct reverse *k, int block, int64_t chunk) {
+    return block * k->most_chunks + chunk;
 }
 
-static struct mat hidden_matrix(struct reverser *k, int64_t at) {
+static struct mat hidden_matrix(struct reverse *k, int64_t at) {
     return matf(hidden_at(k->hidden, at), chunk_tokens(k), k->r->model->arch.hidden);
 }
 
-static enum rc copy(const struct reverser *k, struct mat from, struct mat to, struct err *e) {
+static enum rc copy(const struct reverse *k, struct mat from, struct mat to, struct err *e) {
     struct scale_args a = {.m = from, .out = to};
     return k->r->job->backend->scale(k->r->job->device, &a, e);
 }
 
-static enum rc recall(struct reverser *k, int64_t at, int64_t next, struct mat to, struct err *e) {
+static enum rc recall(struct reverse *k, int64_t at, int64_t next, struct mat to, struct err *e) {
     TRY(hidden_recall(k->hidden, at, next, e));
     return copy(k, hidden_matrix(k, at), to, e);
 }
 
-static enum rc keep(struct reverser *k, int64_t at, struct mat from, struct err *e) {
+static enum rc keep(struct reverse *k, int64_t at, struct mat from, struct err *e) {
     TRY(hidden_claim(k->hidden, at, e));
     TRY(copy(k, from, hidden_matrix(k, at), e));
     return hidden_keep(k->hidden, at, e);
 }
 
-static enum rc end_step(struct reverser *k, int steps, struct err *e) {
+static enum rc end_step(struct reverse *k, int steps, struct err *e) {
     const struct reverse_walk *r = k->r;
-    int64_t tokens = r->windows->count * r->windows->length;
+    int64_t tokens = k->w->count * k->w->length, total = r->tokens_total > 0 ? r->tokens_total : tokens;
     TRY(r->job->backend->keep_pace(r->job->device, e));
     if (job_cancelled(r->job)) return err_set(e, RC_CANCELLED, "cancelled");
     int64_t all = atomic_fetch_add(r->tally ? r->tally : &k->steps, steps) + steps;
     int64_t done = (int64_t)((double)all / (double)k->steps_total * (double)tokens);
-    return emit_progress(r->job, r->phase, done, tokens, "tokens", e);
+    return emit_progress(r->job, r->phase, k->tokens_before + done, total, "tokens", e);
 }
 
 /* --- forward --- */
 
-static enum rc embed_chunk(struct reverser *k, int64_t chunk, struct err *e) {
+static enum rc embed_chunk(struct reverse *k, int64_t chunk, struct err *e) {
     const struct model *m = k->r->model;
     const struct job *job = k->r->job;
     struct site site = site_at(k, 0, chunk);
-    bool held = m->head == m->embedding && k->head.type == m->embedding->type;
-    walk_gather_ids(k->r->windows, &site, k->windows, k->ids);
+    bool held = k->head.data && m->head == m->embedding && k->head.type == m->embedding->type;
+    walk_gather_ids(k->w, &site, k->windows, k->ids);
     struct embed_args a = {.table = m->embedding->data,
                            .type = m->embedding->type,
                            .vocab = m->embedding->shape[0],
@@ -227,17 +238,17 @@ static enum rc embed_chunk(struct reverser *k, int64_t chunk, struct err *e) {
     return keep(k, slot(k, 0, chunk), k->middle, e);
 }
 
-static enum rc chunk_forward(struct reverser *k, int block, int64_t chunk, struct err *e) {
+static enum rc chunk_forward(struct reverse *k, int block, int64_t chunk, struct err *e) {
     struct site site = site_at(k, block, chunk);
     const struct block *b = block_buffer(k, block);
-    struct forward_args a = {.x = k->middle, .params = &b->params, .weights = &b->weights, .site = &site};
+    struct forward_args a = {.x = k->middle, .params = &b->params, .weights = &k->seen, .site = &site};
     TRY(recall(k, slot(k, block, chunk), -1, k->middle, e));
     TRY(forward_block(&k->forward, &a, e));
     TRY(keep(k, slot(k, block + 1, chunk), k->middle, e));
     return end_step(k, FORWARD_STEPS, e);
 }
 
-static enum rc walk_forward(struct reverser *k, struct err *e) {
+static enum rc walk_forward(struct reverse *k, struct err *e) {
     int last = blocks_of(k) - 1;
     for (int64_t chunk = 0; chunk < k->chunks; chunk++)
         TRY(embed_chunk(k, chunk, e));
@@ -258,8 +269,8 @@ static double draw_at(uint64_t seed, uint64_t position) {
 }
 
 /* Padding is not scored. */
-static void set_positions(struct reverser *k, const struct site *site) {
-    const struct windows *w = k->r->windows;
+static void set_positions(struct reverse *k, const struct site *site) {
+    const struct windows *w = k->w;
     for (int64_t i = 0; i < chunk_tokens(k); i++) {
         int64_t window = i / w->length, t = i % w->length;
         bool real = window < site->windows;
@@ -270,7 +281,7 @@ static void set_positions(struct reverser *k, const struct site *site) {
     }
 }
 
-static enum rc draw_labels(struct reverser *k, struct err *e) {
+static enum rc draw_labels(struct reverse *k, struct err *e) {
     struct sample_labels_args a = {.x = k->final,
                                    .head = k->head,
                                    .bias = k->head_bias,
@@ -280,7 +291,7 @@ static enum rc draw_labels(struct reverser *k, struct err *e) {
     return k->r->job->backend->sample_labels(k->r->job->device, &a, e);
 }
 
-static enum rc score_back(struct reverser *k, struct err *e) {
+static enum rc score_back(struct reverse *k, struct err *e) {
     struct score_back_args a = {.x = k->final,
                                 .head = k->head,
                                 .bias = k->head_bias,
@@ -292,8 +303,8 @@ static enum rc score_back(struct reverser *k, struct err *e) {
     return k->r->job->backend->score_back(k->r->job->device, &a, e);
 }
 
-static void add_nll(struct reverser *k, const struct site *site) {
-    int64_t length = k->r->windows->length;
+static void add_nll(struct reverse *k, const struct site *site) {
+    int64_t length = k->w->length;
     for (int64_t window = 0; k->r->nll && window < site->windows; window++) {
         double *sum = &k->r->nll[site->window + window];
         *sum = 0;
@@ -302,19 +313,32 @@ static void add_nll(struct reverser *k, const struct site *site) {
     }
 }
 
+/* The labels' NLL. */
+static enum rc own_loss(struct reverse *k, const struct site *site, struct err *e) {
+    set_positions(k, site);
+    if (!k->r->labels) TRY(draw_labels(k, e));
+    TRY(score_back(k, e));
+    add_nll(k, site);
+    return RC_OK;
+}
+
+static enum rc loss(struct reverse *k, const struct site *site, struct err *e) {
+    const struct reverse_hooks *hooks = k->r->hooks;
+    struct reverse_end at = {site, k->final, k->dx};
+    return hooks->loss ? hooks->loss(hooks->ctx, &at, e) : own_loss(k, site, e);
+}
+
 /* The final hidden state makes room for its gradient. */
-static enum rc chunk_turn(struct reverser *k, int64_t chunk, struct err *e) {
+static enum rc chunk_turn(struct reverse *k, int64_t chunk, struct err *e) {
     const struct job *job = k->r->job;
     struct site site = site_at(k, blocks_of(k), chunk);
     float eps = (float)k->r->model->arch.norm_eps;
-    struct rmsnorm_args norm = {.x = k->middle, .weight = k->final_norm, .eps = eps, .out = k->final};
-    struct rmsnorm_back_args back = {.x = k->middle, .weight = k->final_norm, .eps = eps, .dy = k->dx, .dx = k->dx};
+    const float *weight = k->r->final_norm ? k->r->final_norm : k->final_norm;
+    struct rmsnorm_args norm = {.x = k->middle, .weight = weight, .eps = eps, .out = k->final};
+    struct rmsnorm_back_args back = {.x = k->middle, .weight = weight, .eps = eps, .dy = k->dx, .dx = k->dx};
     TRY(recall(k, slot(k, blocks_of(k), chunk), -1, k->middle, e));
     TRY(job->backend->rmsnorm(job->device, &norm, e));
-    set_positions(k, &site);
-    if (!k->r->labels) TRY(draw_labels(k, e));
-    TRY(score_back(k, e));
-    add_nll(k, &site);
+    TRY(loss(k, &site, e));
     TRY(job->backend->rmsnorm_back(job->device, &back, e));
     TRY(keep(k, slot(k, blocks_of(k), chunk), k->dx, e));
     return end_step(k, 0, e);
@@ -325,7 +349,7 @@ static enum rc chunk_turn(struct reverser *k, int64_t chunk, struct err *e) {
 typedef enum rc (*linear_hook)(void *ctx, const struct linear_gradient *at, struct err *e);
 
 /* A block's input is not needed after its last visit, and makes room for its gradient. */
-static enum rc chunk_back(struct reverser *k, int block, int64_t chunk, linear_hook hook, bool last, struct err *e) {
+static enum rc chunk_back(struct reverse *k, int block, int64_t chunk, linear_hook hook, bool last, struct err *e) {
     struct site site = site_at(k, block, chunk);
     const struct block *b = block_buffer(k, block);
     int64_t at = slot(k, block, chunk), after = chunk + 1 < k->chunks ? slot(k, block + 1, chunk + 1) : -1;
@@ -335,7 +359,7 @@ static enum rc chunk_back(struct reverser *k, int block, int64_t chunk, linear_h
                               .middle = k->middle,
                               .dx = k->dx,
                               .params = &b->params,
-                              .weights = &b->weights,
+                              .weights = &k->seen,
                               .site = &site,
                               .linear = hook,
                               .ctx = k->r->hooks->ctx};
@@ -347,9 +371,9 @@ static enum rc chunk_back(struct reverser *k, int block, int64_t chunk, linear_h
     return end_step(k, BACKWARD_STEPS, e);
 }
 
-static enum rc block_back(struct reverser *k, int block, struct err *e) {
+static enum rc block_back(struct reverse *k, int block, struct err *e) {
     const struct reverse_hooks *hooks = k->r->hooks;
-    const struct block_weights *w = &block_buffer(k, block)->weights;
+    const struct block_weights *w = &k->seen;
     int64_t again = own_chunks(k, windows_again(k));
     TRY(ready_block(k, block, block > k->r->first_block ? block - 1 : -1, e));
     if (hooks->begin) TRY(hooks->begin(hooks->ctx, block, w, e));
@@ -361,7 +385,7 @@ static enum rc block_back(struct reverser *k, int block, struct err *e) {
     return hooks->done ? hooks->done(hooks->ctx, block, w, e) : RC_OK;
 }
 
-static enum rc walk_all(struct reverser *k, struct err *e) {
+static enum rc walk_all(struct reverse *k, struct err *e) {
     TRY(walk_forward(k, e));
     for (int64_t chunk = 0; chunk < k->chunks; chunk++)
         TRY(chunk_turn(k, chunk, e));
@@ -370,14 +394,48 @@ static enum rc walk_all(struct reverser *k, struct err *e) {
     return RC_OK;
 }
 
-enum rc reverse_walk_run(const struct reverse_walk *r, struct err *e) {
+/* --- opened, run, closed --- */
+
+enum rc reverse_open(const struct reverse_walk *r, struct reverse **out, struct err *e) {
     static const struct walk_hooks no_hooks = {0};
-    struct reverser k = {.r = r, .windows = walk_chunk(r->job, r->windows), .held = {-1, -1}};
-    k.parts = r->parts > 0 ? r->parts : 1;
-    k.walk = (struct walk){.job = r->job, .model = r->model, .windows = r->windows, .hooks = &no_hooks};
-    k.forward.walk = &k.walk;
-    enum rc rc = reverser_open(&k, e);
-    if (rc == RC_OK) rc = walk_all(&k, e);
-    reverser_release(&k);
+    struct reverse *k = xcalloc(1, sizeof *k);
+    *k =
+        (struct reverse){.r = r, .windows = r->chunk > 0 ? r->chunk : walk_chunk(r->job, r->windows), .held = {-1, -1}};
+    k->parts = r->parts > 0 ? r->parts : 1;
+    k->walk = (struct walk){.job = r->job, .model = r->model, .windows = r->windows, .hooks = &no_hooks};
+    k->forward.walk = &k->walk;
+    enum rc rc = open_all(k, e);
+    if (rc != RC_OK) {
+        reverse_close(k);
+        k = NULL;
+    }
+    *out = k;
+    return rc;
+}
+
+void reverse_close(struct reverse *k) {
+    if (!k) return;
+    release(k);
+    free(k);
+}
+
+enum rc reverse_run(struct reverse *k, const struct windows *windows, struct err *e) {
+    int64_t chunks = own_chunks(k, windows->count);
+    if (chunks > k->most_chunks || windows->length != k->r->windows->length)
+        return err_set(e, RC_INTERNAL, "the walk was opened for other windows");
+    k->w = windows;
+    k->chunks = chunks;
+    k->steps = 0;
+    k->steps_total = count_steps(k);
+    TRY(walk_all(k, e));
+    k->tokens_before += windows->count * windows->length;
+    return RC_OK;
+}
+
+enum rc reverse_walk_run(const struct reverse_walk *r, struct err *e) {
+    struct reverse *k;
+    TRY(reverse_open(r, &k, e));
+    enum rc rc = reverse_run(k, r->windows, e);
+    reverse_close(k);
     return rc;
 }

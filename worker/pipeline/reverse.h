@@ -12,7 +12,10 @@
  * A label depends on the seed, the window's number and the position alone, and chunks are those of the walk: neither
  * labels nor gradients depend on how many windows are in the job. Walks of one job on several devices go on side by
  * side, a thread each, with every so many-th chunk: so the first windows are shared out as evenly as all of them.
- * Sources: algorithms §11, §12. GPU thread only. */
+ * Sources: algorithms §11, §12.
+ *
+ * The loss, and what is seen of a block, can be the caller's; and what the walk holds can be opened once, for many runs
+ * over small sets of windows. GPU thread only. */
 #ifndef HSAQ_WORKER_PIPELINE_REVERSE_H
 #define HSAQ_WORKER_PIPELINE_REVERSE_H
 
@@ -23,9 +26,21 @@
 #include "worker/pipeline/backward.h"
 #include "worker/pipeline/job.h"
 
+/* A chunk at the model's end. */
+struct reverse_end {
+    const struct site *site; /* its windows; rows of others are padding, whose gradient is to be 0 */
+    struct mat x;            /* [T, D] after the final norm */
+    struct mat dx;           /* [T, D] fp32: the loss's gradient by x */
+};
+
 /* Any may be NULL. */
 struct reverse_hooks {
     void *ctx;
+    /* A block is loaded, on the way forward or back: replace what is seen of it, as in struct walk_hooks. `next` is the
+     * one that follows; −1: none. */
+    enum rc (*weights)(void *ctx, int block, int next, struct block_weights *w, struct err *e);
+    /* In place of the labels' NLL: fills at->dx. */
+    enum rc (*loss)(void *ctx, const struct reverse_end *at, struct err *e);
     enum rc (*begin)(void *ctx, int block, const struct block_weights *w, struct err *e);
     enum rc (*linear)(void *ctx, const struct linear_gradient *at, struct err *e);
     /* All windows went through the block; its weights are still there. */
@@ -40,16 +55,20 @@ struct reverse_walk {
     const struct job *job;
     const struct model *model;
     const struct windows *windows;
-    const int32_t *labels; /* [count, length] label of each position; NULL: drawn from the model */
-    uint64_t seed;         /* of the draw */
-    int64_t again;         /* how many windows linear_again sees, and those that share a chunk with them */
-    int part, parts;       /* chunks part, part + parts, …; parts 0: all */
-    int first_block;       /* the way back ends with this one */
+    const int32_t *labels;   /* [count, length] label of each position; NULL: drawn from the model */
+    uint64_t seed;           /* of the draw */
+    int64_t again;           /* how many windows linear_again sees, and those that share a chunk with them */
+    int part, parts;         /* chunks part, part + parts, …; parts 0: all */
+    int first_block;         /* the way back ends with this one */
+    int64_t chunk;           /* windows of one; 0: those of the walk */
+    const bool *replaced;    /* [linear_count] Linears that `weights` always replaces: they are not loaded; or NULL */
+    const float *final_norm; /* [D] device memory, in place of the model's; or NULL */
     const struct reverse_hooks *hooks;
     double *nll;             /* [count] of the window's labels, summed; or NULL */
     int64_t reserved;        /* as in struct walk */
     int64_t device_reserved; /* as in struct walk */
     const char *phase;       /* of the progress, in tokens */
+    int64_t tokens_total;    /* of all runs; 0: of this one */
     _Atomic int64_t *tally;  /* work done by all the walks side by side; NULL: this is alone */
 };
 
@@ -57,5 +76,12 @@ struct reverse_walk {
 int64_t reverse_scored(const struct windows *windows);
 
 enum rc reverse_walk_run(const struct reverse_walk *walk, struct err *e);
+
+/* The same in pieces: `walk`, which stays where it is meanwhile, says of how many windows of which length a run has at
+ * most; a run goes over `windows`. */
+struct reverse;
+enum rc reverse_open(const struct reverse_walk *walk, struct reverse **r, struct err *e);
+enum rc reverse_run(struct reverse *r, const struct windows *windows, struct err *e);
+void reverse_close(struct reverse *r); /* NULL is fine */
 
 #endif
