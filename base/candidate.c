@@ -58,6 +58,14 @@ struct candidate candidate_default(enum method method, int bits, int group) {
     return c;
 }
 
+struct candidate candidate_best(int bits, int group) {
+    struct candidate c = candidate_default(METHOD_GPTQ, bits, group);
+    c.guided = true;
+    c.sequential = false;
+    c.descend = 2;
+    return c;
+}
+
 struct candidate candidate_rtn(const struct candidate *c) {
     struct candidate rtn = candidate_default(METHOD_RTN, c->bits, c->group);
     rtn.symmetric = c->symmetric;

@@ -61,6 +61,9 @@ enum { CANDIDATE_ID_SIZE = 96 };
 /* What a method is when nothing else is said of it. */
 struct candidate candidate_default(enum method method, int bits, int group);
 
+/* The recipe that does least damage for its bytes (docs/results.md): guided GPTQ, its codes gone through twice more. */
+struct candidate candidate_best(int bits, int group);
+
 /* Fills `id` with the canonical id and returns it. */
 const char *candidate_id(const struct candidate *c, char id[CANDIDATE_ID_SIZE]);
 /* The inverse. RC_INVALID for what is no canonical id. */
@@ -88,13 +91,13 @@ static inline bool candidate_needs_gram(const struct candidate *c) {
 bool candidates_any(const struct candidate *c, size_t count, bool (*is)(const struct candidate *));
 
 /* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product. Members
- * that are not given have the method's default; without a method it is GPTQ, guided.
+ * that are not given have the method's default; without a method they are those of candidate_best.
  * Stores the expansion, without duplicates, in the order written, as the struct list of struct candidate at `member`;
  * at most CANDIDATES_MAX. */
 enum { CANDIDATES_MAX = 256 };
 void candidates_decode(const json_t *array, void *member, struct decode *d); /* for FIELD_CUSTOM */
 void candidate_decode(const json_t *object, void *member, struct decode *d); /* one, no lists; struct candidate ** */
-/* What a profile measures that is not told: guided GPTQ at every width, in groups of 32, 64 and 128. */
+/* What a profile measures that is not told: the best recipe at every width, in groups of 32, 64 and 128. */
 struct list candidates_default(struct arena *arena);
 json_t *candidates_describe(void);
 json_t *candidate_describe(void);

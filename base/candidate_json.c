@@ -157,11 +157,13 @@ static void check_taken(const struct values values[OPTIONS], struct decode *d) {
     }
 }
 
-/* Who names no method gets the one that does least damage for its bytes: GPTQ, guided. */
+/* Who names no method gets the one that does least damage for its bytes. */
 static void choose_method(struct values values[OPTIONS]) {
+    const struct candidate best = candidate_best(bit_widths[0], GROUP_DEFAULT);
     if (values[OPTION_METHOD].given) return;
-    values[OPTION_METHOD] = (struct values){.items = {METHOD_GPTQ}, .count = 1, .given = true};
-    if (!values[OPTION_GUIDED].given) values[OPTION_GUIDED] = (struct values){{true}, 1, true};
+    values[OPTION_METHOD] = (struct values){.items = {best.method}, .count = 1, .given = true};
+    if (!values[OPTION_GUIDED].given) values[OPTION_GUIDED] = (struct values){{best.guided}, 1, true};
+    if (!values[OPTION_DESCEND].given) values[OPTION_DESCEND] = (struct values){{best.descend}, 1, true};
 }
 
 /* What the members ask of each other before they are multiplied. */
@@ -271,11 +273,8 @@ struct list candidates_default(struct arena *arena) {
     static const int groups[] = {32, 64, 128};
     enum { GROUPS = sizeof groups / sizeof *groups };
     struct candidate *items = arena_alloc(arena, BIT_WIDTHS * GROUPS * sizeof *items);
-    for (int i = 0; i < BIT_WIDTHS * GROUPS; i++) {
-        items[i] = candidate_default(METHOD_GPTQ, bit_widths[i / GROUPS], groups[i % GROUPS]);
-        items[i].guided = true;
-        items[i].sequential = false;
-    }
+    for (int i = 0; i < BIT_WIDTHS * GROUPS; i++)
+        items[i] = candidate_best(bit_widths[i / GROUPS], groups[i % GROUPS]);
     return (struct list){.items = items, .count = BIT_WIDTHS * GROUPS};
 }
 

@@ -206,19 +206,3 @@ enum rc cuda_download(struct backend_state *state, const void *device, size_t by
     CUDA_TRY(cudaStreamSynchronize(state->stream));
     return RC_OK;
 }
-
-enum rc cuda_host_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e) {
-    (void)state;
-    *memory = NULL;
-    if (cudaMallocHost(memory, bytes > 0 ? bytes : 1) == cudaSuccess) return RC_OK;
-    cudaGetLastError(); /* the host's want of memory is no failure of the device */
-    return err_set(e, RC_NO_MEMORY, "the host has no %zu bytes left that can be pinned for the GPU", bytes);
-}
-
-void cuda_host_free(struct backend_state *state, void *memory) {
-    if (memory) {
-        cudaStreamSynchronize(state->stream);
-        cudaStreamSynchronize(state->copies.stream);
-    }
-    cudaFreeHost(memory);
-}

