@@ -1,7 +1,7 @@
 /* Memory of the host that the device copies from and to at full speed.
  *
- * cudaMallocHost touches and locks page by page, on one core: 1.4 GB/s, and hidden states can be tens of GB. A mapping of
- * huge pages that all cores touch first, and that is registered then, is there at 17 GB/s and copies as fast
+ * cudaMallocHost touches and locks page by page, on one core: 1.4 GB/s, and hidden states can be tens of GB. A mapping
+ * of huge pages that all cores touch first, and that is registered then, is there at 17 GB/s and copies as fast
  * (kernels/lab/pinned.cu). */
 #include <stdio.h>
 #include <string.h>
@@ -54,7 +54,8 @@ enum rc cuda_host_alloc(struct backend_state *state, size_t bytes, void **memory
     size_t all = bytes + front;
     char *mapped = map(all);
     *memory = NULL;
-    if (!mapped) return err_set(e, RC_NO_MEMORY, "the host has no %zu bytes left that can be pinned for the GPU", bytes);
+    if (!mapped)
+        return err_set(e, RC_NO_MEMORY, "the host has no %zu bytes left that can be pinned for the GPU", bytes);
     ((struct mapping *)mapped)->bytes = all;
     *memory = mapped + front;
     return RC_OK;

@@ -335,6 +335,7 @@ static void prediction_stands_beside_the_measurement(void **state) {
                                "low", 0.2, "high", 0.3);
     json_t *result = json_object_get(json_object_get(inputs, "allocation"), "result");
     assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, spec, NULL, inputs), RC_OK);
+    assert_int_equal(json_integer_value(json_object_get(r.result, "bytes")), 128 * 128 * 2 / 8 + 128 * 2 * 4);
     assert_true(number(&r, member, "kl") == 0.25 && number(&r, member, "low") == 0.2);
     assert_true(number(&r, member, "high") == 0.3 && number(&r, member, "measured") == number(&r, "kl", "mean"));
     assert_true(number(&r, "kl", "mean") > 0 && number(&r, member, "ratio") == 4 * number(&r, "kl", "mean"));

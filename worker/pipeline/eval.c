@@ -449,6 +449,8 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
     json_object_set_new(*result, "windows_hash", json_string(text));
     json_object_set_new(*result, "tokens_per_second",
                         json_real(v->seconds > 0 ? (double)v->tokens_walked / v->seconds : 0));
+    if (v->table.quantized && !v->artifact)
+        json_object_set_new(*result, "bytes", json_integer(recipe_bytes(v->source.model, v->recipe)));
     if (v->calibrated) json_object_set_new(*result, "calibration", calibration_result(v));
     if (v->refined) json_object_set(*result, "refined", v->refined);
     add_prediction(v, *result);
