@@ -76,7 +76,7 @@ static int registered(size_t bytes, bool huge) {
 }
 
 int main(int argc, char **argv) {
-    size_t bytes = (size_t)(argc > 1 ? atoi(argv[1]) : 8) << 30;
+    size_t bytes = (size_t)(argc > 1 ? strtoul(argv[1], NULL, 10) : 8) << 30;
     cudaFree(NULL);
     return allocated(bytes) || registered(bytes, false) || registered(bytes, true);
 }
