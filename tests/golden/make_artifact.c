@@ -67,7 +67,7 @@ static enum rc run(int argc, char **argv, struct err *e) {
     if (!candidates) return e->rc;
     json_t *nothing = json_object();
     struct artifact_maker m = {.note = note_linear, .ctx = &notes};
-    m.spec = (struct artifact_spec){model, argv[2], (enum target)target, candidates, nothing, nothing};
+    m.spec = (struct artifact_spec){model, argv[2], (enum target)target, candidates, nothing, nothing, false};
     TRY(backend_cpu.open(&options, &m.device, e));
     enum rc rc = make(&m, argv[4], e);
     artifact_close(m.artifact);

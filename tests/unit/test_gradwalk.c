@@ -58,7 +58,7 @@ static void take_kfac(struct walked *r, const struct gram_input *in, int n) {
     struct linear_result *out = &r->linears[in->index[n]];
     int64_t rows = in->w[n].rows;
     out->g = copy_doubles(r->g, in->g[n].data, rows * rows);
-    for (int c = 0; out->w_hat[c] && c < CANDIDATES; c++) {
+    for (int c = 0; c < CANDIDATES && out->w_hat[c]; c++) {
         struct kfac_report report;
         struct kfac_args a = {
             .w = in->w[n], .w_hat = matf(out->w_hat[c], rows, in->w[n].cols), .h = in->h, .g = in->g[n]};
