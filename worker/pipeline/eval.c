@@ -171,19 +171,15 @@ static enum rc open_scorers(struct eval *v, struct err *e) {
     return team_run(v->job, open_scorer, v, e);
 }
 
-static void free_on(const struct job *job, void *memory) {
-    if (memory) job->backend->free(job->device, memory);
-}
-
 static void close_scorer(struct eval *v, int member) {
     struct scorer *s = &v->scorers[member];
     struct job job = team_job(v->job, member);
     s->block.job = s->block.job ? &job : NULL; /* the thread's own is gone */
     block_close(&s->block);
-    free_on(&job, s->head.data);
-    free_on(&job, s->head_q.data);
-    free_on(&job, s->head_bias);
-    free_on(&job, s->final_norm_q);
+    device_free(&job, s->head.data);
+    device_free(&job, s->head_q.data);
+    device_free(&job, s->head_bias);
+    device_free(&job, s->final_norm_q);
     replaced_release(&job, &s->replaced);
     free(s->nll);
     free(s->agree);

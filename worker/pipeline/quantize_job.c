@@ -210,6 +210,11 @@ static int blocks_done(const struct quantize *q) {
     return done;
 }
 
+static struct calibrate_args calibration_of(const struct quantize *q, const struct calibration_sink *sink) {
+    return (struct calibrate_args){
+        .job = q->job, .model = q->source.model, .windows = &q->windows, .recipe = q->recipe, .sink = sink};
+}
+
 /* Whichever blocks are not there: they come from the last one. */
 static enum rc calibrate_guided(struct quantize *q, struct err *e) {
     int blocks = q->source.model->arch.blocks;
@@ -217,13 +222,9 @@ static enum rc calibrate_guided(struct quantize *q, struct err *e) {
     for (int block = 0; block < blocks; block++)
         done[block] = artifact_has(q->artifact, block) && block_is_done(q, block);
     struct calibration_sink sink = {q, write_block};
-    struct calibrate_args a = {.job = q->job,
-                               .model = q->source.model,
-                               .windows = &q->windows,
-                               .recipe = q->recipe,
-                               .sink = &sink,
-                               .done = done,
-                               .seed = q->calibration.seed};
+    struct calibrate_args a = calibration_of(q, &sink);
+    a.done = done;
+    a.seed = q->calibration.seed;
     enum rc rc = calibrate(&a, e);
     free(done);
     return rc;
@@ -235,13 +236,9 @@ static enum rc calibrate_rest(struct quantize *q, struct err *e) {
     if (q->plan.guided) return calibrate_guided(q, e);
     if (done > 0) TRY(artifact_model(q->artifact, done, &q->made, e));
     struct calibration_sink sink = {q, write_block};
-    struct calibrate_args a = {.job = q->job,
-                               .model = q->source.model,
-                               .windows = &q->windows,
-                               .recipe = q->recipe,
-                               .sink = &sink,
-                               .first = done,
-                               .made = q->made};
+    struct calibrate_args a = calibration_of(q, &sink);
+    a.first = done;
+    a.made = q->made;
     return calibrate(&a, e);
 }
 

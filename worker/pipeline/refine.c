@@ -206,10 +206,6 @@ static enum rc open_loss(struct refiner *k, struct err *e) {
     return open_head_q(k, e);
 }
 
-static void device_free(const struct job *job, void *memory) {
-    if (memory) job->backend->free(job->device, memory);
-}
-
 static void release(struct refiner *k) {
     tuned_close(k->tuned);
     hidden_close(k->finals);

@@ -399,10 +399,6 @@ static json_t *result_json(const struct sweep *s) {
     return result;
 }
 
-static void device_free(const struct job *job, void *memory) {
-    if (memory) job->backend->free(job->device, memory);
-}
-
 static void release(struct sweep *s) {
     device_free(s->job, s->head.data);
     device_free(s->job, s->head_bias);

@@ -21,6 +21,10 @@ static enum rc failed(const struct st_tensor *tensor, struct err *e) {
     return err_context(e, "loading %s from %s", tensor->name, tensor->file);
 }
 
+void device_free(const struct job *job, void *memory) {
+    if (memory) job->backend->free(job->device, memory);
+}
+
 enum rc upload_new(const struct job *job, const struct st_tensor *tensor, float **out, struct err *e) {
     *out = NULL;
     if (!tensor) return RC_OK;

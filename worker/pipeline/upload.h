@@ -10,8 +10,10 @@
 #include "worker/model/model.h"
 #include "worker/pipeline/job.h"
 
-/* Device memory for `count` floats; job->backend->free releases it. */
+/* Device memory for `count` floats. */
 enum rc device_floats(const struct job *job, int64_t count, float **out, struct err *e);
+/* Of any; NULL is fine. */
+void device_free(const struct job *job, void *memory);
 /* Allocates and uploads; *out is NULL when there is no such tensor (NULL). */
 enum rc upload_new(const struct job *job, const struct st_tensor *tensor, float **out, struct err *e);
 /* What a Linear's weights are in device memory: fp32, or as stored where the backend computes on that; packed ones

@@ -148,10 +148,6 @@ static enum rc walker_open(struct walker *k, struct err *e) {
     return open_kept(k, e);
 }
 
-static void device_free(const struct job *job, void *memory) {
-    if (memory) job->backend->free(job->device, memory);
-}
-
 static void walker_release(struct walker *k) {
     const struct job *job = k->walk->job;
     block_close(&k->blocks[0]); /* first: they wait for loads under way */
