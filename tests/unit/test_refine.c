@@ -33,14 +33,18 @@ static void calibrate_store(struct golden_store *s, struct golden *g, struct can
     golden_must(g, calibrate(&a, &g->err));
 }
 
-static enum rc refine_store(struct golden_store *s) {
+static enum rc refine_in_order(struct golden_store *s, int64_t seed) {
     struct refine_args a = {.job = &s->g->job,
                             .model = s->g->model,
                             .windows = &s->g->windows,
                             .recipe = s->recipe,
                             .store = s->store,
-                            .seed = SEED};
+                            .seed = seed};
     return refine_run(&a, &s->refined, &s->g->err);
+}
+
+static enum rc refine_store(struct golden_store *s) {
+    return refine_in_order(s, SEED);
 }
 
 /* --- slopes --- */
@@ -296,6 +300,44 @@ static void only_scales_change(void **state) {
     golden_close(&g);
 }
 
+static void the_seed_says_in_which_order_windows_come(void **state) {
+    (void)state;
+    struct golden g;
+    struct golden_store one, other;
+    golden_open(&g, "llama");
+    struct candidate *recipe = mixed_recipe(&g);
+    calibrate_store(&one, &g, recipe);
+    calibrate_store(&other, &g, recipe);
+    golden_must(&g, refine_in_order(&one, 1));
+    golden_must(&g, refine_in_order(&other, 2));
+    assert_true(changed_scales(&one, &other) > 0);
+    packed_store_free(one.store);
+    packed_store_free(other.store);
+    golden_close(&g);
+}
+
+/* Four windows a chunk, the last one of ten padded, against a window a chunk, where nothing is. */
+static void padding_has_no_say(void **state) {
+    (void)state;
+    struct golden g;
+    struct golden_store whole, padded;
+    struct backend together = backend_cpu;
+    together.chunk_tokens = 4 * GOLDEN_LENGTH;
+    golden_open(&g, "llama");
+    g.windows.count = 10;
+    struct candidate *recipe = mixed_recipe(&g);
+    calibrate_store(&whole, &g, recipe);
+    calibrate_store(&padded, &g, recipe);
+    golden_must(&g, refine_store(&whole));
+    g.job.backend = &together;
+    golden_must(&g, refine_store(&padded));
+    double difference = padded.refined.kl_after / whole.refined.kl_after - 1;
+    if (fabs(difference) > 1e-5) fail_msg("%g: padding moves the KL", difference);
+    packed_store_free(whole.store);
+    packed_store_free(padded.store);
+    golden_close(&g);
+}
+
 /* --- where things are --- */
 
 static int64_t little_room(struct backend_state *state) {
@@ -415,6 +457,8 @@ int main(void) {
         cmocka_unit_test(slopes_are_those_of_the_kl),
         cmocka_unit_test(the_loss_is_an_evals_kl),
         cmocka_unit_test(only_scales_change),
+        cmocka_unit_test(the_seed_says_in_which_order_windows_come),
+        cmocka_unit_test(padding_has_no_say),
         cmocka_unit_test(where_things_are_changes_nothing),
         cmocka_unit_test(a_device_without_room_is_told_of_before),
         cmocka_unit_test(a_cancel_is_seen_between_steps),

@@ -258,6 +258,17 @@ static void hidden_states_that_do_not_fit_the_device_change_nothing(void **state
     run_release(&whole);
 }
 
+/* Of the same shape and noise, yet other numbers. */
+static void check_noise_is_each_ones_own(const json_t *rows) {
+    for (size_t i = 1; i < json_array_size(rows); i++)
+        for (size_t j = i + 1; j < json_array_size(rows); j++) {
+            const json_t *a = json_object_get(json_array_get(rows, i), "data");
+            const json_t *b = json_object_get(json_array_get(rows, j), "data");
+            if (!json_equal(json_object_get(a, "shape"), json_object_get(b, "shape"))) continue;
+            assert_true(fabs(member(a, "relative_error") / member(b, "relative_error") - 1) > 1e-6);
+        }
+}
+
 /* As much as was asked for, and nothing that is stored; another seed is other noise. */
 static void noise_is_as_large_as_asked(void **state) {
     (void)state;
@@ -280,6 +291,7 @@ static void noise_is_as_large_as_asked(void **state) {
         }
         assert_true(four_sigma < 0.01 && fabs(mean - 1) < 0.01);
     }
+    check_noise_is_each_ones_own(r[1].rows);
     double ratio = member(swept(&r[1], names[1]), "delta_kl") / member(swept(&r[0], names[1]), "delta_kl");
     assert_true(ratio > 50 && ratio < 200); /* to second order in the noise */
     run_init(&other);
