@@ -552,6 +552,32 @@ static void rtn_is_measured_once_for_a_grid(void **state) {
         run_release(&r[k]);
 }
 
+static int factors_made;
+
+static enum rc counting_factor(struct backend_state *state, const struct factor_args *a, struct err *e) {
+    factors_made++;
+    return backend_cpu.factor(state, a, e);
+}
+
+/* Of H at each distinct input of a block: q, k and v, o, gate and up, down. */
+static void a_factor_is_made_once_for_all_that_can_share_it(void **state) {
+    (void)state;
+    static const char spec[] = SPEC("{'method':'gptq','bits':[3,4],'group':[32,64]},"
+                                    "{'method':'gptq','bits':[3,4],'group':64,'order':'natural'},"
+                                    "{'method':'gptq','bits':3,'group':32,'order':'natural'},"
+                                    "{'method':'gptq','bits':3,'group':32,'damp':0.01}",
+                                    ",'layers':'layers\\\\.0\\\\.'");
+    struct backend counting = backend_cpu;
+    struct run r;
+    run_init(&r);
+    counting.factor = counting_factor;
+    r.backend = &counting;
+    factors_made = 0;
+    must_run(&r, CALIBRATION, spec, NULL);
+    assert_int_equal(factors_made, 4 * 4);
+    run_release(&r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(row_does_not_depend_on_other_candidates),
@@ -568,6 +594,7 @@ int main(void) {
         cmocka_unit_test(hqq_above_rtn_is_flagged),
         cmocka_unit_test(scores_are_held_against_a_sweep),
         cmocka_unit_test(rtn_is_measured_once_for_a_grid),
+        cmocka_unit_test(a_factor_is_made_once_for_all_that_can_share_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -39,15 +39,25 @@ struct candidate candidate_for(const struct candidate *c, const struct linear *l
     return out;
 }
 
-static bool factor_fits(const struct factored_gram *g, const struct candidate *c, int group) {
-    return g->factor.upper && g->order == c->order && g->group == group && g->damp == c->damp;
+/* What the order of columns depends on beside H. */
+static int factor_group(const struct candidate *c) {
+    return c->order == ORDER_GROUP_AWARE ? c->group : 0;
+}
+
+bool candidates_share_factor(const struct candidate *a, const struct candidate *b) {
+    return candidate_uses_gptq(a) && candidate_uses_gptq(b) && a->guided == b->guided && a->order == b->order &&
+           factor_group(a) == factor_group(b) && a->damp == b->damp;
+}
+
+static bool factor_fits(const struct factored_gram *g, const struct candidate *c) {
+    return g->factor.upper && g->order == c->order && g->group == factor_group(c) && g->damp == c->damp;
 }
 
 /* Made anew only where it depends on something else than the last one. */
 static enum rc ready_factor(const struct job *job, struct factored_gram *g, const struct candidate *c, struct err *e) {
     const struct backend *b = job->backend;
-    int group = c->order == ORDER_GROUP_AWARE ? c->group : 0;
-    if (factor_fits(g, c, group)) return RC_OK;
+    int group = factor_group(c);
+    if (factor_fits(g, c)) return RC_OK;
     if (!g->factor.upper) TRY(factor_alloc(b, job->device, g->h.cols, &g->factor, e));
     struct factor_args a = {
         .h = g->h, .order = c->order, .group = group, .damp = (double)c->damp / PARTS, .out = &g->factor};

@@ -29,6 +29,10 @@ struct factored_gram {
     int group, damp; /* what the factor was made for */
 };
 
+/* Whether one factor does for both, as long as nothing is scaled: to be quantized one after the other, as only the last
+ * factor is kept. */
+bool candidates_share_factor(const struct candidate *a, const struct candidate *b);
+
 struct input_group {
     const struct job *job;
     struct factored_gram gram, guided; /* h is the caller's; that of `guided` weighs tokens by their gradients */

@@ -286,6 +286,20 @@ static enum rc fill_candidate(struct bench *b, size_t c, struct err *e) {
     return rc;
 }
 
+/* Those that share a factor of H one after the other, else as they are listed. */
+static enum rc fill_candidates(struct bench *b, struct err *e) {
+    const struct drift_table *t = &b->p->table;
+    bool done[CANDIDATES_MAX] = {0};
+    for (size_t c = 0; c < t->candidate_count; c++)
+        for (size_t other = c; other < t->candidate_count; other++) {
+            bool now = other == c || candidates_share_factor(&t->candidates[c], &t->candidates[other]);
+            if (done[other] || !now) continue;
+            TRY(fill_candidate(b, other, e));
+            done[other] = true;
+        }
+    return RC_OK;
+}
+
 static size_t table_place(const struct profile *p, int64_t index) {
     size_t l = 0;
     while (p->place[l] != index)
@@ -304,8 +318,7 @@ static enum rc profile_input(void *ctx, const struct job *job, const struct gram
         if (in->w[n].rows > most) most = in->w[n].rows;
     }
     enum rc rc = device_floats(job, most * in->h.cols, &b.w_hat, e);
-    for (size_t c = 0; rc == RC_OK && c < p->table.candidate_count; c++)
-        rc = fill_candidate(&b, c, e);
+    if (rc == RC_OK) rc = fill_candidates(&b, e);
     if (b.w_hat) job->backend->free(job->device, b.w_hat);
     input_group_release(&group);
     return rc;
