@@ -9,21 +9,59 @@ static __global__ void add_columns(struct mat h, const float *block, int64_t col
     if (i < col + cols) ((double *)h.data)[i * h.stride + j] += block[n];
 }
 
-/* One thread a channel, so that the sums keep their order. */
-static __global__ void add_stats(struct gram_args a) {
+/* A slice of the rows at a time, LANES threads a channel; sums are taken in one order whatever runs when. */
+static const int LANES = 4, CHANNELS = BLOCK / LANES, SLICE = 256;
+
+struct channel_sums {
+    double sum, sum_abs;
+    float max_abs;
+};
+
+static __device__ void join(struct channel_sums *s, struct channel_sums other) {
+    s->sum += other.sum;
+    s->sum_abs += other.sum_abs;
+    s->max_abs = fmaxf(s->max_abs, other.max_abs);
+}
+
+/* slices[slice, channel]; blocks are [slice, CHANNELS channels]. */
+static __global__ void sum_slices(struct mat x, struct channel_sums *slices) {
+    __shared__ struct channel_sums lanes[LANES][CHANNELS];
+    int lane = threadIdx.x / CHANNELS, j = threadIdx.x % CHANNELS;
+    int64_t k = (int64_t)blockIdx.x * CHANNELS + j, first = (int64_t)blockIdx.y * SLICE;
+    struct channel_sums own = {};
+    for (int64_t t = first + lane; t < first + SLICE && t < x.rows && k < x.cols; t += LANES) {
+        float value = load_stored(x.data, x.type, t * x.stride + k);
+        join(&own, {value, fabsf(value), fabsf(value)});
+    }
+    lanes[lane][j] = own;
+    __syncthreads();
+    if (lane > 0 || k >= x.cols) return;
+    for (int i = 1; i < LANES; i++)
+        join(&own, lanes[i][j]);
+    slices[(int64_t)blockIdx.y * x.cols + k] = own;
+}
+
+static __global__ void add_slices(struct gram_args a, const struct channel_sums *slices, unsigned count) {
     int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (k >= a.x.cols) return;
-    double sum = 0, sum_abs = 0;
-    float max_abs = 0;
-    for (int64_t t = 0; t < a.x.rows; t++) {
-        float x = load_stored(a.x.data, a.x.type, t * a.x.stride + k), magnitude = fabsf(x);
-        sum += x;
-        sum_abs += magnitude;
-        max_abs = fmaxf(max_abs, magnitude);
-    }
-    if (a.sum) a.sum[k] += sum;
-    if (a.sum_abs) a.sum_abs[k] += sum_abs;
-    if (a.max_abs) a.max_abs[k] = fmaxf(a.max_abs[k], max_abs);
+    struct channel_sums all = {};
+    for (unsigned i = 0; i < count; i++)
+        join(&all, slices[i * a.x.cols + k]);
+    if (a.sum) a.sum[k] += all.sum;
+    if (a.sum_abs) a.sum_abs[k] += all.sum_abs;
+    if (a.max_abs) a.max_abs[k] = fmaxf(a.max_abs[k], all.max_abs);
+}
+
+static enum rc add_stats(struct backend_state *state, const struct gram_args *a, struct err *e) {
+    unsigned slices = blocks_for(a->x.rows, SLICE);
+    void *memory;
+    TRY(cuda_scratch(state, (size_t)slices * (size_t)a->x.cols * sizeof(struct channel_sums), &memory, e));
+    struct channel_sums *sums = (struct channel_sums *)memory;
+    sum_slices<<<dim3(blocks_for(a->x.cols, CHANNELS), slices), BLOCK, 0, state->stream>>>(a->x, sums);
+    LAUNCHED();
+    add_slices<<<blocks_for(a->x.cols, BLOCK), BLOCK, 0, state->stream>>>(*a, sums, slices);
+    LAUNCHED();
+    return RC_OK;
 }
 
 /* Columns [col, col + cols) of XᵀX on and above the diagonal, into `out`. */
@@ -68,9 +106,7 @@ enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct
         TRY(a->h.type == DTYPE_F32 ? add_panel_f32(state, a, &p, e) : add_panel_f64(state, a, &p, e));
     }
     if (a->sum == NULL && a->sum_abs == NULL && a->max_abs == NULL) return RC_OK;
-    add_stats<<<blocks_for(channels, BLOCK), BLOCK, 0, state->stream>>>(*a);
-    LAUNCHED();
-    return RC_OK;
+    return add_stats(state, a, e);
 }
 
 /* One block a tile of the lower triangle, by way of shared memory, so that both sides are read and written in rows. */
