@@ -87,6 +87,10 @@ static inline bool candidate_uses_awq(const struct candidate *c) {
 static inline bool candidate_needs_gram(const struct candidate *c) {
     return candidate_uses_gptq(c) || candidate_uses_awq(c) || c->range == RANGE_WEIGHTED || c->range == RANGE_OUTPUT;
 }
+/* H as it is, or what is counted beside it, and not only the one that weighs tokens. */
+static inline bool candidate_needs_unweighed_gram(const struct candidate *c) {
+    return candidate_needs_gram(c) && (!c->guided || candidate_uses_awq(c));
+}
 
 bool candidates_any(const struct candidate *c, size_t count, bool (*is)(const struct candidate *));
 

@@ -65,6 +65,10 @@ bool spec_wants_loss(const struct spec_profile *profile) {
     return spec_wants(profile, "fisher") || spec_wants(profile, "kfac") || spec_wants(profile, "diag");
 }
 
+bool spec_wants_drift(const struct spec_profile *profile) {
+    return spec_wants(profile, "drift") || !spec_wants_loss(profile);
+}
+
 bool spec_wants_guided(const struct spec_profile *profile) {
     const struct candidate *candidates = profile->candidates.items;
     for (size_t i = 0; i < profile->candidates.count; i++)

@@ -100,6 +100,8 @@ extern const char *const score_names[]; /* what a profile can be asked for */
 
 /* Whether the profile asks for a score. */
 bool spec_wants(const struct spec_profile *profile, const char *score);
+/* Whether it measures drift: asked for it, or for no score of the loss. */
+bool spec_wants_drift(const struct spec_profile *profile);
 /* Whether it takes gradients: for a score of the loss, for a candidate. */
 bool spec_wants_loss(const struct spec_profile *profile);
 bool spec_wants_guided(const struct spec_profile *profile);

@@ -548,6 +548,29 @@ static void methods_groups_and_zeros_are_solved_as_one(void **state) {
     json_decref(inputs);
 }
 
+/* A profile that was asked for scores of the loss alone. */
+static void drift_may_be_missing_where_nothing_needs_it(void **state) {
+    (void)state;
+    json_t *inputs = swept_inputs(0), *other;
+    struct err e;
+    const json_t *rows = json_object_get(json_object_get(inputs, "profile"), "rows");
+    add_score(inputs, "fisher", 3, NONE_WITHOUT);
+    for (size_t r = 0; r < json_array_size(rows); r++)
+        json_object_set_new(data_at(inputs, "profile", r), "drift", json_null());
+    json_t *result = must_run(inputs, budget);
+    assert_string_equal(text_member(result, "score"), "fisher");
+    assert_true(json_is_null(json_object_get(json_array_get(json_object_get(result, "assignment"), 0), "drift")));
+    static const char *const scores[] = {"\"score\":\"drift\"", "\"sweep\":\"S1\",\"score\":\"delta_kl\""};
+    for (int i = 0; i < 2; i++) {
+        char members[96];
+        snprintf(members, sizeof members, "%s,%s", budget, scores[i]);
+        assert_int_equal(run_over(inputs, members, &other, &e), RC_INVALID);
+        assert_string_equal(e.pointer, "/score");
+    }
+    json_decref(result);
+    json_decref(inputs);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(default_is_fisher_where_every_row_has_it),
@@ -563,6 +586,7 @@ int main(void) {
         cmocka_unit_test(scores_are_held_against_the_sweep),
         cmocka_unit_test(correlation_of_other_candidates),
         cmocka_unit_test(methods_groups_and_zeros_are_solved_as_one),
+        cmocka_unit_test(drift_may_be_missing_where_nothing_needs_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

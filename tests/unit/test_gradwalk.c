@@ -110,8 +110,13 @@ static struct grad_walk grad_walk(struct golden *g, struct walked *r, int64_t sc
                              .stats = true,
                              .input = take_input,
                              .ctx = r};
-    return (struct grad_walk){
-        .gram = gram, .guided = true, .candidates = CANDIDATES, .scored = scored, .seed = SEED, .score = take_score};
+    return (struct grad_walk){.gram = gram,
+                              .unweighed = true,
+                              .guided = true,
+                              .candidates = CANDIDATES,
+                              .scored = scored,
+                              .seed = SEED,
+                              .score = take_score};
 }
 
 /* --- against definitions --- */
@@ -475,8 +480,13 @@ static void weighed_gram_makes_gptq_lose_less(void **state) {
                              .wanted = all_wanted,
                              .input = quantize_both,
                              .ctx = &g};
-    struct grad_walk walk = {
-        .gram = gram, .guided = true, .candidates = CANDIDATES, .scored = 24, .seed = SEED, .score = add_up};
+    struct grad_walk walk = {.gram = gram,
+                             .unweighed = true,
+                             .guided = true,
+                             .candidates = CANDIDATES,
+                             .scored = 24,
+                             .seed = SEED,
+                             .score = add_up};
     bare_must(&b, grad_walk_run(&walk, &b.err));
     print_message("GPTQ at 3 bits loses %.4f nats by H, %.4f by H_w\n", g.sum[0], g.sum[1]);
     assert_true(g.sum[1] > 0 && g.sum[1] < 0.8 * g.sum[0]);

@@ -178,9 +178,9 @@ static enum rc run_profile(struct bench *b, size_t candidates, struct bench_phas
     return time_job(b, &job, p, e);
 }
 
-/* All of the windows are scored. */
+/* All of the windows are scored; drift is not asked for. */
 static enum rc fisher(struct bench *b, struct err *e) {
-    static const char *scores[] = {"drift", "fisher"};
+    static const char *scores[] = {"fisher"};
     struct bench_phase *p = add_profile_phase(b, "fisher", b->candidate_count);
     struct spec_calibration calibration = {
         .dataset = "random", .length = b->report.length, .sampling = SAMPLING_SEQUENTIAL};
@@ -188,12 +188,14 @@ static enum rc fisher(struct bench *b, struct err *e) {
                                    .model = "synthetic",
                                    .calibration = &calibration,
                                    .candidates = {.items = b->candidates, .count = b->candidate_count},
-                                   .scores = {.items = scores, .count = 2},
+                                   .scores = {.items = scores, .count = 1},
                                    .fisher_windows = b->report.windows}};
     struct phase_job job = {pipeline_profile, &spec, &calibration.samples, 1};
     const struct model *m = b->source.model;
-    p->flops = work_profile(b, b->candidate_count) + work_back(m, b->report.windows, b->report.length) +
+    p->flops = work_forward(m, b->report.windows, b->report.length) +
+               work_back(m, b->report.windows, b->report.length) +
                work_fisher(m, tokens(b), b->candidates, b->candidate_count);
+    if (candidates_any(b->candidates, b->candidate_count, candidate_needs_gram)) p->flops += work_gram(m, tokens(b));
     TRY(time_job(b, &job, p, e));
     const struct bench_phase *forward = find_phase(b, "eval");
     if (!forward) return RC_OK;

@@ -56,9 +56,10 @@ static json_t *assignment_json(const struct allocation *a) {
     json_t *list = json_array();
     for (int i = 0; i < a->table.linear_count; i++) {
         const struct cell *cell = table_cell(&a->table, i, a->best.chosen[i]);
-        json_array_append_new(list, json_pack("{s:s, s:s, s:I, s:f}", "name", a->table.linears[i].name, "candidate",
+        double drift = cell->scores[SCORE_DRIFT];
+        json_array_append_new(list, json_pack("{s:s, s:s, s:I, s:o}", "name", a->table.linears[i].name, "candidate",
                                               a->table.ids[a->best.chosen[i]], "bytes", (json_int_t)cell->bytes,
-                                              "drift", cell->scores[SCORE_DRIFT]));
+                                              "drift", isnan(drift) ? json_null() : json_real(drift)));
     }
     return list;
 }

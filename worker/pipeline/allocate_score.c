@@ -6,12 +6,15 @@
 
 #include "worker/pipeline/allocate.h"
 
+static bool lacks(const struct profile_table *table, int linear, int candidate, enum score score) {
+    const struct cell *cell = table_cell(table, linear, candidate);
+    return cell->measured && isnan(cell->scores[score]);
+}
+
 static bool all_have(const struct profile_table *table, enum score score) {
     for (int i = 0; i < table->linear_count; i++)
-        for (int c = 0; c < table->candidate_count; c++) {
-            const struct cell *cell = table_cell(table, i, c);
-            if (cell->measured && isnan(cell->scores[score])) return false;
-        }
+        for (int c = 0; c < table->candidate_count; c++)
+            if (lacks(table, i, c, score)) return false;
     return true;
 }
 
@@ -24,10 +27,14 @@ static enum score default_score(const struct profile_table *table, const char **
     return fisher ? SCORE_FISHER : SCORE_DRIFT;
 }
 
-static enum rc no_score(const struct profile_table *table, int linear, int candidate, enum score score, struct err *e) {
-    return err_at(e, "/score", RC_INVALID,
-                  "%s: the profile has none for %s at %s; a profile must ask for it in its scores",
-                  allocation_score_names[score], table->linears[linear].name, table->ids[candidate]);
+static enum rc check_scores(const struct profile_table *table, enum score score, struct err *e) {
+    for (int i = 0; i < table->linear_count; i++)
+        for (int c = 0; c < table->candidate_count; c++)
+            if (lacks(table, i, c, score))
+                return err_at(e, "/score", RC_INVALID,
+                              "%s: the profile has none for %s at %s; a profile must ask for it in its scores",
+                              allocation_score_names[score], table->linears[i].name, table->ids[c]);
+    return RC_OK;
 }
 
 /* How a sweep is scaled. */
@@ -100,6 +107,7 @@ static enum rc linear_factor(const struct profile_table *table, const struct sca
 
 static enum rc score_from_sweep(struct profile_table *table, struct scale *scale, struct err *e) {
     TRY(open_scale(table, scale, e));
+    TRY(check_scores(table, scale->of, e));
     for (int i = 0; i < table->linear_count; i++) {
         double factor;
         TRY(linear_factor(table, scale, i, &factor, e));
@@ -110,12 +118,10 @@ static enum rc score_from_sweep(struct profile_table *table, struct scale *scale
 }
 
 static enum rc score_from_rows(struct profile_table *table, enum score score, struct err *e) {
+    TRY(check_scores(table, score, e));
     for (int i = 0; i < table->linear_count; i++)
-        for (int c = 0; c < table->candidate_count; c++) {
-            struct cell *cell = table_cell(table, i, c);
-            if (cell->measured && isnan(cell->scores[score])) return no_score(table, i, c, score, e);
-            cell->score = cell->scores[score];
-        }
+        for (int c = 0; c < table->candidate_count; c++)
+            table_cell(table, i, c)->score = table_cell(table, i, c)->scores[score];
     return RC_OK;
 }
 

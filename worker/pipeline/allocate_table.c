@@ -44,7 +44,7 @@ static enum rc read_strings(const json_t *data, struct table_row *row, struct er
     return row->candidate ? RC_OK : missing("candidate", e);
 }
 
-/* Every row has the first two. */
+/* Every row has an error. */
 static const char *const score_members[SCORES_OF_ROWS] = {
     [SCORE_DRIFT] = "drift", [SCORE_ERROR] = "relative_error", [SCORE_FISHER] = "fisher", [SCORE_KFAC] = "kfac",
     [SCORE_DIAG] = "diag",
@@ -55,7 +55,7 @@ static enum rc read_scores(const json_t *data, struct table_row *row, struct err
         double *score = &row->scores[s];
         *score = NAN;
         TRY(json_get_number(data, score_members[s], score, e));
-        bool required = s <= SCORE_ERROR;
+        bool required = s == SCORE_ERROR;
         if (required ? isfinite(*score) && *score >= 0 : isnan(*score) || (isfinite(*score) && *score >= 0)) continue;
         return err_set(e, RC_INVALID, "it has no %s that is a number >= 0", score_members[s]);
     }

@@ -413,6 +413,8 @@ static enum rc walk_back(struct calibrator *k, struct err *e) {
                                    .device_reserved = working_bytes(k),
                                    .input = calibrate_guided,
                                    .ctx = k},
+                          .unweighed =
+                              candidates_any(a->recipe, (size_t)k->model->linear_count, candidate_needs_unweighed_gram),
                           .guided = true,
                           .seed = (uint64_t)a->seed};
     enum rc rc = RC_OK;

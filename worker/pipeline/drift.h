@@ -19,11 +19,12 @@ struct loss_scores {
 };
 
 struct drift_row {
-    double drift, drift_num, drift_den;
+    double drift, drift_num, drift_den;   /* < 0: not asked for, */
     double relative_error, max_abs_error; /* ‖D‖/‖W‖, max |D| */
-    double rtn_drift; /* RTN's on the same grid, so that a row says when another method is no gain; of RTN itself 0 */
-    double damp;      /* GPTQ: what its factor took; else 0 */
-    double awq_gain;  /* AWQ: output error of rounding to nearest with its scale, over that without; else 0 */
+    double
+        rtn_drift;   /* as RTN's on the same grid, so that a row says when another method is no gain; of RTN itself 0 */
+    double damp;     /* GPTQ: what its factor took; else 0 */
+    double awq_gain; /* AWQ: output error of rounding to nearest with its scale, over that without; else 0 */
     struct loss_scores scores;
     int64_t bytes; /* packed */
     bool known, cached;
@@ -41,10 +42,10 @@ struct drift_table {
 double error_ratio(double num, double den);
 /* Whether RTN is measured beside it. */
 bool drift_is_guarded(const struct candidate *c);
-/* From what the backend measured, without scores; `none` rows are exact and cost 2 bytes a weight: of their scores
- * those that are not asked for are < 0, the others 0. */
-struct drift_row drift_row_measured(const struct error_report *report, int64_t bytes);
-struct drift_row drift_row_none(const struct linear *linear, struct loss_scores scores);
+/* From what the backend measured, with drift or without, without scores; `none` rows are exact and cost 2 bytes a
+ * weight: of their scores those that are not asked for are < 0, the others 0. */
+struct drift_row drift_row_measured(const struct error_report *report, bool drift, int64_t bytes);
+struct drift_row drift_row_none(const struct linear *linear, bool drift, struct loss_scores scores);
 
 /* As clients read it and the cache keeps it: {name, block, projection, shape, params, candidate, drift, drift_num,
  * drift_den, relative_error, max_abs_error, rtn_drift, damp, awq_gain, fisher, kfac, diag, static, bytes,

@@ -37,6 +37,7 @@ struct grad_walker {
     struct grams *h, *h_w, *outer;
     struct kept_inputs kept;
     int owner[BLOCK_LINEARS_MAX]; /* of the block: which device measures */
+    bool inputs[INPUT_COUNT];     /* of the block: that wanted Linears read */
     bool fits;                    /* what would be kept */
     void *memory;                 /* [bytes] on the device: the next six */
     size_t bytes;
@@ -118,7 +119,7 @@ static enum rc open_grams(struct grad_walker *k, struct err *e) {
         .job = k->job, .count = INPUT_COUNT, .tokens = windows->count * windows->length, .stats = k->g->gram.stats};
     struct grams_args weighed = {.job = k->job, .count = INPUT_COUNT, .tokens = a.tokens};
     struct grams_args outer = {.job = k->job, .count = BLOCK_LINEARS_MAX, .tokens = a.tokens};
-    memcpy(a.width, run->width, sizeof run->width);
+    if (k->g->unweighed) memcpy(a.width, run->width, sizeof run->width);
     if (k->g->guided) memcpy(weighed.width, run->width, sizeof run->width);
     if (k->g->outer) memcpy(outer.width, run->rows, sizeof run->rows);
     TRY(grams_open(k->h, &a, e));
@@ -193,18 +194,19 @@ static void place_slots(struct grad_walker *k, int block) {
 static enum rc begin_block(void *ctx, int block, const struct block_weights *w, struct err *e) {
     (void)w;
     struct grad_walker *k = ctx;
-    bool inputs[INPUT_COUNT] = {0}, positions[BLOCK_LINEARS_MAX] = {0};
+    bool positions[BLOCK_LINEARS_MAX] = {0};
     int64_t index;
     const struct linear *linear;
+    memset(k->inputs, 0, sizeof k->inputs);
     for (int position = 0; (linear = linear_at(k->run, block, position, &index)); position++) {
         positions[position] = is_wanted(k->run, index);
-        if (positions[position]) inputs[linear->input] = true;
+        if (positions[position]) k->inputs[linear->input] = true;
     }
     divide_linears(k->run->model, k->g->gram.wanted, block, k->run->devices, k->owner);
     place_slots(k, block);
-    if (k->g->guided) TRY(grams_begin(k->h_w, inputs, e));
+    if (k->g->guided) TRY(grams_begin(k->h_w, k->inputs, e));
     if (k->g->outer) TRY(grams_begin(k->outer, positions, e));
-    return grams_begin(k->h, inputs, e);
+    return k->g->unweighed ? grams_begin(k->h, k->inputs, e) : RC_OK;
 }
 
 /* Rows of windows that are not there have no gradient, and so no weight. */
@@ -223,7 +225,7 @@ static enum rc add_weighed(struct grad_walker *k, const struct linear_gradient *
 
 static enum rc keep_input(struct grad_walker *k, const struct linear_gradient *at, struct err *e) {
     int64_t chunk = at->site->window / k->run->chunk / k->run->devices;
-    if (at->site->window >= k->run->windows || !k->h->active[at->input]) return RC_OK;
+    if (at->site->window >= k->run->windows || !k->inputs[at->input]) return RC_OK;
     return kept_inputs_add(&k->kept, chunk, at, e);
 }
 

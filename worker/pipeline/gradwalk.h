@@ -20,8 +20,9 @@
 struct grad_walk {
     /* As there; its callback gets inputs in the order of the way back: blocks from the last one, in a block as ever. */
     struct gram_walk gram;
-    bool guided;       /* H_w too */
-    bool outer;        /* G too */
+    bool unweighed;    /* H, else it has no data; */
+    bool guided;       /* H_w; */
+    bool outer;        /* G */
     size_t candidates; /* how many weights of each wanted Linear are scored */
     int64_t scored;    /* windows: the first so many */
     uint64_t seed;     /* of the labels */

@@ -22,7 +22,7 @@ struct gram_slot {
 struct gram_input {
     int block; /* −1: of lm_head */
     enum linear_input input;
-    struct mat h;           /* [K, K] */
+    struct mat h;           /* [K, K]; data NULL: gradwalk.h was not asked for it */
     struct mat h_w;         /* [K, K] tokens weighed by their gradients, of gradwalk.h; data NULL: not asked for */
     const double *mean_abs; /* [K] host memory, mean |x|; NULL unless asked for */
     int count;              /* all the Linears that read it, in model order */

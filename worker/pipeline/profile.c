@@ -73,6 +73,7 @@ static const char *cache_key(const struct profile *p, size_t l, size_t c, char k
     struct strbuf text = STRBUF_INIT;
     strbuf_printf(&text, "%s%s", candidate_id(candidate, id), candidate->sequential ? " static" : "");
     if (candidate_uses_awq(candidate)) add_siblings(p, p->table.linears[l], &text);
+    if (!spec_wants_drift(p->spec)) strbuf_printf(&text, " no drift");
     if (spec_wants(p->spec, "fisher")) strbuf_printf(&text, " fisher %lld", (long long)p->spec->fisher_windows);
     if (spec_wants(p->spec, "kfac")) strbuf_printf(&text, " kfac");
     if (spec_wants(p->spec, "diag")) strbuf_printf(&text, " diag");
@@ -133,7 +134,7 @@ static enum rc fill_exact_rows(struct profile *p, struct err *e) {
         for (size_t c = 0; c < p->table.candidate_count; c++) {
             struct drift_row *row = drift_at(&p->table, l, c);
             if (row->known || p->table.candidates[c].method != METHOD_NONE) continue;
-            *row = drift_row_none(p->table.linears[l], scores_asked(p));
+            *row = drift_row_none(p->table.linears[l], spec_wants_drift(p->spec), scores_asked(p));
             p->computed++;
             TRY(send_row(p, p->job, l, c, e));
         }
@@ -170,7 +171,8 @@ static enum rc measure(struct bench *b, const struct group_quantize_args *a, str
     const struct job *job = b->group->job;
     int n = a->index;
     TRY(group_quantize_effective(a, w_hat, e));
-    struct error_args error = {.w = b->in->w[n], .w_hat = w_hat, .h = b->in->h, .difference = difference};
+    struct error_args error = {.w = b->in->w[n], .w_hat = w_hat, .difference = difference};
+    if (spec_wants_drift(b->p->spec)) error.h = b->in->h;
     if (b->drift_den[n] > 0) error.drift_den = &b->drift_den[n];
     TRY(job->backend->error(job->device, &error, report, e));
     b->drift_den[n] = report->drift_den;
@@ -241,9 +243,9 @@ static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struc
     struct group_quantize_args chosen = {.group = b->group, .index = n, .candidate = &own, .scale = scale};
     TRY(measure(b, &chosen, w_hat, slot ? slot->d : none, &report, e));
     if (slot) slot->filled = true;
-    *row = drift_row_measured(&report, candidate_bytes(c, linear->rows, linear->cols));
+    *row = drift_row_measured(&report, spec_wants_drift(p->spec), candidate_bytes(c, linear->rows, linear->cols));
     TRY(measure_kfac(b, n, w_hat, row, e));
-    TRY(measure_rtn(b, n, c, w_hat, &row->rtn_drift, e));
+    if (spec_wants_drift(p->spec)) TRY(measure_rtn(b, n, c, w_hat, &row->rtn_drift, e));
     if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, scale, c)->factor.damp;
     if (candidate_uses_awq(c)) row->awq_gain = scale->gain;
     p->computed++;
@@ -317,7 +319,7 @@ static enum rc profile_input(void *ctx, const struct job *job, const struct gram
         b.place[n] = table_place(p, in->index[n]);
         if (in->w[n].rows > most) most = in->w[n].rows;
     }
-    enum rc rc = device_floats(job, most * in->h.cols, &b.w_hat, e);
+    enum rc rc = device_floats(job, most * in->w[0].cols, &b.w_hat, e);
     if (rc == RC_OK) rc = fill_candidates(&b, e);
     if (b.w_hat) job->backend->free(job->device, b.w_hat);
     input_group_release(&group);
@@ -344,10 +346,12 @@ static bool any_candidate(const struct profile *p, bool (*is)(const struct candi
 }
 
 static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct err *e) {
-    bool fisher = spec_wants(p->spec, "fisher");
+    bool fisher = spec_wants(p->spec, "fisher"), outer = spec_wants(p->spec, "kfac") || spec_wants(p->spec, "diag");
     struct grad_walk g = {.gram = *walk,
+                          .unweighed =
+                              outer || spec_wants_drift(p->spec) || any_candidate(p, candidate_needs_unweighed_gram),
                           .guided = spec_wants_guided(p->spec),
-                          .outer = spec_wants(p->spec, "kfac") || spec_wants(p->spec, "diag"),
+                          .outer = outer,
                           .candidates = fisher ? p->table.candidate_count : 0,
                           .scored = fisher ? p->spec->fisher_windows : 0,
                           .seed = (uint64_t)p->spec->calibration->seed,

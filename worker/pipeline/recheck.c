@@ -157,7 +157,7 @@ static enum rc walk_rest(struct recheck *r, struct err *e) {
                           .device_reserved = needs_gram(r) ? input_group_bytes(a->profiled->model) : 0,
                           .input = recompute,
                           .ctx = r};
-    struct grad_walk back = {.gram = g, .guided = true, .seed = (uint64_t)a->seed};
+    struct grad_walk back = {.gram = g, .unweighed = true, .guided = true, .seed = (uint64_t)a->seed};
     enum rc rc = needs_gradients(r) ? grad_walk_run(&back, e) : gram_walk_run(&g, e);
     free(wanted);
     return rc;
