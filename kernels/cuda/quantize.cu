@@ -2,10 +2,33 @@
 
 #include "kernels/cuda/grid.cuh"
 
-static __global__ void find_bad(struct mat w, struct findings *f) {
-    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (i < w.rows * w.cols && !isfinite(load_stored(w.data, w.type, i / w.cols * w.stride + i % w.cols)))
-        atomicMin(&f->bad, (unsigned long long)i);
+/* COUNT neighbours a thread; a row of blocks goes through rows. */
+template <typename T, int COUNT> static __global__ void find_bad(struct mat w, struct findings *f) {
+    int64_t k = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * COUNT;
+    for (int64_t n = blockIdx.y; n < w.rows && k < w.cols; n += gridDim.y) {
+        struct vector<T, COUNT> values = load_vector<T, COUNT>((const T *)w.data + n * w.stride + k);
+        for (int i = 0; i < COUNT; i++)
+            if (!isfinite(to_float(values.at[i]))) atomicMin(&f->bad, (unsigned long long)(n * w.cols + k + i));
+    }
+}
+
+template <typename T>
+static enum rc find_bad_of(struct backend_state *state, struct mat w, struct findings *f, struct err *e) {
+    const int together = 16 / sizeof(T);
+    bool aligned = rows_aligned(&w, 1, 16);
+    dim3 blocks(blocks_for(w.cols, (int64_t)BLOCK * (aligned ? together : 1)), grid_rows(w.rows));
+    if (aligned)
+        find_bad<T, together><<<blocks, BLOCK, 0, state->stream>>>(w, f);
+    else
+        find_bad<T, 1><<<blocks, BLOCK, 0, state->stream>>>(w, f);
+    LAUNCHED();
+    return RC_OK;
+}
+
+static enum rc find_bad_weight(struct backend_state *state, struct mat w, struct findings *f, struct err *e) {
+    if (w.type == DTYPE_BF16) return find_bad_of<__nv_bfloat16>(state, w, f, e);
+    if (w.type == DTYPE_F16) return find_bad_of<__half>(state, w, f, e);
+    return find_bad_of<float>(state, w, f, e);
 }
 
 struct fit_args {
@@ -136,8 +159,7 @@ enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a
     TRY(cuda_scratch(state, sizeof found + (size_t)a->w.cols * sizeof(float), &memory, e));
     device = (struct findings *)memory;
     CUDA_TRY(cudaMemcpyAsync(device, &found, sizeof found, cudaMemcpyHostToDevice, state->stream));
-    find_bad<<<blocks_for(count, BLOCK), BLOCK, 0, state->stream>>>(a->w, device);
-    LAUNCHED();
+    TRY(find_bad_weight(state, a->w, device, e));
     TRY(quantize_as(state, a, (float *)(device + 1), device, e));
     TRY(cuda_download(state, device, sizeof found, &found, e));
     if (found.bad < (unsigned long long)count) return cuda_refuse_weight(state, &a->w, found.bad, e);
