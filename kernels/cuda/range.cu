@@ -95,8 +95,17 @@ static __device__ inline double output_error(const struct member &m, const struc
     return sum;
 }
 
-/* What a kernel is compiled for: RTN's does not hold HQQ's registers, nor one for sums those of the output error. */
-template <bool H, bool O> struct means { static const bool hqq = H, output = O; };
+/* What a kernel is compiled for: RTN's does not hold HQQ's registers, nor one for sums those of the output error. Where
+ * groups are few all the teams of a warp take the same one, and share its tries. */
+template <bool H, bool O, int SHARING = 1> struct means {
+    static const bool hqq = H, output = O;
+    static const int sharing = SHARING;
+};
+
+/* Which of the teams that share a group. */
+template <typename M> static __device__ inline int sharer() {
+    return M::sharing > 1 ? threadIdx.x % WARP / TEAM : 0;
+}
 
 template <typename M, typename G>
 static __device__ inline double judge(const G &g, const struct judge_args &a, const struct grid &grid) {
@@ -131,24 +140,39 @@ static __device__ inline struct grid grid_between(double min, double max, const 
 struct choice {
     struct grid grid;
     double error;
+    int at; /* which try */
 };
+
+/* The best of the warp's teams, the first of equals. */
+static __device__ inline struct choice best_of_teams(struct choice own) {
+    for (int offset = TEAM; offset < WARP; offset *= 2) {
+        struct choice other = {{__shfl_xor_sync(~0u, own.grid.scale, offset),
+                                __shfl_xor_sync(~0u, own.grid.zero, offset),
+                                __shfl_xor_sync(~0u, own.grid.top, offset)},
+                               __shfl_xor_sync(~0u, own.error, offset),
+                               __shfl_xor_sync(~0u, own.at, offset)};
+        if (other.error < own.error || (other.error == own.error && other.at < own.at)) own = other;
+    }
+    return own;
+}
 
 /* RTN over the full range first, as try −1, so that there is one place where grids are judged. */
 template <typename M, typename G>
 static __device__ inline struct choice rtn_search(const G &g, const struct judge_args &a, struct span s,
                                                   const struct candidate *c) {
+    const int first = sharer<M>() - 1;
     struct grid grid = rtn_over(g, s.min, s.max, c);
-    struct choice best = {grid, INFINITY};
+    struct choice best = {grid, INFINITY, first};
     struct steps steps = steps_of(a.range);
     if (c->symmetric) s.min = -(s.max = fmax(-s.min, s.max));
     if (c->zero == ZERO_INTEGER) s = {fmin(s.min, 0.0), fmax(s.max, 0.0)};
-    for (int i = -1; i < steps.count; i++) {
+    for (int i = first; i < steps.count; i += M::sharing) {
         struct span part = shrunk_span(s, (double)(steps.first - i) / steps.of, a.range);
         if (i >= 0) grid = grid_between(part.min, part.max, c);
         double error = judge<M>(g, a, grid);
-        if (i < 0 || error < best.error) best = {grid, error};
+        if (i < 0 || error < best.error) best = {grid, error, i};
     }
-    return best;
+    return M::sharing > 1 ? best_of_teams(best) : best;
 }
 
 template <typename G>
@@ -160,12 +184,12 @@ template <typename M, typename G>
 static __device__ inline struct choice hqq_search(const G &g, const struct judge_args &a, struct span s,
                                                   const struct candidate *c) {
     const struct steps coarse = steps_of(RANGE_OUTPUT);
-    struct choice best = {{}, INFINITY};
+    struct choice best = {{}, INFINITY, 0};
     for (int i = 0; i < coarse.count; i++) {
         struct span part = i == 0 ? s : shrunk_span(s, (double)(coarse.first - i) / coarse.of, a.range);
         struct grid grid = hqq_from(g, part, c);
         double error = judge<M>(g, a, grid);
-        if (i == 0 || error < best.error) best = {grid, error};
+        if (i == 0 || error < best.error) best = {grid, error, i};
     }
     return best;
 }
@@ -279,6 +303,7 @@ static __device__ inline void search_group(const struct search_args &a, const G 
                                            int64_t row, int64_t group) {
     bool kept_rtn;
     struct grid grid = grid_fit<M>(g, by, &a.candidate, &kept_rtn);
+    if (sharer<M>() > 0) return;
     if (a.codes != NULL) encode(g, grid, a.codes + row * a.w.cols + group * a.group);
     if (a.found != NULL) {
         struct range r = grid_range(g);
@@ -300,7 +325,7 @@ static __device__ inline struct judge_args judge_of(const struct search_args &a,
 
 /* PER_LANE · LANES is the size of a full group, or PER_LANE is 0: no group sits in registers. */
 template <int PER_LANE, typename M> static __global__ void __launch_bounds__(BLOCK) search(struct search_args a) {
-    int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
+    int64_t index = ((int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM) / M::sharing;
     if (index >= a.w.rows * a.groups) return;
     int64_t row = index % a.w.rows, group = index / a.w.rows;
     struct judge_args by = judge_of(a, row, group);
@@ -315,24 +340,35 @@ template <int PER_LANE, typename M> static __global__ void __launch_bounds__(BLO
     search_group<M>(a, (struct stored){member, by.n, by.w, by.type, by.from, first}, by, row, group);
 }
 
+template <typename M> static void search_sums(struct backend_state *state, const struct search_args *a) {
+    unsigned blocks = blocks_for(a->w.rows * a->groups * M::sharing, TEAMS);
+    if (a->group == 2 * LANES)
+        search<2, M><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else if (a->group == 4 * LANES)
+        search<4, M><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else if (a->group == 8 * LANES)
+        search<8, M><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else
+        search<0, M><<<blocks, BLOCK, 0, state->stream>>>(*a);
+}
+
+/* Groups that leave most of a GPU idle, as the columns that GPTQ fits at a time do. */
+static const int64_t FEW = 1 << 14;
+
 static enum rc search_all(struct backend_state *state, const struct search_args *a, struct err *e) {
-    unsigned blocks = blocks_for(a->w.rows * a->groups, TEAMS);
+    int64_t groups = a->w.rows * a->groups;
+    unsigned blocks = blocks_for(groups, TEAMS);
     bool hqq = a->candidate.method == METHOD_HQQ, output = a->candidate.range == RANGE_OUTPUT;
-    typedef struct means<false, false> sums;
     if (hqq && a->group == 4 * LANES)
         search<4, means<true, true>><<<blocks, BLOCK, 0, state->stream>>>(*a);
     else if (hqq)
         search<0, means<true, true>><<<blocks, BLOCK, 0, state->stream>>>(*a);
     else if (output)
         search<0, means<false, true>><<<blocks, BLOCK, 0, state->stream>>>(*a);
-    else if (a->group == 2 * LANES)
-        search<2, sums><<<blocks, BLOCK, 0, state->stream>>>(*a);
-    else if (a->group == 4 * LANES)
-        search<4, sums><<<blocks, BLOCK, 0, state->stream>>>(*a);
-    else if (a->group == 8 * LANES)
-        search<8, sums><<<blocks, BLOCK, 0, state->stream>>>(*a);
+    else if (groups <= FEW)
+        search_sums<struct means<false, false, WARP / TEAM>>(state, a);
     else
-        search<0, sums><<<blocks, BLOCK, 0, state->stream>>>(*a);
+        search_sums<struct means<false, false>>(state, a);
     LAUNCHED();
     return RC_OK;
 }
