@@ -27,20 +27,56 @@ static __device__ inline float value_at(const struct mat &m, int64_t row, int64_
     return load_stored(m.data, m.type, row * m.stride + col);
 }
 
-/* The statistics of each row's D, and D itself into `rows` (NULL: not needed). */
-template <typename T>
+/* COUNT neighbours of a matrix of any type. */
+template <int COUNT>
+static __device__ inline struct vector<float, COUNT> load_floats(const struct mat &m, int64_t row, int64_t col) {
+    struct vector<float, COUNT> out;
+    int64_t at = row * m.stride + col;
+    if (COUNT > 1 && m.type == DTYPE_F32) return load_vector<float, COUNT>((const float *)m.data + at);
+    if (COUNT > 1 && m.type == DTYPE_BF16) {
+        struct vector<__nv_bfloat16, COUNT> values =
+            load_vector<__nv_bfloat16, COUNT>((const __nv_bfloat16 *)m.data + at);
+        for (int i = 0; i < COUNT; i++)
+            out.at[i] = to_float(values.at[i]);
+        return out;
+    }
+    for (int i = 0; i < COUNT; i++)
+        out.at[i] = load_stored(m.data, m.type, at + i);
+    return out;
+}
+
+template <int COUNT>
+static __device__ inline void store_floats(const struct mat &m, int64_t row, int64_t col,
+                                           struct vector<float, COUNT> v) {
+    int64_t at = row * m.stride + col;
+    if (COUNT > 1 && m.type == DTYPE_BF16) {
+        struct vector<__nv_bfloat16, COUNT> values;
+        for (int i = 0; i < COUNT; i++)
+            values.at[i] = from_float<__nv_bfloat16>(v.at[i]);
+        store_vector((__nv_bfloat16 *)m.data + at, values);
+    } else {
+        for (int i = 0; i < COUNT; i++)
+            store_as(m.data, m.type, at + i, v.at[i]);
+    }
+}
+
+/* The statistics of each row's D, and D itself into `rows` (NULL: not needed); COUNT neighbours at a time. */
+template <typename T, int COUNT>
 static __global__ void compare_rows(struct error_args a, struct chunk c, struct row_stats *stats, T *rows) {
     int64_t n = c.from + blockIdx.x;
     double squares = 0, sum_abs = 0, weight_squares = 0;
     float max_abs = 0;
-    for (int64_t k = threadIdx.x; k < a.w.cols; k += BLOCK) {
-        float w = value_at(a.w, n, k), difference = w - value_at(a.w_hat, n, k), magnitude = fabsf(difference);
-        squares += (double)difference * difference;
-        sum_abs += magnitude;
-        max_abs = fmaxf(max_abs, magnitude);
-        weight_squares += (double)w * w;
-        if (rows) store_wide(&rows[blockIdx.x * a.w.cols + k], difference);
-        if (a.difference.data) store_as(a.difference.data, a.difference.type, n * a.difference.stride + k, difference);
+    for (int64_t k = threadIdx.x * COUNT; k < a.w.cols; k += BLOCK * COUNT) {
+        struct vector<float, COUNT> w = load_floats<COUNT>(a.w, n, k), d = load_floats<COUNT>(a.w_hat, n, k);
+        for (int i = 0; i < COUNT; i++) {
+            d.at[i] = w.at[i] - d.at[i];
+            squares += (double)d.at[i] * d.at[i];
+            sum_abs += fabsf(d.at[i]);
+            max_abs = fmaxf(max_abs, fabsf(d.at[i]));
+            weight_squares += (double)w.at[i] * w.at[i];
+            if (rows) store_wide(&rows[blockIdx.x * a.w.cols + k + i], d.at[i]);
+        }
+        if (a.difference.data) store_floats<COUNT>(a.difference, n, k, d);
     }
     struct row_stats s = {block_sum(squares), block_sum(sum_abs), block_max(max_abs), block_sum(weight_squares), 0, 0};
     if (threadIdx.x == 0) stats[blockIdx.x] = s;
@@ -66,6 +102,12 @@ template <typename T> static __global__ void row_traces(struct workspace ws, int
         ws.stats[blockIdx.x].den = sum;
 }
 
+static const int FOUR = 4;
+
+static bool in_fours(const struct mat *m) {
+    return m->data == NULL || rows_aligned(m, 1, FOUR * dtype_size(m->type));
+}
+
 /* Each row's x · H · xᵀ. */
 template <typename T>
 static enum rc trace(struct backend_state *state, const struct error_args *a, struct chunk c, bool difference,
@@ -82,7 +124,10 @@ template <typename T>
 static enum rc measure_typed(struct backend_state *state, const struct error_args *a, struct chunk c,
                              const struct workspace *ws, struct err *e) {
     T *rows = a->h.data ? (T *)ws->rows : NULL;
-    compare_rows<<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, ws->stats, rows);
+    if (in_fours(&a->w) && in_fours(&a->w_hat) && in_fours(&a->difference))
+        compare_rows<T, FOUR><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, ws->stats, rows);
+    else
+        compare_rows<T, 1><<<(unsigned)c.rows, BLOCK, 0, state->stream>>>(*a, c, ws->stats, rows);
     LAUNCHED();
     if (a->h.data != NULL) TRY(trace<T>(state, a, c, true, ws, e));
     if (a->h.data == NULL || a->drift_den != NULL) return RC_OK;
