@@ -9,17 +9,33 @@ static __global__ void add_columns(struct mat h, const float *block, int64_t col
     if (i < col + cols) ((double *)h.data)[i * h.stride + j] += block[n];
 }
 
-/* One thread a channel, so that the sums keep their order. */
-static __global__ void add_stats(struct gram_args a) {
-    int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (k >= a.x.cols) return;
+/* One warp's width of channels a block; its warps take the tokens in turn, and what they have is added in their order:
+ * one thread a channel would wait for memory once a token. */
+static const int STAT_WARPS = 32;
+template <typename T> static __global__ void __launch_bounds__(STAT_WARPS *WARP) add_stats(struct gram_args a) {
+    __shared__ double sums[STAT_WARPS][WARP], sums_abs[STAT_WARPS][WARP];
+    __shared__ float maxima[STAT_WARPS][WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int64_t k = (int64_t)blockIdx.x * WARP + lane;
     double sum = 0, sum_abs = 0;
     float max_abs = 0;
-    for (int64_t t = 0; t < a.x.rows; t++) {
-        float x = load_stored(a.x.data, a.x.type, t * a.x.stride + k), magnitude = fabsf(x);
-        sum += x;
+    const T *x = (const T *)a.x.data + k;
+#pragma unroll 8
+    for (int64_t t = warp; t < (k < a.x.cols ? a.x.rows : 0); t += STAT_WARPS) {
+        float value = to_float(x[t * a.x.stride]), magnitude = fabsf(value);
+        sum += value;
         sum_abs += magnitude;
         max_abs = fmaxf(max_abs, magnitude);
+    }
+    sums[warp][lane] = sum;
+    sums_abs[warp][lane] = sum_abs;
+    maxima[warp][lane] = max_abs;
+    __syncthreads();
+    if (warp > 0 || k >= a.x.cols) return;
+    for (int w = 1; w < STAT_WARPS; w++) {
+        sum += sums[w][lane];
+        sum_abs += sums_abs[w][lane];
+        max_abs = fmaxf(max_abs, maxima[w][lane]);
     }
     if (a.sum) a.sum[k] += sum;
     if (a.sum_abs) a.sum_abs[k] += sum_abs;
@@ -68,7 +84,11 @@ enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct
         TRY(a->h.type == DTYPE_F32 ? add_panel_f32(state, a, &p, e) : add_panel_f64(state, a, &p, e));
     }
     if (a->sum == NULL && a->sum_abs == NULL && a->max_abs == NULL) return RC_OK;
-    add_stats<<<blocks_for(channels, BLOCK), BLOCK, 0, state->stream>>>(*a);
+    unsigned blocks = blocks_for(channels, WARP);
+    if (a->x.type == DTYPE_F32)
+        add_stats<float><<<blocks, STAT_WARPS * WARP, 0, state->stream>>>(*a);
+    else
+        add_stats<__nv_bfloat16><<<blocks, STAT_WARPS * WARP, 0, state->stream>>>(*a);
     LAUNCHED();
     return RC_OK;
 }
