@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
-#include "worker/pipeline/input_group.h"
+#include "worker/pipeline/fold.h"
 #include "worker/pipeline/upload.h"
 
 enum { RATIOS = 20, SCALES = 2 * RATIOS };
@@ -177,19 +177,29 @@ static void search_close(struct search *s) {
     free(s->factors);
 }
 
-/* Scale n, and H as it is with it. */
-static enum rc take_scale(const struct search *s, int n, struct awq_scale *out, struct err *e) {
+/* by_channel on the device. */
+static enum rc upload_channels(const struct search *s, struct awq_scale *out, struct err *e) {
     const struct job *job = s->g->job;
-    const float *factor = s->factors + 2 * n * s->cols;
+    float *factor = s->factors, *inverse = factor + s->cols; /* the search's are no longer needed */
+    for (int64_t k = 0; k < s->cols; k++) {
+        factor[k] = (float)out->by_channel[k];
+        inverse[k] = 1 / factor[k];
+    }
+    TRY(device_floats(job, s->cols, &out->by_col, e));
+    TRY(device_floats(job, s->cols, &out->inverse, e));
+    TRY(job->backend->upload(job->device, factor, DTYPE_F32, s->cols, out->by_col, e));
+    return job->backend->upload(job->device, inverse, DTYPE_F32, s->cols, out->inverse, e);
+}
+
+/* Scale n as it can be folded, and H as it is with it. */
+static enum rc take_scale(const struct search *s, int n, struct awq_scale *out, struct err *e) {
     out->ratio = (double)(n % RATIOS) / RATIOS;
     out->duo = n >= RATIOS;
     out->by_channel = xcalloc((size_t)s->cols, sizeof *out->by_channel);
     for (int64_t k = 0; k < s->cols; k++)
-        out->by_channel[k] = factor[k];
-    TRY(device_floats(job, s->cols, &out->by_col, e));
-    TRY(device_floats(job, s->cols, &out->inverse, e));
-    TRY(job->backend->upload(job->device, factor, DTYPE_F32, s->cols, out->by_col, e));
-    TRY(job->backend->upload(job->device, factor + s->cols, DTYPE_F32, s->cols, out->inverse, e));
+        out->by_channel[k] = s->factors[2 * n * s->cols + k];
+    if (s->g->norm) TRY(fold_round_scale(s->g->norm, out->by_channel, e));
+    TRY(upload_channels(s, out, e));
     TRY(scale_gram(s, out, s->g->gram.h, &out->gram.h, e));
     return is_guided(s) ? scale_gram(s, out, s->g->guided.h, &out->guided.h, e) : RC_OK;
 }
