@@ -3,6 +3,8 @@
  *
  * bf16 is enough for D, twice as fast as TF32: errors of rounding to nearest have nothing to do with H, so that the
  * noise of rounding them again, 2^−9 of each, is not what is left where terms cancel. */
+#include <math.h>
+
 #include "kernels/cuda/grid.cuh"
 
 /* Bytes and rows of D kept at a time, and columns of DᵀD computed together. */
@@ -94,8 +96,10 @@ template <typename G> static __device__ inline struct grid fit_range(const G &g,
     return r.min == r.max ? grid_constant(r.min, c) : rtn_over(g, r.min, r.max, c);
 }
 
-static __device__ inline float rounded(const struct grid &grid, float inverse_scale, float scaled) {
-    return (nearest(grid, inverse_scale, scaled) - grid.zero) * grid.scale;
+/* `inverse`: of the grid's scale; `back`: by what the column is multiplied afterwards. */
+static __device__ inline float difference(const struct grid &grid, float inverse, float w, float scaled, float back) {
+    float w_hat = (nearest(grid, inverse, scaled) - grid.zero) * grid.scale;
+    return isfinite(scaled) ? w - w_hat * back : NAN;
 }
 
 template <typename T, int COUNT>
@@ -116,7 +120,7 @@ static __device__ inline void round_full(const struct round_args &a, int64_t row
     float inverse = 1 / grid.scale;
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-        own[i] -= rounded(grid, inverse, g.w[i]) * factor[i];
+        own[i] = difference(grid, inverse, own[i], g.w[i], factor[i]);
     store_piece(own, a.aligned, (T *)a.out + row * a.w.cols + from);
 }
 
@@ -150,7 +154,7 @@ template <typename T> static __device__ inline void round_any(const struct round
     T *out = (T *)a.out + row * a.w.cols + from;
     for (int64_t k = g.thread; k < n; k += TEAM) {
         float w = load_stored(a.w.data, a.w.type, at + k);
-        store_difference(&out[k], w - rounded(grid, inverse, g.at(k)) * a.inverse[from + k]);
+        store_difference(&out[k], difference(grid, inverse, w, g.at(k), a.inverse[from + k]));
     }
 }
 
