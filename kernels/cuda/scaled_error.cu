@@ -159,7 +159,8 @@ template <typename T> static __device__ inline void round_any(const struct round
 }
 
 /* COUNT · TEAM is the size of every group, or COUNT is 0. */
-template <typename T, int COUNT> static __global__ void __launch_bounds__(BLOCK) round_groups(struct round_args a) {
+template <typename T, int COUNT>
+static __global__ void __launch_bounds__(BLOCK, COUNT > 8 ? 2 : 4) round_groups(struct round_args a) {
     int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
     if (index >= a.w.rows * a.count) return;
     int64_t row = index / a.count, from = (a.first + index % a.count) * a.group;
