@@ -107,7 +107,7 @@ $(BUILD)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(QUIET_NVCC)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 # Codes are the CPU's to the last bit: no contraction there either.
-$(addprefix $(BUILD)/kernels/cuda/,quantize.cu.o range.cu.o): NVCC_EXTRA := -fmad=false
+$(addprefix $(BUILD)/kernels/cuda/,quantize.cu.o range.cu.o scaled_error.cu.o): NVCC_EXTRA := -fmad=false
 # What the library needs of ours is linked into it anew, position-independent.
 $(BUILD)/pic/%.o: %.c Makefile
 	@mkdir -p $(@D)

@@ -327,6 +327,18 @@ struct error_report {
     double frobenius, weight_frobenius, max_abs, mean_abs;
 };
 
+/* Σ tr(D H Dᵀ) over Linears that read one input, D = W − Q(W·diag t)·diag t⁻¹ with Q to round to nearest: what AWQ's
+ * search asks of each scale t that it tries. Asynchronous: sums of many calls are downloaded together. D is rounded to
+ * bf16 where H is fp32. No finite number where W·diag t holds one that is none. */
+struct scaled_error_args {
+    const struct mat *w;               /* [count] of [N, K] any float type */
+    const struct candidate *candidate; /* [count] METHOD_RTN with RANGE_FULL */
+    int count;
+    const float *by_col, *inverse; /* [K] device memory: t, 1/t */
+    struct mat h;                  /* [K, K] of the backend's gram type, finished */
+    double *sum;                   /* [1] device memory */
+};
+
 /* out = w + deviation · z, z independent standard normal numbers, by Box and Muller from one hash a weight: element
  * i = n·K + k takes the i-th number h of the splitmix64 stream that begins at `key` (base/random.h), with
  * u = (h >> 40) + 1 and v = (h >> 16) mod 2^24, both in units of 2^−24: z = √(−2·ln u) · cos(2π·v), |z| < 5.8. So a
@@ -425,6 +437,7 @@ struct backend {
     enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
                      struct err *e);
+    enum rc (*scaled_error)(struct backend_state *state, const struct scaled_error_args *a, struct err *e);
     enum rc (*perturb)(struct backend_state *state, const struct perturb_args *a, struct err *e);
     enum rc (*kfac)(struct backend_state *state, const struct kfac_args *a, struct kfac_report *report, struct err *e);
 

@@ -390,6 +390,26 @@ enum rc check_error(const struct error_args *a, struct err *e) {
     return shape("error: h", a->h.data, a->h.rows, a->h.cols, a->h.stride, e);
 }
 
+static enum rc check_rounded(const struct mat *w, const struct candidate *c, int64_t cols, struct err *e) {
+    TRY(check_candidate(c, e));
+    if (c->method != METHOD_RTN || c->range != RANGE_FULL)
+        return err_set(e, RC_UNSUPPORTED, "scaled_error: rounds to nearest over the full range");
+    TRY(matrix_of("scaled_error: w", w, w->rows, cols, e));
+    return float_type(w->type, e);
+}
+
+enum rc check_scaled_error(const struct scaled_error_args *a, struct err *e) {
+    int64_t cols = a->h.cols;
+    TRY(matrix_of("scaled_error: h", &a->h, cols, cols, e));
+    if (cols < 1 || a->count < 1) return err_set(e, RC_INVALID, "scaled_error: no Linear");
+    TRY(present("scaled_error: by_col", a->by_col, cols, e));
+    TRY(present("scaled_error: inverse", a->inverse, cols, e));
+    TRY(present("scaled_error: sum", a->sum, 1, e));
+    for (int i = 0; i < a->count; i++)
+        TRY(check_rounded(&a->w[i], &a->candidate[i], cols, e));
+    return RC_OK;
+}
+
 enum rc check_perturb(const struct perturb_args *a, struct err *e) {
     TRY(matrix("perturb: w", &a->w, e));
     TRY(matrix_of("perturb: out", &a->out, a->w.rows, a->w.cols, e));

@@ -46,6 +46,7 @@ enum rc check_quantized(const struct quantized *q, struct err *e);
 enum rc check_quantize(const struct quantize_args *a, struct err *e);
 enum rc check_dequantize(const struct dequantize_args *a, struct err *e);
 enum rc check_error(const struct error_args *a, struct err *e);
+enum rc check_scaled_error(const struct scaled_error_args *a, struct err *e);
 enum rc check_perturb(const struct perturb_args *a, struct err *e);
 enum rc check_kfac(const struct kfac_args *a, struct err *e);
 

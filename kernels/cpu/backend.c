@@ -176,6 +176,7 @@ const struct backend backend_cpu = {
     .quantize = cpu_quantize,
     .dequantize = cpu_dequantize,
     .error = cpu_error,
+    .scaled_error = cpu_scaled_error,
     .perturb = cpu_perturb,
     .kfac = cpu_kfac,
 };

@@ -76,6 +76,7 @@ enum rc cpu_descend(struct backend_state *state, const struct quantize_args *a, 
                     struct err *e);
 enum rc cpu_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cpu_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
+enum rc cpu_scaled_error(struct backend_state *state, const struct scaled_error_args *a, struct err *e);
 enum rc cpu_perturb(struct backend_state *state, const struct perturb_args *a, struct err *e);
 enum rc cpu_kfac(struct backend_state *state, const struct kfac_args *a, struct kfac_report *report, struct err *e);
 

@@ -169,7 +169,8 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
     .gemm = cuda_gemm, .rope = cuda_rope, .attention = cuda_attention, .silu_mul = cuda_silu_mul, .score = cuda_score, \
     .gram = cuda_gram, .gram_finish = cuda_gram_finish, .combine = cuda_combine, .scale = cuda_scale,                  \
     .column_share = cuda_column_share, .factor = cuda_factor, .quantize = cuda_quantize,                               \
-    .dequantize = cuda_dequantize, .error = cuda_error, .perturb = cuda_perturb, .kfac = cuda_kfac
+    .dequantize = cuda_dequantize, .error = cuda_error, .scaled_error = cuda_scaled_error, .perturb = cuda_perturb,    \
+    .kfac = cuda_kfac
 
 /* … and goes backwards. */
 #define BACKWARDS                                                                                                      \

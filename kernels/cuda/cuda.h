@@ -121,8 +121,8 @@ void cuda_cudnn_close(struct backend_state *state);
 enum rc cuda_flash_attention(struct backend_state *state, const struct attention_args *a, struct err *e);
 enum rc cuda_flash_attention_back(struct backend_state *state, const struct attention_back_args *b, struct err *e);
 
-/* gemm.cu: out [M, N] = aᵀ·b + beta · out over the tokens of a [T, M] and b [T, N], both of the activation type; out is
- * fp32, as the sums are. T, M and N are not 0. */
+/* gemm.cu: out [M, N] = aᵀ·b + beta · out over the rows of a [T, M] and b [T, N], both bf16 or both fp32, and out is
+ * fp32, as the sums are; or all fp64. T, M and N are not 0. */
 struct outer_args {
     struct mat a, b;
     float beta;
@@ -193,6 +193,7 @@ void cuda_solver_close(struct backend_state *state);
 enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
+enum rc cuda_scaled_error(struct backend_state *state, const struct scaled_error_args *a, struct err *e);
 enum rc cuda_perturb(struct backend_state *state, const struct perturb_args *a, struct err *e);
 enum rc cuda_kfac(struct backend_state *state, const struct kfac_args *a, struct kfac_report *report, struct err *e);
 

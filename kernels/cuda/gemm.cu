@@ -45,9 +45,18 @@ enum rc cuda_gemm_back(struct backend_state *state, const struct gemm_back_args 
     return a->dy.type == DTYPE_F32 ? multiply_back_f32(state, a, e) : cuda_gemm_back_bf16(state, a, e);
 }
 
+static enum rc outer_f64(struct backend_state *state, const struct outer_args *o, struct err *e) {
+    const double one = 1, beta = o->beta;
+    CUBLAS_TRY(cublasDgemm(state->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)o->b.cols, (int)o->a.cols, (int)o->a.rows, &one,
+                           (const double *)o->b.data, (int)o->b.stride, (const double *)o->a.data, (int)o->a.stride,
+                           &beta, (double *)o->out.data, (int)o->out.stride));
+    return RC_OK;
+}
+
 /* To cuBLAS our a is [M, T], b [N, T], and out the [N, M] matrix b · a'. */
 enum rc cuda_outer(struct backend_state *state, const struct outer_args *o, struct err *e) {
     const float one = 1;
+    if (o->out.type == DTYPE_F64) return outer_f64(state, o, e);
     cudaDataType_t type = o->a.type == DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF;
     CUBLAS_TRY(cublasGemmEx(state->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)o->b.cols, (int)o->a.cols, (int)o->a.rows, &one,
                             o->b.data, type, (int)o->b.stride, o->a.data, type, (int)o->a.stride, &o->beta, o->out.data,

@@ -9,59 +9,37 @@ static __global__ void add_columns(struct mat h, const float *block, int64_t col
     if (i < col + cols) ((double *)h.data)[i * h.stride + j] += block[n];
 }
 
-/* A slice of the rows at a time, LANES threads a channel; sums are taken in one order whatever runs when. */
-static const int LANES = 4, CHANNELS = BLOCK / LANES, SLICE = 256;
-
-struct channel_sums {
-    double sum, sum_abs;
-    float max_abs;
-};
-
-static __device__ void join(struct channel_sums *s, struct channel_sums other) {
-    s->sum += other.sum;
-    s->sum_abs += other.sum_abs;
-    s->max_abs = fmaxf(s->max_abs, other.max_abs);
-}
-
-/* slices[slice, channel]; blocks are [slice, CHANNELS channels]. */
-static __global__ void sum_slices(struct mat x, struct channel_sums *slices) {
-    __shared__ struct channel_sums lanes[LANES][CHANNELS];
-    int lane = threadIdx.x / CHANNELS, j = threadIdx.x % CHANNELS;
-    int64_t k = (int64_t)blockIdx.x * CHANNELS + j, first = (int64_t)blockIdx.y * SLICE;
-    struct channel_sums own = {};
-    for (int64_t t = first + lane; t < first + SLICE && t < x.rows && k < x.cols; t += LANES) {
-        float value = load_stored(x.data, x.type, t * x.stride + k);
-        join(&own, {value, fabsf(value), fabsf(value)});
+/* One warp's width of channels a block; its warps take the tokens in turn, and what they have is added in their order:
+ * one thread a channel would wait for memory once a token. */
+static const int STAT_WARPS = 32;
+template <typename T> static __global__ void __launch_bounds__(STAT_WARPS *WARP) add_stats(struct gram_args a) {
+    __shared__ double sums[STAT_WARPS][WARP], sums_abs[STAT_WARPS][WARP];
+    __shared__ float maxima[STAT_WARPS][WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int64_t k = (int64_t)blockIdx.x * WARP + lane;
+    double sum = 0, sum_abs = 0;
+    float max_abs = 0;
+    const T *x = (const T *)a.x.data + k;
+#pragma unroll 8
+    for (int64_t t = warp; t < (k < a.x.cols ? a.x.rows : 0); t += STAT_WARPS) {
+        float value = to_float(x[t * a.x.stride]), magnitude = fabsf(value);
+        sum += value;
+        sum_abs += magnitude;
+        max_abs = fmaxf(max_abs, magnitude);
     }
-    lanes[lane][j] = own;
+    sums[warp][lane] = sum;
+    sums_abs[warp][lane] = sum_abs;
+    maxima[warp][lane] = max_abs;
     __syncthreads();
-    if (lane > 0 || k >= x.cols) return;
-    for (int i = 1; i < LANES; i++)
-        join(&own, lanes[i][j]);
-    slices[(int64_t)blockIdx.y * x.cols + k] = own;
-}
-
-static __global__ void add_slices(struct gram_args a, const struct channel_sums *slices, unsigned count) {
-    int64_t k = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    if (k >= a.x.cols) return;
-    struct channel_sums all = {};
-    for (unsigned i = 0; i < count; i++)
-        join(&all, slices[i * a.x.cols + k]);
-    if (a.sum) a.sum[k] += all.sum;
-    if (a.sum_abs) a.sum_abs[k] += all.sum_abs;
-    if (a.max_abs) a.max_abs[k] = fmaxf(a.max_abs[k], all.max_abs);
-}
-
-static enum rc add_stats(struct backend_state *state, const struct gram_args *a, struct err *e) {
-    unsigned slices = blocks_for(a->x.rows, SLICE);
-    void *memory;
-    TRY(cuda_scratch(state, (size_t)slices * (size_t)a->x.cols * sizeof(struct channel_sums), &memory, e));
-    struct channel_sums *sums = (struct channel_sums *)memory;
-    sum_slices<<<dim3(blocks_for(a->x.cols, CHANNELS), slices), BLOCK, 0, state->stream>>>(a->x, sums);
-    LAUNCHED();
-    add_slices<<<blocks_for(a->x.cols, BLOCK), BLOCK, 0, state->stream>>>(*a, sums, slices);
-    LAUNCHED();
-    return RC_OK;
+    if (warp > 0 || k >= a.x.cols) return;
+    for (int w = 1; w < STAT_WARPS; w++) {
+        sum += sums[w][lane];
+        sum_abs += sums_abs[w][lane];
+        max_abs = fmaxf(max_abs, maxima[w][lane]);
+    }
+    if (a.sum) a.sum[k] += sum;
+    if (a.sum_abs) a.sum_abs[k] += sum_abs;
+    if (a.max_abs) a.max_abs[k] = fmaxf(a.max_abs[k], max_abs);
 }
 
 /* Columns [col, col + cols) of XᵀX on and above the diagonal, into `out`. */
@@ -106,7 +84,13 @@ enum rc cuda_gram(struct backend_state *state, const struct gram_args *a, struct
         TRY(a->h.type == DTYPE_F32 ? add_panel_f32(state, a, &p, e) : add_panel_f64(state, a, &p, e));
     }
     if (a->sum == NULL && a->sum_abs == NULL && a->max_abs == NULL) return RC_OK;
-    return add_stats(state, a, e);
+    unsigned blocks = blocks_for(channels, WARP);
+    if (a->x.type == DTYPE_F32)
+        add_stats<float><<<blocks, STAT_WARPS * WARP, 0, state->stream>>>(*a);
+    else
+        add_stats<__nv_bfloat16><<<blocks, STAT_WARPS * WARP, 0, state->stream>>>(*a);
+    LAUNCHED();
+    return RC_OK;
 }
 
 /* One block a tile of the lower triangle, by way of shared memory, so that both sides are read and written in rows. */

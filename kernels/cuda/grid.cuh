@@ -2,9 +2,10 @@
  *
  * Twin of kernels/cpu/grid.c, rtn.c and hqq.c down to the order of additions: the CPU keeps LANES partial sums side by
  * side, lane l of the elements l, l + LANES, …, and adds them pair by pair; here each thread keeps OWN of the lanes, so
- * that the first pairs meet in its registers. Nothing is contracted (the Makefile compiles quantize.cu and
- * range.cu with -fmad=false). So both backends give the same codes and parameters to the last bit, except where HQQ's
- * shrinkage acts, whose pow is not the same function on both. Every thread of a team holds the same results. */
+ * that the first pairs meet in its registers. Nothing is contracted (the Makefile compiles quantize.cu,
+ * range.cu and scaled_error.cu with -fmad=false). So both backends give the same codes and parameters to the last bit,
+ * except where HQQ's shrinkage acts, whose pow is not the same function on both. Every thread of a team holds the same
+ * results. */
 #ifndef HSAQ_KERNELS_CUDA_GRID_CUH
 #define HSAQ_KERNELS_CUDA_GRID_CUH
 

@@ -194,6 +194,11 @@ static void time_gram(int64_t channels) {
     must(b->clear(state, h.data, (size_t)(channels * channels) * dtype_size(h.type), &err));
     struct gram_args a = {.x = x, .h = h};
     TIME(name, 2.0 * (double)tokens * (double)channels * (double)channels, 0.0, h.data, b->gram(state, &a, &err));
+    snprintf(name, sizeof name, "gram %lld with mean |x|", (long long)channels);
+    a.sum_abs = take(channels * (int64_t)sizeof *a.sum_abs);
+    must(b->clear(state, a.sum_abs, (size_t)channels * sizeof *a.sum_abs, &err));
+    TIME(name, 2.0 * (double)tokens * (double)channels * (double)channels, 0.0, h.data, b->gram(state, &a, &err));
+    b->free(state, a.sum_abs);
     TIME("gram_finish", 0.0, (double)(channels * channels) * (double)dtype_size(h.type), h.data,
          b->gram_finish(state, h, &err));
     release(x);
@@ -270,6 +275,36 @@ static void time_gptq(const char *id, int64_t rows, int64_t cols) {
     release(w);
 }
 
+/* One scale of AWQ's search, and the range of what it quantizes then. */
+static void time_awq(int64_t rows, int64_t cols) {
+    struct candidate awq;
+    must(candidate_from_id("awq4g64", &awq, &err));
+    struct candidate plain = candidate_rtn(&awq);
+    struct mat h = gram_of(cols), w = weights(rows, cols), factors = filled(2, cols, DTYPE_F32);
+    double *sum = take(sizeof *sum);
+    struct scaled_error_args a = {.w = &w,
+                                  .candidate = &plain,
+                                  .count = 1,
+                                  .by_col = factors.data,
+                                  .inverse = f32_row(factors, 1),
+                                  .h = h,
+                                  .sum = sum};
+    struct quantized q;
+    struct quantize_report report;
+    must(quantized_alloc(b, state, rows, cols, &awq, &q, &err));
+    struct quantize_args quantize = {.w = w, .candidate = awq, .h = h, .out = &q, .report = &report};
+    char name[64];
+    snprintf(name, sizeof name, "scaled_error %lldx%lld", (long long)rows, (long long)cols);
+    TIME(name, 2.0 * (double)rows * (double)cols * (double)cols, 0.0, sum, b->scaled_error(state, &a, &err));
+    snprintf(name, sizeof name, "awq4g64 %lldx%lld (G weights)", (long long)rows, (long long)cols);
+    TIME(name, 0.0, (double)rows * (double)cols, w.data, b->quantize(state, &quantize, &err));
+    quantized_release(b, state, &q);
+    b->free(state, sum);
+    release(h);
+    release(w);
+    release(factors);
+}
+
 static void time_score(bool pair) {
     int64_t whole = tokens;
     tokens = LENGTH; /* window by window */
@@ -306,6 +341,9 @@ static void time_quantizers(void) {
     time_gptq("gptq4g64-minmax", HIDDEN, HIDDEN);
     time_gptq("gptq4g64-minmax-descend1", HIDDEN, HIDDEN);
     time_gptq("gptq4g64-minmax-descend4", HIDDEN, HIDDEN);
+    time_awq(HIDDEN, HIDDEN);
+    time_awq(INTERMEDIATE, HIDDEN);
+    time_awq(HIDDEN, INTERMEDIATE);
 }
 
 /* Three products; the logits that are computed twice do not count. */

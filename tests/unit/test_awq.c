@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "kernels/formats.h"
 #include "worker/pipeline/input_group.h"
 #include "worker/pipeline/upload.h"
 
@@ -212,6 +213,34 @@ static void an_input_that_cannot_be_folded_stays_as_it_is(void **state) {
     scene_close(&s);
 }
 
+/* A norm in bf16 cannot be divided by just anything; a weight that is 0 by nothing. */
+static void a_scale_is_what_the_norm_can_be_divided_by(void **state) {
+    (void)state;
+    struct scene s = scene_open();
+    uint16_t weights[64];
+    struct st_tensor norm = {.name = "norm", .type = DTYPE_BF16, .data = weights, .count = s.channels};
+    norm.bytes = norm.count * (int64_t)sizeof *weights;
+    for (int k = 0; k < s.channels; k++)
+        weights[k] = k == 9 ? 0 : f32_to_bf16(0.3f + 0.07f * (float)k);
+    struct candidate c = candidate_of(3, 16);
+    struct awq_scale exact, rounded;
+    MUST(awq_search(group_of(&s), (const struct candidate *[]){&c, &c}, &exact, &err));
+    group_of(&s)->norm = &norm;
+    MUST(awq_search(&s.group, (const struct candidate *[]){&c, &c}, &rounded, &err));
+    assert_true(exact.ratio > 0 && rounded.ratio == exact.ratio && rounded.gain == exact.gain);
+    for (int k = 0; k < s.channels; k++) {
+        double t = rounded.by_channel[k], weight = bf16_to_f32(weights[k]);
+        float divided = bf16_to_f32(f32_to_bf16((float)(weight / exact.by_channel[k])));
+        assert_true(k == 9 ? t == 1 : fabs(t * divided / weight - 1) < 1e-15);
+        assert_true(rounded.by_col[k] == (float)t && rounded.inverse[k] == 1 / (float)t);
+        double h = f64_row(rounded.gram.h, k)[k], inverse = rounded.inverse[k];
+        assert_true(h == s.h[k * s.channels + k] * inverse * inverse);
+    }
+    awq_scale_release(&s.job, &exact);
+    awq_scale_release(&s.job, &rounded);
+    scene_close(&s);
+}
+
 /* Channels that never carry anything, and weights that are all zero. */
 static void dead_channels_do_no_harm(void **state) {
     (void)state;
@@ -238,6 +267,7 @@ int main(void) {
         cmocka_unit_test(effective_weights_have_the_error_that_the_search_saw),
         cmocka_unit_test(tied_channels_share_a_scale),
         cmocka_unit_test(an_input_that_cannot_be_folded_stays_as_it_is),
+        cmocka_unit_test(a_scale_is_what_the_norm_can_be_divided_by),
         cmocka_unit_test(dead_channels_do_no_harm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

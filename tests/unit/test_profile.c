@@ -220,31 +220,6 @@ static void one_changed_weight_invalidates_it_and_what_is_downstream(void **stat
     run_release(&before);
 }
 
-/* AWQ's scale is made for all the Linears that read an input: a change of one is a change of all, RTN's rows apart. */
-static void awq_rows_depend_on_their_siblings(void **state) {
-    (void)state;
-    static const char spec[] = SPEC("{'method':'awq','bits':4,'group':64},{'method':'rtn','bits':4,'group':64}",
-                                    ",'layers':'layers\\\\.2\\\\.self_attn\\\\.[qkv]'");
-    struct scratch model = tiny_copy();
-    struct run before, after;
-    run_init(&before);
-    run_init(&after);
-    must_run(&before, CALIBRATION, spec, NULL);
-    tiny_edit(&model, "model.layers.2.self_attn.k_proj.weight", flip_a_bit);
-    json_object_update(after.cache, before.cache);
-    assert_int_equal(run_job(&after, model.path, CALIBRATION, spec, NULL, NULL), RC_OK);
-    static const char *const names[] = {"q_proj", "k_proj", "v_proj"};
-    for (int i = 0; i < 3; i++) {
-        char name[64];
-        snprintf(name, sizeof name, "model.layers.2.self_attn.%s", names[i]);
-        assert_false(is_cached(row_of(&after, name, "awq4g64")));
-        assert_true(is_cached(row_of(&after, name, "rtn4g64")) == (i != 1));
-    }
-    run_release(&before);
-    run_release(&after);
-    scratch_close(&model);
-}
-
 static void interrupted_profile_continues_where_it_stopped(void **state) {
     (void)state;
     struct run whole, cut, rest;
@@ -585,7 +560,6 @@ int main(void) {
         cmocka_unit_test(one_more_candidate_computes_that_one_alone),
         cmocka_unit_test(calibrated_rows_do_not_depend_on_other_candidates),
         cmocka_unit_test(codes_that_descend_drift_less),
-        cmocka_unit_test(awq_rows_depend_on_their_siblings),
         cmocka_unit_test(one_changed_weight_invalidates_it_and_what_is_downstream),
         cmocka_unit_test(interrupted_profile_continues_where_it_stopped),
         cmocka_unit_test(cancelled_profile_stops),

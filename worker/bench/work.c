@@ -106,8 +106,8 @@ double work_gptq(const struct model *model) {
 }
 
 double work_awq(const struct model *model) {
-    enum { SCALES = 40, DENOMINATOR = 1 };
-    return (SCALES + DENOMINATOR) * products_by_channels(model);
+    enum { SCALES = 40 };
+    return SCALES * products_by_channels(model);
 }
 
 double work_refine(const struct model *model, int64_t count, int64_t length, int epochs) {

@@ -4,24 +4,26 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
-#include "worker/pipeline/input_group.h"
+#include "worker/pipeline/fold.h"
 #include "worker/pipeline/upload.h"
 
-enum { RATIOS = 20 };
+enum { RATIOS = 20, SCALES = 2 * RATIOS };
 static const double SCALE_MIN = 1e-4, SHARE_MIN = 1e-4;
 
-/* What the search has in hand. */
+/* What the search has in hand. Scale n has the ratio n / RATIOS; from RATIOS on, that of n − RATIOS, with duo. */
 struct search {
     const struct input_group *g;
     const struct candidate *const *candidates; /* [g->count] */
     struct mat h;                              /* by which errors are judged */
     int64_t cols;
-    double *activity, *share, *scale;      /* [K] host: mean |x|, the weights' share, the scale under trial */
-    float *upload;                         /* [2, K] host */
-    struct mat scaled, w_hat;              /* [N, K] device, of the widest Linear */
-    float *by_col, *inverse;               /* [K] device */
-    double *denominators;                  /* [g->count] tr(W H Wᵀ); NAN: not known yet */
-    struct quantized q[BLOCK_LINEARS_MAX]; /* by Linear, for every scale anew */
+    double *activity, *share; /* [RATIOS + 1, K] host: mean |x| and the weights' share to the power of each ratio */
+    double *scale;            /* [K] host: the one that is made */
+    float *factors;           /* [SCALES, 2, K] host: each scale and its reciprocal */
+    float *on_device;         /* the same */
+    double *sums;             /* [SCALES] device */
+    struct mat w[BLOCK_LINEARS_MAX];           /* [count] those that are rounded, */
+    struct candidate plain[BLOCK_LINEARS_MAX]; /* and on what grid */
+    int count;
 };
 
 /* Tied channels have one value: the mean of all. */
@@ -41,102 +43,97 @@ static void tie(const struct channel_ties *t, int64_t cols, double *values) {
 /* The mean over all rows of all Linears. */
 static enum rc measure_share(struct search *s, struct err *e) {
     const struct input_group *g = s->g;
-    double *one = xcalloc((size_t)s->cols, sizeof *one), rows = 0;
+    double *one = xcalloc((size_t)s->cols, sizeof *one), *share = s->share + s->cols, rows = 0;
     enum rc rc = RC_OK;
     for (int i = 0; rc == RC_OK && i < g->count; i++) {
         if (s->candidates[i]->method == METHOD_NONE) continue;
         struct column_share_args a = {.w = g->w[i], .group = s->candidates[i]->group, .share = one};
         rc = g->job->backend->column_share(g->job->device, &a, e);
         for (int64_t k = 0; rc == RC_OK && k < s->cols; k++)
-            s->share[k] += one[k] * (double)g->w[i].rows;
+            share[k] += one[k] * (double)g->w[i].rows;
         rows += (double)g->w[i].rows;
     }
     for (int64_t k = 0; k < s->cols && rows > 0; k++)
-        s->share[k] /= rows;
+        share[k] /= rows;
     free(one);
     return rc;
 }
 
+/* Row n of `powers` becomes row 1 to the power n / RATIOS: by products, as there are many. */
+static void fill_powers(double *powers, int64_t cols) {
+    double *root = powers + cols;
+    for (int64_t k = 0; k < cols; k++) {
+        powers[k] = 1;
+        root[k] = pow(root[k], 1.0 / RATIOS);
+    }
+    for (int n = 2; n <= RATIOS; n++)
+        for (int64_t k = 0; k < cols; k++)
+            powers[n * cols + k] = powers[(n - 1) * cols + k] * root[k];
+}
+
 /* scale = x^r, or x^r / (w^(1−r) + 1e-4); around 1 in the middle of its range. */
-static void make_scale(struct search *s, double ratio, bool duo) {
+static void make_scale(struct search *s, int n) {
+    const double *activity = s->activity + n % RATIOS * s->cols, *share = s->share + (RATIOS - n % RATIOS) * s->cols;
+    float *factor = s->factors + 2 * n * s->cols;
     double low = INFINITY, high = 0;
     for (int64_t k = 0; k < s->cols; k++) {
-        double value = pow(s->activity[k], ratio);
-        if (duo) value /= pow(s->share[k], 1 - ratio) + SHARE_MIN;
+        double value = n >= RATIOS ? activity[k] / (share[k] + SHARE_MIN) : activity[k];
         s->scale[k] = fmax(value, SCALE_MIN);
         low = fmin(low, s->scale[k]);
         high = fmax(high, s->scale[k]);
     }
     double middle = sqrt(low * high);
-    for (int64_t k = 0; k < s->cols; k++)
-        s->scale[k] /= middle;
-}
-
-static enum rc upload_scale(struct search *s, struct err *e) {
-    const struct job *job = s->g->job;
     for (int64_t k = 0; k < s->cols; k++) {
-        s->upload[k] = (float)s->scale[k];
-        s->upload[s->cols + k] = 1 / s->upload[k];
+        factor[k] = (float)(s->scale[k] / middle);
+        factor[s->cols + k] = 1 / factor[k];
     }
-    TRY(job->backend->upload(job->device, s->upload, DTYPE_F32, s->cols, s->by_col, e));
-    return job->backend->upload(job->device, s->upload + s->cols, DTYPE_F32, s->cols, s->inverse, e);
 }
 
-/* ‖X (W − Q(W·diag t)·diag t⁻¹)ᵀ‖² of one Linear, rounded to nearest over the whole range. */
-static enum rc output_error(struct search *s, int i, double *sum, struct err *e) {
+static enum rc make_scales(struct search *s, struct err *e) {
     const struct job *job = s->g->job;
-    const struct backend *b = job->backend;
-    struct mat w = s->g->w[i], scaled = matf(s->scaled.data, w.rows, w.cols),
-               back = matf(s->w_hat.data, w.rows, w.cols);
-    struct candidate plain = candidate_rtn(s->candidates[i]);
-    struct quantize_report unread;
-    struct error_report report;
-    if (!s->q[i].codes) TRY(quantized_alloc(b, job->device, w.rows, w.cols, &plain, &s->q[i], e));
-    TRY(b->scale(job->device, &(struct scale_args){.m = w, .by_col = s->by_col, .out = scaled}, e));
-    struct quantize_args a = {.w = scaled, .candidate = plain, .out = &s->q[i], .report = &unread};
-    TRY(b->quantize(job->device, &a, e));
-    TRY(b->dequantize(job->device, &(struct dequantize_args){.q = &s->q[i], .by_col = s->inverse, .out = back}, e));
-    const double *known = isnan(s->denominators[i]) ? NULL : &s->denominators[i];
-    struct error_args error = {.w = w, .w_hat = back, .h = s->h, .drift_den = known};
-    TRY(b->error(job->device, &error, &report, e));
-    s->denominators[i] = report.drift_den;
-    *sum += report.drift_num;
-    return RC_OK;
+    fill_powers(s->activity, s->cols);
+    fill_powers(s->share, s->cols);
+    for (int n = 0; n < SCALES; n++)
+        make_scale(s, n);
+    return job->backend->upload(job->device, s->factors, DTYPE_F32, SCALES * 2 * s->cols, s->on_device, e);
 }
 
-static enum rc try_scale(struct search *s, double *sum, struct err *e) {
-    *sum = 0;
-    if (job_cancelled(s->g->job)) return err_set(e, RC_CANCELLED, "cancelled");
-    TRY(upload_scale(s, e));
-    for (int i = 0; i < s->g->count; i++)
-        if (s->candidates[i]->method != METHOD_NONE) TRY(output_error(s, i, sum, e));
-    return RC_OK;
-}
-
-/* Ratio 0 without duo is no scale at all: it comes first, and what is no better than it does not replace it. */
-static enum rc find_best(struct search *s, struct awq_scale *out, struct err *e) {
-    double least = INFINITY, plain = 0, sum;
-    for (int n = 0; n < 2 * RATIOS; n++) {
-        bool duo = n >= RATIOS;
-        double ratio = (double)(n % RATIOS) / RATIOS;
-        make_scale(s, ratio, duo);
-        TRY(try_scale(s, &sum, e));
-        if (n == 0) plain = sum;
-        if (!(sum < least)) continue;
-        least = sum;
-        out->ratio = ratio;
-        out->duo = duo;
+/* Σ ‖X (W − Q(W·diag t)·diag t⁻¹)ᵀ‖² over the Linears, rounded to nearest over the whole range, of every scale. */
+static enum rc measure_scales(struct search *s, double sums[SCALES], struct err *e) {
+    const struct job *job = s->g->job;
+    struct scaled_error_args a = {.w = s->w, .candidate = s->plain, .count = s->count, .h = s->h};
+    for (int n = 0; n < SCALES; n++) {
+        if (job_cancelled(job)) return err_set(e, RC_CANCELLED, "cancelled");
+        a.by_col = s->on_device + 2 * n * s->cols;
+        a.inverse = a.by_col + s->cols;
+        a.sum = s->sums + n;
+        TRY(job->backend->scaled_error(job->device, &a, e));
+        TRY(job->backend->keep_pace(job->device, e));
     }
-    out->gain = plain > 0 ? least / plain : 1;
-    make_scale(s, out->ratio, out->duo);
-    return upload_scale(s, e);
+    return job->backend->download(job->device, s->sums, SCALES * sizeof *sums, sums, e);
 }
 
-static enum rc scale_gram(const struct search *s, struct mat h, struct mat *out, struct err *e) {
+/* Scale 0 is none at all: it comes first, and what is no better than it does not replace it. */
+static enum rc find_best(struct search *s, int *best, double *gain, struct err *e) {
+    double sums[SCALES], least = INFINITY;
+    *best = 0;
+    TRY(make_scales(s, e));
+    TRY(measure_scales(s, sums, e));
+    for (int n = 0; n < SCALES; n++) {
+        if (!(sums[n] < least)) continue;
+        least = sums[n];
+        *best = n;
+    }
+    *gain = sums[0] > 0 ? least / sums[0] : 1;
+    return RC_OK;
+}
+
+static enum rc scale_gram(const struct search *s, const struct awq_scale *by, struct mat h, struct mat *out,
+                          struct err *e) {
     const struct job *job = s->g->job;
     *out = (struct mat){NULL, h.rows, h.cols, h.cols, h.type};
     TRY(job->backend->alloc(job->device, (size_t)(h.rows * h.cols) * dtype_size(h.type), &out->data, e));
-    struct scale_args a = {.m = h, .by_row = s->inverse, .by_col = s->inverse, .out = *out};
+    struct scale_args a = {.m = h, .by_row = by->inverse, .by_col = by->inverse, .out = *out};
     return job->backend->scale(job->device, &a, e);
 }
 
@@ -146,60 +143,75 @@ static bool is_guided(const struct search *s) {
     return false;
 }
 
+static void choose_linears(struct search *s) {
+    for (int i = 0; i < s->g->count; i++) {
+        if (s->candidates[i]->method == METHOD_NONE) continue;
+        s->w[s->count] = s->g->w[i];
+        s->plain[s->count++] = candidate_rtn(s->candidates[i]);
+    }
+}
+
 static enum rc search_open(struct search *s, struct err *e) {
-    const struct input_group *g = s->g;
+    const struct job *job = s->g->job;
     size_t channels = (size_t)s->cols;
-    int64_t most = 0;
-    for (int i = 0; i < g->count; i++)
-        if (g->w[i].rows > most) most = g->w[i].rows;
-    s->activity = xcalloc(3 * channels, sizeof *s->activity);
-    s->share = s->activity + channels;
-    s->scale = s->share + channels;
-    s->upload = xcalloc(2 * channels, sizeof *s->upload);
-    s->denominators = xcalloc((size_t)g->count, sizeof *s->denominators);
-    for (int i = 0; i < g->count; i++)
-        s->denominators[i] = NAN;
+    void *sums = NULL;
+    choose_linears(s);
+    s->h = is_guided(s) ? s->g->guided.h : s->g->gram.h;
+    s->activity = xcalloc((2 * (RATIOS + 1) + 1) * channels, sizeof *s->activity);
+    s->share = s->activity + (RATIOS + 1) * channels;
+    s->scale = s->share + (RATIOS + 1) * channels;
+    s->factors = xcalloc(SCALES * 2 * channels, sizeof *s->factors);
     for (int64_t k = 0; k < s->cols; k++)
-        s->activity[k] = g->mean_abs[k];
-    float *scaled = NULL, *w_hat = NULL;
-    enum rc rc = device_floats(g->job, most * s->cols, &scaled, e);
-    if (rc == RC_OK) rc = device_floats(g->job, most * s->cols, &w_hat, e);
-    if (rc == RC_OK) rc = device_floats(g->job, s->cols, &s->by_col, e);
-    if (rc == RC_OK) rc = device_floats(g->job, s->cols, &s->inverse, e);
-    s->scaled.data = scaled;
-    s->w_hat.data = w_hat;
-    return rc;
+        s->activity[s->cols + k] = s->g->mean_abs[k];
+    TRY(device_floats(job, SCALES * 2 * s->cols, &s->on_device, e));
+    TRY(job->backend->alloc(job->device, SCALES * sizeof *s->sums, &sums, e));
+    s->sums = sums;
+    return RC_OK;
 }
 
 static void search_close(struct search *s) {
     const struct job *job = s->g->job;
-    for (int i = 0; i < s->g->count; i++)
-        quantized_release(job->backend, job->device, &s->q[i]);
-    job->backend->free(job->device, s->scaled.data);
-    job->backend->free(job->device, s->w_hat.data);
-    job->backend->free(job->device, s->by_col);
-    job->backend->free(job->device, s->inverse);
+    job->backend->free(job->device, s->on_device);
+    job->backend->free(job->device, s->sums);
     free(s->activity);
-    free(s->upload);
-    free(s->denominators);
+    free(s->factors);
+}
+
+/* by_channel on the device. */
+static enum rc upload_channels(const struct search *s, struct awq_scale *out, struct err *e) {
+    const struct job *job = s->g->job;
+    float *factor = s->factors, *inverse = factor + s->cols; /* the search's are no longer needed */
+    for (int64_t k = 0; k < s->cols; k++) {
+        factor[k] = (float)out->by_channel[k];
+        inverse[k] = 1 / factor[k];
+    }
+    TRY(device_floats(job, s->cols, &out->by_col, e));
+    TRY(device_floats(job, s->cols, &out->inverse, e));
+    TRY(job->backend->upload(job->device, factor, DTYPE_F32, s->cols, out->by_col, e));
+    return job->backend->upload(job->device, inverse, DTYPE_F32, s->cols, out->inverse, e);
+}
+
+/* Scale n as it can be folded, and H as it is with it. */
+static enum rc take_scale(const struct search *s, int n, struct awq_scale *out, struct err *e) {
+    out->ratio = (double)(n % RATIOS) / RATIOS;
+    out->duo = n >= RATIOS;
+    out->by_channel = xcalloc((size_t)s->cols, sizeof *out->by_channel);
+    for (int64_t k = 0; k < s->cols; k++)
+        out->by_channel[k] = s->factors[2 * n * s->cols + k];
+    if (s->g->norm) TRY(fold_round_scale(s->g->norm, out->by_channel, e));
+    TRY(upload_channels(s, out, e));
+    TRY(scale_gram(s, out, s->g->gram.h, &out->gram.h, e));
+    return is_guided(s) ? scale_gram(s, out, s->g->guided.h, &out->guided.h, e) : RC_OK;
 }
 
 static enum rc run(struct search *s, struct awq_scale *out, struct err *e) {
-    s->h = is_guided(s) ? s->g->guided.h : s->g->gram.h;
+    int best;
     TRY(search_open(s, e));
     TRY(measure_share(s, e));
-    tie(&s->g->ties, s->cols, s->activity);
-    tie(&s->g->ties, s->cols, s->share);
-    TRY(find_best(s, out, e));
-    TRY(scale_gram(s, s->g->gram.h, &out->gram.h, e));
-    if (is_guided(s)) TRY(scale_gram(s, s->g->guided.h, &out->guided.h, e));
-    out->by_channel = xcalloc((size_t)s->cols, sizeof *out->by_channel);
-    for (int64_t k = 0; k < s->cols; k++)
-        out->by_channel[k] = s->upload[k];
-    out->by_col = s->by_col;
-    out->inverse = s->inverse;
-    s->by_col = s->inverse = NULL;
-    return RC_OK;
+    tie(&s->g->ties, s->cols, s->activity + s->cols);
+    tie(&s->g->ties, s->cols, s->share + s->cols);
+    TRY(find_best(s, &best, &out->gain, e));
+    return take_scale(s, best, out, e);
 }
 
 enum rc awq_search(const struct input_group *g, const struct candidate *const *candidates, struct awq_scale *out,

@@ -165,7 +165,7 @@ static enum rc calibrate_input(struct calibrator *k, enum linear_input input, co
     while (at + from.count < k->made.count && k->made.linears[at + from.count].linear->input == input)
         from.count++;
     if (k->grams.active[input]) from.gram.h = k->grams.h[input];
-    input_group_fold(&from, k->model, input);
+    input_group_fold(&from, k->model, k->made.block, input);
     return make_input(k, input, &from, e);
 }
 

@@ -61,7 +61,7 @@ json_t *drift_row_encode(const struct drift_table *t, size_t linear, size_t cand
         score_json(r->drift_num), "drift_den", score_json(r->drift_den), "relative_error", r->relative_error,
         "max_abs_error", r->max_abs_error, "rtn_drift", drift_is_guarded(c) ? score_json(r->rtn_drift) : json_null(),
         "damp", candidate_uses_gptq(c) ? json_real(r->damp) : json_null(), "awq_gain",
-        candidate_uses_awq(c) ? json_real(r->awq_gain) : json_null(), "fisher", score_json(r->scores.fisher), "kfac",
+        candidate_uses_awq(c) ? score_json(r->awq_gain) : json_null(), "fisher", score_json(r->scores.fisher), "kfac",
         score_json(r->scores.kfac), "diag", score_json(r->scores.diag), "bytes", (json_int_t)r->bytes,
         "bits_per_weight", 8 * (double)r->bytes / (double)params, "cached", r->cached);
 }
@@ -80,7 +80,7 @@ static enum rc get_score(const json_t *data, const char *key, double *out, struc
 }
 
 enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *e) {
-    *row = (struct drift_row){.scores = no_scores, .bytes = -1};
+    *row = (struct drift_row){.awq_gain = -1, .scores = no_scores, .bytes = -1};
     TRY(get_score(data, "drift", &row->drift, e));
     TRY(get_score(data, "drift_num", &row->drift_num, e));
     TRY(get_score(data, "drift_den", &row->drift_den, e));
@@ -88,7 +88,7 @@ enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *
     TRY(get_number(data, "max_abs_error", false, &row->max_abs_error, e));
     TRY(get_number(data, "rtn_drift", true, &row->rtn_drift, e));
     TRY(get_number(data, "damp", true, &row->damp, e));
-    TRY(get_number(data, "awq_gain", true, &row->awq_gain, e));
+    TRY(json_get_number(data, "awq_gain", &row->awq_gain, e));
     TRY(json_get_number(data, "fisher", &row->scores.fisher, e));
     TRY(json_get_number(data, "kfac", &row->scores.kfac, e));
     TRY(json_get_number(data, "diag", &row->scores.diag, e));

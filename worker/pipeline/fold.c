@@ -56,22 +56,28 @@ bool fold_possible(const struct fold *f) {
     return p.position < 0 || rows_can_be_scaled(&f->block->linears[p.position]);
 }
 
-static const struct st_tensor *norm_tensor(const struct fold *f) {
-    if (f->input == INPUT_HEAD) return f->model->final_norm;
-    const struct block_tensors *b = &f->model->blocks[f->block->block];
-    return f->input == INPUT_MLP ? b->post_norm : b->input_norm;
+/* Where rounding leaves nothing of a weight, it stays as it is. */
+static float divided(const struct stored *norm, int64_t k, double t) {
+    float weight = stored_get(norm, k), out = round_to(norm->type, (float)(weight / t));
+    return out != 0 && isfinite(out) ? out : weight;
 }
 
-/* Where rounding leaves nothing of a weight, it stays and its channel is not scaled. */
-static enum rc fold_into_norm(const struct fold *f, double *t, struct err *e) {
-    struct stored *norm = &f->block->norm[f->input];
-    TRY(stored_copy(norm, norm_tensor(f), e));
-    for (int64_t k = 0; k < norm->count; k++) {
-        double old = stored_get(norm, k);
-        float divided = round_to(norm->type, (float)(old / t[k]));
-        t[k] = divided != 0 && isfinite(divided) ? old / divided : 1;
-        if (divided != 0 && isfinite(divided)) stored_set(norm, k, divided);
+enum rc fold_round_scale(const struct st_tensor *norm, double *t, struct err *e) {
+    struct stored weights = {0};
+    TRY(stored_copy(&weights, norm, e));
+    for (int64_t k = 0; k < weights.count; k++) {
+        double weight = stored_get(&weights, k), out = divided(&weights, k, t[k]);
+        t[k] = out == weight ? 1 : weight / out;
     }
+    stored_release(&weights);
+    return RC_OK;
+}
+
+static enum rc fold_into_norm(const struct fold *f, const struct input_group *group, const double *t, struct err *e) {
+    struct stored *norm = &f->block->norm[f->input];
+    TRY(stored_copy(norm, group->norm, e));
+    for (int64_t k = 0; k < norm->count; k++)
+        stored_set(norm, k, divided(norm, k, t[k]));
     return RC_OK;
 }
 
@@ -117,31 +123,8 @@ static enum rc fold_into_rows(const struct fold *f, const struct producer *p, co
     return rc;
 }
 
-/* by_col, inverse and the scaled Hs, of the by_channel at hand. */
-static enum rc follow_channels(const struct fold *f, const struct input_group *group, struct awq_scale *s,
-                               struct err *e) {
-    const struct backend *b = f->job->backend;
-    int64_t cols = s->gram.h.cols;
-    float *values = xcalloc(2 * (size_t)cols, sizeof *values), *inverse = values + cols;
-    for (int64_t k = 0; k < cols; k++) {
-        values[k] = (float)s->by_channel[k];
-        inverse[k] = 1 / values[k];
-    }
-    enum rc rc = b->upload(f->job->device, values, DTYPE_F32, cols, s->by_col, e);
-    if (rc == RC_OK) rc = b->upload(f->job->device, inverse, DTYPE_F32, cols, s->inverse, e);
-    free(values);
-    TRY(rc);
-    struct scale_args a = {.m = group->gram.h, .by_row = s->inverse, .by_col = s->inverse, .out = s->gram.h};
-    TRY(b->scale(f->job->device, &a, e));
-    if (!s->guided.h.data) return RC_OK;
-    a.m = group->guided.h;
-    a.out = s->guided.h;
-    return b->scale(f->job->device, &a, e);
-}
-
-enum rc fold_scale(const struct fold *f, const struct input_group *group, struct awq_scale *s, struct err *e) {
+enum rc fold_scale(const struct fold *f, const struct input_group *group, const struct awq_scale *s, struct err *e) {
     const struct producer p = find_producer(f);
     if (p.position >= 0) return fold_into_rows(f, &p, &group->ties, s->by_channel, e);
-    TRY(fold_into_norm(f, s->by_channel, e));
-    return follow_channels(f, group, s, e);
+    return fold_into_norm(f, group, s->by_channel, e);
 }

@@ -1,7 +1,7 @@
 /* AWQ's scales t of an input's channels, folded: the Linears that read the input are quantized from W·diag(t), and 1/t
  * goes into what computes it, so that the model's function stays as it is (algorithms §5).
  *
- * A norm's weights are rounded to the type that they are stored in, and t is then what they were divided by: exact. The
+ * A norm's weights are rounded to the type that they are stored in, and t is what they are divided by then: exact. The
  * rows of v and up may be quantized already: their scales are divided and rounded anew; in 16 bits the rows
  * themselves. GPU thread only. */
 #ifndef HSAQ_WORKER_PIPELINE_FOLD_H
@@ -21,7 +21,9 @@ struct fold {
 int fold_position(const struct fold *f);
 /* Whether the block's candidates leave a way to take scales out again. */
 bool fold_possible(const struct fold *f);
-/* Takes 1/t out of it. `s` has what was really divided by, in all its forms, afterwards. */
-enum rc fold_scale(const struct fold *f, const struct input_group *group, struct awq_scale *s, struct err *e);
+/* The nearest t [K] to one that the norm can be divided by: 1 where nothing of a weight would be left. */
+enum rc fold_round_scale(const struct st_tensor *norm, double *t, struct err *e);
+/* Takes 1/t out of it; a norm's t is rounded. */
+enum rc fold_scale(const struct fold *f, const struct input_group *group, const struct awq_scale *s, struct err *e);
 
 #endif

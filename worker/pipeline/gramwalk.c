@@ -204,6 +204,6 @@ struct input_group gram_input_group(const struct job *job, const struct model *m
                             .mean_abs = in->mean_abs,
                             .w = in->w,
                             .count = in->count};
-    input_group_fold(&g, model, in->input);
+    input_group_fold(&g, model, in->block, in->input);
     return g;
 }

@@ -4,9 +4,16 @@
 
 #include "worker/pipeline/upload.h"
 
-void input_group_fold(struct input_group *g, const struct model *model, enum linear_input input) {
+static const struct st_tensor *norm_before(const struct model *model, int block, enum linear_input input) {
+    if (input == INPUT_HEAD) return model->final_norm;
+    if (input == INPUT_ATTENTION) return model->blocks[block].input_norm;
+    return input == INPUT_MLP ? model->blocks[block].post_norm : NULL;
+}
+
+void input_group_fold(struct input_group *g, const struct model *model, int block, enum linear_input input) {
     const struct arch *a = &model->arch;
     g->foldable = input != INPUT_HEAD || !a->tied;
+    g->norm = norm_before(model, block, input);
     g->ties = (struct channel_ties){0};
     if (input == INPUT_OUTPUT) g->ties = (struct channel_ties){a->head_dim, a->heads / a->kv_heads};
 }

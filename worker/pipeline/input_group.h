@@ -39,12 +39,13 @@ struct input_group {
     const double *mean_abs;            /* [K] host memory, mean |x| of each channel; NULL: no AWQ */
     const struct mat *w;               /* [count] of [N, K] */
     int count;
-    bool foldable; /* a scale of the input's channels can be taken out of what computes them */
+    bool foldable;                /* a scale of the input's channels can be taken out of what computes them */
+    const struct st_tensor *norm; /* which are these weights; NULL: a Linear's rows */
     struct channel_ties ties;
 };
 
-/* What an input of a model's blocks is tied to, and whether it can be folded. */
-void input_group_fold(struct input_group *g, const struct model *model, enum linear_input input);
+/* What an input of a block is tied to, and whether it can be folded. Block −1: lm_head's. */
+void input_group_fold(struct input_group *g, const struct model *model, int block, enum linear_input input);
 void input_group_release(struct input_group *g);
 /* Device memory that quantizing the Linears of any one input takes beside H, about at most. */
 int64_t input_group_bytes(const struct model *model);
@@ -63,8 +64,9 @@ struct awq_scale {
 /* What the candidate goes by: H or the guided one, of the scaled input where there is a scale. */
 struct factored_gram *group_gram(struct input_group *g, struct awq_scale *scale, const struct candidate *c);
 
-/* The best scale for all Linears of the group, each rounded to nearest on its candidate's grid; candidates[i] that are
- * METHOD_NONE count no error, and a guided one has all judged by the guided H. All {NULL}: the group is not foldable.
+/* The best scale that what makes the input can be divided by, for all Linears of the group, each rounded to nearest on
+ * its candidate's grid; candidates[i] that are METHOD_NONE count no error, and a guided one has all judged by the
+ * guided H. All {NULL}: the group is not foldable.
  */
 enum rc awq_search(const struct input_group *g, const struct candidate *const *candidates, struct awq_scale *out,
                    struct err *e);

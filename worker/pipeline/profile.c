@@ -56,9 +56,15 @@ static enum rc open_table(struct profile *p, struct err *e) {
     return p->table.rows ? RC_OK : err_set(e, RC_NO_MEMORY, "no memory for the drift table");
 }
 
-/* AWQ's scale depends on all the Linears that read the input. */
+static struct profiled_model profiled_model(const struct profile *p) {
+    return (struct profiled_model){p->source.model, p->prints, p->place, p->table.linear_count};
+}
+
+/* AWQ's scale depends on all the Linears that read the input, and on whether it can be folded. */
 static void add_siblings(const struct profile *p, const struct linear *linear, struct strbuf *text) {
     char hash[HASH_TEXT_SIZE];
+    struct profiled_model profiled = profiled_model(p);
+    profiled_fold_key(&profiled, linear, text);
     for (int position = 0; position < BLOCK_LINEARS_MAX && linear->block >= 0; position++) {
         int index = p->source.model->blocks[linear->block].linears[position];
         if (index < 0 || p->source.model->linears[index].input != linear->input) continue;
@@ -247,7 +253,7 @@ static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struc
     TRY(measure_kfac(b, n, w_hat, row, e));
     if (spec_wants_drift(p->spec)) TRY(measure_rtn(b, n, c, w_hat, &row->rtn_drift, e));
     if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, scale, c)->factor.damp;
-    if (candidate_uses_awq(c)) row->awq_gain = scale->gain;
+    if (candidate_uses_awq(c)) row->awq_gain = scale->by_col ? scale->gain : -1;
     p->computed++;
     return RC_OK;
 }
@@ -312,7 +318,9 @@ static size_t table_place(const struct profile *p, int64_t index) {
 static enum rc profile_input(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
     struct profile *p = ctx;
     struct input_group group = gram_input_group(job, p->source.model, in);
+    struct profiled_model profiled = profiled_model(p);
     struct bench b = {.p = p, .group = &group, .in = in};
+    group.foldable = group.foldable && profiled_can_fold(&profiled, in->block, in->input);
     int64_t most = 0;
     for (int n = 0; n < in->count; n++) {
         if (!in->mine[n]) continue;
@@ -377,10 +385,6 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
     enum rc rc = back ? walk_back(p, &g, e) : gram_walk_run(&g, e);
     free(wanted);
     return rc;
-}
-
-static struct profiled_model profiled_model(const struct profile *p) {
-    return (struct profiled_model){p->source.model, p->prints, p->place, p->table.linear_count};
 }
 
 /* Before anything is computed for it. */

@@ -1,5 +1,6 @@
 #include "base/json.h"
 #include "worker/model/describe.h"
+#include "worker/pipeline/fold.h"
 #include "worker/pipeline/prints.h"
 #include "worker/pipeline/profile.h"
 
@@ -41,6 +42,29 @@ json_t *profiled_model_json(const struct profiled_model *p) {
                      "windows", windows_json(&p->model->arch), "unquantized_bytes", (json_int_t)unquantized_bytes(p),
                      "tied", p->model->arch.tied, "head_counted", head, "linears", (json_int_t)p->count, "params",
                      (json_int_t)params);
+}
+
+static bool is_profiled(const struct profiled_model *p, int64_t index) {
+    for (size_t l = 0; l < p->count; l++)
+        if (p->place[l] == index) return true;
+    return false;
+}
+
+bool profiled_can_fold(const struct profiled_model *p, int block, enum linear_input input) {
+    struct calibrated_block recipe = {.block = block};
+    const struct fold fold = {.model = p->model, .block = &recipe, .input = input};
+    for (int position = 0; block >= 0 && position < BLOCK_LINEARS_MAX; position++) {
+        int index = p->model->blocks[block].linears[position];
+        if (index < 0) break;
+        enum method method = is_profiled(p, index) ? METHOD_RTN : METHOD_NONE;
+        recipe.linears[recipe.count++] =
+            (struct calibrated_linear){.linear = &p->model->linears[index], .index = index, .candidate.method = method};
+    }
+    return fold_possible(&fold);
+}
+
+void profiled_fold_key(const struct profiled_model *p, const struct linear *linear, struct strbuf *key) {
+    strbuf_printf(key, " %s", profiled_can_fold(p, linear->block, linear->input) ? "folded" : "unfolded");
 }
 
 void gradients_key(const struct model *model, const struct fingerprints *prints, int64_t seed, struct strbuf *key) {

@@ -48,6 +48,8 @@ static const char *cache_key(const struct recheck *r, const struct pair *p, char
     candidate_id(&r->args->table->candidates[p->low], low);
     candidate_id(&r->args->table->candidates[p->high], high);
     strbuf_printf(&text, "inversion %s %s", low, high);
+    if (candidate_uses_awq(&r->args->table->candidates[p->low]))
+        profiled_fold_key(m, r->args->table->linears[p->linear], &text);
     if (is_guided(r, p)) gradients_key(m->model, m->prints, r->args->seed, &text);
     fingerprints_drift_key(m->prints, m->place[p->linear], text.data, r->args->job->backend->arithmetic, key);
     strbuf_release(&text);
@@ -118,6 +120,7 @@ static enum rc recompute_linear(struct recheck *r, struct input_group *group, co
 static enum rc recompute(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
     struct recheck *r = ctx;
     struct input_group group = gram_input_group(job, r->args->profiled->model, in);
+    group.foldable = group.foldable && profiled_can_fold(r->args->profiled, in->block, in->input);
     enum rc rc = RC_OK;
     for (int n = 0; rc == RC_OK && n < in->count; n++)
         if (in->mine[n]) rc = recompute_linear(r, &group, in, n, e);
