@@ -79,8 +79,8 @@ static void replace_all(struct golden *g, const struct packed_store *store, stru
             struct linear *l = &g->model->linears[index];
             own[index] = matf((float *)l->weight->data, l->rows, l->cols);
             l->weight = golden_widen(g, l->weight);
-            golden_must(g, packed_store_linear(store, &g->job, b, p,
-                                               matf((float *)l->weight->data, l->rows, l->cols), &g->err));
+            golden_must(g, packed_store_linear(store, &g->job, b, p, matf((float *)l->weight->data, l->rows, l->cols),
+                                               &g->err));
         }
 }
 
@@ -240,8 +240,7 @@ static void another_model_has_other_scores_and_the_cache_no_part_in_them(void **
             assert_false(json_equal(json_object_get(data, scores[s]), json_object_get(other, scores[s])));
         bool rtn = !strncmp(candidate, "rtn", 3); /* of the reference's weights: as far off as ever */
         if (rtn)
-            assert_true(
-                json_equal(json_object_get(data, "relative_error"), json_object_get(other, "relative_error")));
+            assert_true(json_equal(json_object_get(data, "relative_error"), json_object_get(other, "relative_error")));
     }
     const json_t *around = json_object_get(after.result, "around");
     assert_true(json_integer_value(json_object_get(around, "bytes")) > 0);
@@ -320,9 +319,8 @@ static void refuse(const struct run *before, json_t *inputs, enum rc rc, const c
 
 static json_t *with_another(const char *fingerprint, const char *name, const char *candidate) {
     json_t *inputs = inputs_of(fingerprint, "rtn4g64");
-    json_array_append_new(
-        json_object_get(json_object_get(json_object_get(inputs, "around"), "result"), "assignment"),
-        json_pack("{ss ss}", "name", name, "candidate", candidate));
+    json_array_append_new(json_object_get(json_object_get(json_object_get(inputs, "around"), "result"), "assignment"),
+                          json_pack("{ss ss}", "name", name, "candidate", candidate));
     return inputs;
 }
 

@@ -168,10 +168,10 @@ static json_t *result_json(const struct allocation *a, const struct outlook *out
         allocation_score_names[a->score.score], "score_reason", a->score.reason, "budget", budget_json(a->spec->budget),
         "parameters", (json_int_t)a->table.params, "bytes", (json_int_t)bytes, "average_bits",
         solution_bits(a, a->best.chosen), "bits_per_weight", 8 * (double)bytes / (double)a->table.params, "objective",
-        a->best.objective, "gap", a->best.gap, "prediction", prediction(a),
-        "counts", counts_json(a, NULL), "projections", projections_json(a), "vram", vram_json(a, bytes), "uniform",
-        uniform_json(a), "frontier", outlook->frontier, "sensitivity", outlook->sensitivity, "edge", allocation_edge(a),
-        "assignment", assignment_json(a), "calibration", json_object_get(a->table.result, "calibration"));
+        a->best.objective, "gap", a->best.gap, "prediction", prediction(a), "counts", counts_json(a, NULL),
+        "projections", projections_json(a), "vram", vram_json(a, bytes), "uniform", uniform_json(a), "frontier",
+        outlook->frontier, "sensitivity", outlook->sensitivity, "edge", allocation_edge(a), "assignment",
+        assignment_json(a), "calibration", json_object_get(a->table.result, "calibration"));
     if (result && allocation_around(a)) json_object_set_new(result, "around", json_string(allocation_around(a)));
     return result && a->swept ? sweep_json(a, result) : result;
 }

@@ -36,7 +36,7 @@ struct grad_walker {
     int member;
     struct grams *h, *h_w, *outer;
     struct kept_inputs kept;
-    struct replaced shown; /* what the walk sees of a block, where it is around a quantized model */
+    struct replaced shown;        /* what the walk sees of a block, where it is around a quantized model */
     int owner[BLOCK_LINEARS_MAX]; /* of the block: which device measures */
     bool fits;                    /* what would be kept */
     void *memory;                 /* [bytes] on the device: the next six */

@@ -24,11 +24,11 @@
 struct grad_walk {
     /* As there; its callback gets inputs in the order of the way back: blocks from the last one, in a block as ever. */
     struct gram_walk gram;
-    bool guided;       /* H_w too */
-    bool outer;        /* G too */
-    size_t candidates; /* how many weights of each wanted Linear are scored */
-    int64_t scored;    /* windows: the first so many */
-    uint64_t seed;     /* of the labels */
+    bool guided;                       /* H_w too */
+    bool outer;                        /* G too */
+    size_t candidates;                 /* how many weights of each wanted Linear are scored */
+    int64_t scored;                    /* windows: the first so many */
+    uint64_t seed;                     /* of the labels */
     const struct packed_store *around; /* without scales in norms, and lm_head; NULL: the reference */
     /* When all of a block's inputs are through: of every slot that was filled, in model order, by one device alone,
      * whose `job` it is. `linear` is an index into model.linears. */

@@ -16,12 +16,8 @@ enum rc quantized_model_make(const struct quantized_model_args *a, struct packed
                                          .notes = a->notes,
                                          .seed = a->seed,
                                          .reserved = recipe_bytes(a->model, a->recipe)};
-    struct refine_args refining = {.job = a->job,
-                                   .model = a->model,
-                                   .windows = a->windows,
-                                   .recipe = a->recipe,
-                                   .store = *store,
-                                   .seed = a->seed};
+    struct refine_args refining = {
+        .job = a->job, .model = a->model, .windows = a->windows, .recipe = a->recipe, .store = *store, .seed = a->seed};
     TRY(calibrate(&calibration, e));
     return a->refine ? refine_run(&refining, refined, e) : RC_OK;
 }

@@ -14,8 +14,8 @@ struct recheck_args {
     const struct job *job;
     const struct profiled_model *profiled; /* in the order of the table's Linears */
     const struct windows *windows;
-    const struct drift_table *table; /* complete */
-    int64_t seed;                    /* of the calibration */
+    const struct drift_table *table;   /* complete */
+    int64_t seed;                      /* of the calibration */
     const struct packed_store *around; /* as of struct grad_walk; then the cache has nothing to do with it */
 };
 
