@@ -104,15 +104,25 @@ static void same_square(const double *a, const double *b, int64_t n) {
     assert_memory_equal(a, b, (size_t)(n * n) * sizeof *a);
 }
 
+/* As on a GPU: the block that comes next is loaded while this one is replaced, from staging; what is scored is kept. */
+static void walk_on_device(struct golden *g, const struct packed_store *store, struct told *t) {
+    struct backend device = backend_cpu;
+    device.own_memory = device.loads_ahead = true;
+    g->job.backend = &device;
+    walk(g, store, NULL, t);
+    g->job.backend = &backend_cpu;
+}
+
 static void check_walk(const char *name, struct candidate c) {
     struct golden g;
-    static struct told around, direct, reference;
+    static struct told around, direct, reference, device;
     struct mat own[LINEARS_MAX] = {0};
     golden_open(&g, name);
     assert_in_range(g.model->linear_count, 2, LINEARS_MAX);
     struct packed_store *store = make_store(&g, c);
     walk(&g, NULL, NULL, &reference);
     walk(&g, store, NULL, &around);
+    walk_on_device(&g, store, &device);
     replace_all(&g, store, own);
     walk(&g, NULL, own, &direct);
     for (int64_t i = 0; i < g.model->linear_count - 1; i++) {
@@ -122,6 +132,8 @@ static void check_walk(const char *name, struct candidate c) {
         same_square(around.outer[i], direct.outer[i], l->rows);
         assert_true(around.fisher[i] == direct.fisher[i] && around.fisher[i] > 0);
         assert_true(around.fisher[i] != reference.fisher[i]);
+        same_square(device.h_w[i], direct.h_w[i], l->cols);
+        assert_true(device.fisher[i] == direct.fisher[i]);
     }
     packed_store_free(store);
     golden_close(&g);
