@@ -76,11 +76,11 @@ bool spec_wants_guided(const struct spec_profile *profile) {
     return false;
 }
 
-/* Guided candidates have the gradients that Fisher scores need. */
+/* Guided candidates have the gradients that Fisher scores need; around a quantized model only these are of interest. */
 static void choose_scores(struct spec_profile *profile) {
     static const char *scores[] = {"drift", "fisher"};
     if (profile->scores.count > 0) return;
-    profile->scores = (struct list){.items = scores, .count = spec_wants_guided(profile) ? 2 : 1};
+    profile->scores = (struct list){.items = scores, .count = spec_wants_guided(profile) || profile->around ? 2 : 1};
 }
 
 static void profile_check(void *object, struct decode *d) {
@@ -89,6 +89,8 @@ static void profile_check(void *object, struct decode *d) {
     choose_scores(profile);
     devices_check(&profile->common, d);
     bool loss = spec_wants_loss(profile);
+    if (profile->around && !loss)
+        problem_at(d, "around", "is for fisher, kfac and diag; ask for one of them in scores, or leave scores out");
     if (profile->head && (loss || spec_wants_guided(profile)))
         problem_at(d, "head",
                    loss ? "has no fisher, kfac or diag score; leave it out, or them"
@@ -121,6 +123,7 @@ static const struct field profile_fields[] = {
     {.name = "layers", .type = FIELD_REGEX, .offset = offsetof(struct spec_profile, layers), .min = 1},
     {.name = "head", .type = FIELD_BOOL, .offset = offsetof(struct spec_profile, head)},
     JOB_FIELD(struct spec_profile, sweep, false),
+    JOB_FIELD(struct spec_profile, around, false),
     {0},
 };
 static const struct schema profile_schema = {
@@ -132,6 +135,7 @@ static const struct schema profile_schema = {
 };
 static const struct spec_reference profile_references[] = {
     {.member = "sweep", .kind = "sweep", .offset = offsetof(struct spec_profile, sweep), .rows = true},
+    {.member = "around", .kind = "allocation", .offset = offsetof(struct spec_profile, around)},
     {0},
 };
 

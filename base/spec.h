@@ -47,6 +47,7 @@ struct spec_profile {
     const char *layers;     /* regex over Linear names; NULL: all */
     bool head;              /* lm_head counts as a Linear too */
     const char *sweep;      /* job id of a sweep that scores are held against, or NULL */
+    const char *around;     /* job id of an allocation, around whose quantized model all is measured, or NULL */
 };
 
 /* Exactly one of vram, weights, average_bits is given. */

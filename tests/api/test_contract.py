@@ -64,6 +64,9 @@ def jobs(real_service):
     made["profile"] = run(real_service, **a_profile(dataset="d", samples=2, length=64))["id"]
     budget = {"vram": "4MiB", "context": 64}
     made["allocation"] = run(real_service, kind="allocation", profile=made["profile"], budget=budget)["id"]
+    scored = a_profile(dataset="d", samples=2, length=64)
+    made["around"] = run(real_service, **scored, around=made["allocation"])["id"]
+    made["again"] = run(real_service, kind="allocation", profile=made["around"], budget=budget)["id"]
     made["eval"] = run(real_service, **an_eval(allocation=made["allocation"]))["id"]
     uniform = {"method": "rtn", "bits": 3, "group": 64}
     made["compare"] = run(real_service, **an_eval(uniform=uniform, compare=made["eval"]))["id"]
@@ -88,7 +91,7 @@ def test_jobs_results_and_rows(real_service, jobs):
             answer = real_service.ask("GET", f"/v1/jobs/{id_}{path}")
             assert answer.status == 200, (sort, answer.body)
             validate(answer.json, component(name) if name else schema_of("get", f"/v1/jobs/{{id}}{path}", 200))
-        assert bool(real_service.rows(id_)) == (sort != "allocation")
+        assert bool(real_service.rows(id_)) == (sort not in ("allocation", "again"))
         links = real_service.job(id_)["links"]
         assert all(real_service.ask("GET", link).status == 200 for link in links.values()) and len(links) == 5
     validate(real_service.ask("GET", "/v1/jobs?limit=2").json, component("JobList"))

@@ -241,6 +241,27 @@ static void the_kl_is_predicted_from_nats(void **state) {
     json_decref(inputs);
 }
 
+/* What corrections were measured for is scores of the reference. */
+static void of_scores_around_a_quantized_model_nothing_is_predicted(void **state) {
+    (void)state;
+    json_t *inputs = make_inputs();
+    add_score(inputs, "fisher", 3, NONE_WITHOUT);
+    json_t *first = must_run(inputs, budget);
+    json_object_set_new(json_object_get(json_object_get(inputs, "profile"), "result"), "around",
+                        json_pack("{ss}", "allocation", "A0"));
+    json_t *second = must_run(inputs, budget), *sensitivity = json_object_get(second, "sensitivity");
+    assert_null(json_object_get(first, "around"));
+    assert_string_equal(text_member(second, "around"), "A0");
+    assert_string_equal(text_member(second, "score"), "fisher");
+    assert_true(json_is_null(json_object_get(second, "prediction")));
+    assert_true(json_is_null(json_object_get(json_array_get(json_object_get(second, "frontier"), 0), "kl")));
+    assert_true(json_is_null(json_object_get(json_object_get(sensitivity, "more"), "kl")));
+    assert_true(json_equal(json_object_get(first, "assignment"), json_object_get(second, "assignment")));
+    json_decref(first);
+    json_decref(second);
+    json_decref(inputs);
+}
+
 /* Bytes, bits and objective of every point, and the KL where there is one. */
 static void frontier_is_what_a_user_plots(void **state) {
     (void)state;
@@ -579,6 +600,7 @@ int main(void) {
         cmocka_unit_test(what_a_sweep_lacks_is_said),
         cmocka_unit_test(dead_linears_cost_nothing),
         cmocka_unit_test(the_kl_is_predicted_from_nats),
+        cmocka_unit_test(of_scores_around_a_quantized_model_nothing_is_predicted),
         cmocka_unit_test(frontier_is_what_a_user_plots),
         cmocka_unit_test(sensitivity_is_a_percent_more_and_less),
         cmocka_unit_test(long_lists_of_changes_are_cut),

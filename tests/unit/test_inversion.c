@@ -26,6 +26,10 @@ static void onto_eight_levels(uint16_t *w, int64_t rows, int64_t cols) {
     }
 }
 
+static const char around[] =
+    "{'kind':'profile','model':'M','calibration':{'dataset':'D','samples':2,'length':64,'sampling':'sequential'},"
+    "'candidates':[{'method':'rtn','bits':[2,3,4],'group':64}],'layers':'layers\\\\.1\\\\.mlp\\\\.gate','around':'A'}";
+
 static const json_t *only_inversion(const struct run *r) {
     const json_t *all = json_object_get(r->result, "inversions");
     assert_int_equal(json_array_size(all), 1);
@@ -88,6 +92,31 @@ static void recheck_is_cached_and_resumed(void **state) {
     struct run *all[] = {&whole, &cached, &resumed, &cut, &rest};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         run_release(all[i]);
+    scratch_close(&model);
+}
+
+/* Whose H differs from the reference's: its drifts are what is recomputed. And the cache keeps none of it. */
+static void recheck_is_around_the_model_that_the_profile_is_around(void **state) {
+    (void)state;
+    struct scratch model = tiny_copy();
+    tiny_edit(&model, LINEAR ".weight", onto_eight_levels);
+    struct run plain, r;
+    run_init(&plain);
+    run_init(&r);
+    run_on(&plain, &model, NULL);
+    json_t *fingerprint = json_object_get(json_object_get(plain.result, "model"), "fingerprint");
+    json_t *inputs = json_pack("{s{s{sO s[{ss ss}]}}}", "around", "result", "fingerprint", fingerprint, "assignment",
+                               "name", "model.layers.0.mlp.up_proj", "candidate", "rtn2g64");
+    json_object_update(r.cache, plain.cache);
+    if (run_job(&r, model.path, CALIBRATION, around, NULL, inputs) != RC_OK) fail_msg("%s", r.err.message);
+    const json_t *inversion = only_inversion(&r);
+    double drift = number(inversion, "drift", 1);
+    assert_true(fabs(drift - number(only_inversion(&plain), "drift", 1)) > 1e-3 * drift);
+    assert_true(fabs(number(inversion, "drift_float64", 1) - drift) <= 1e-5 * drift);
+    assert_int_equal(json_object_size(r.cache), json_object_size(plain.cache));
+    json_decref(inputs);
+    run_release(&plain);
+    run_release(&r);
     scratch_close(&model);
 }
 
@@ -229,6 +258,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(weights_on_a_coarse_grid_invert_by_themselves),
         cmocka_unit_test(recheck_is_cached_and_resumed),
+        cmocka_unit_test(recheck_is_around_the_model_that_the_profile_is_around),
         cmocka_unit_test(wrong_drift_is_the_metrics_fault),
         cmocka_unit_test(quantizer_alone_inverts),
         cmocka_unit_test(recomputation_is_the_output_error),

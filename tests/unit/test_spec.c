@@ -60,6 +60,7 @@ static void profile_has_the_documented_defaults(void **state) {
     assert_string_equal(spec_model(f.kind, &f.spec), "M");
     assert_string_equal(spec_dataset(f.kind, &f.spec), "D");
     assert_null(profile->sweep);
+    assert_null(profile->around);
     arena_release(&f.arena);
 }
 
@@ -338,6 +339,19 @@ static void a_profile_of_nothing_but_a_model_is_guided(void **state) {
     arena_release(&f.arena);
 }
 
+/* A second round has no other use. */
+static void a_profile_around_an_allocation_is_scored_by_gradients(void **state) {
+    (void)state;
+    struct fixture f;
+    expect_ok(&f, "{" PROFILE "," CANDIDATES ",\"around\":\"J\"}");
+    assert_string_equal(f.spec.profile.around, "J");
+    assert_true(asks_for(&f, "drift") && asks_for(&f, "fisher"));
+    arena_release(&f.arena);
+    expect_ok(&f, "{" PROFILE "," CANDIDATES ",\"around\":\"J\",\"scores\":[\"diag\"],\"devices\":\"all\"}");
+    assert_false(asks_for(&f, "fisher"));
+    arena_release(&f.arena);
+}
+
 /* What an allocation has from a sweep is none of a profile's. */
 static void a_profile_says_where_other_scores_come_from(void **state) {
     (void)state;
@@ -365,6 +379,10 @@ static void every_fault_has_its_pointer(void **state) {
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"diag\"],\"head\":true}", "/head"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[\"fisher\"],\"head\":true}", "/head"},
         {"{" PROFILE "," GUIDED ",\"head\":true}", "/head"},
+        {"{" PROFILE "," CANDIDATES ",\"around\":\"J\",\"head\":true}", "/head"},
+        {"{" PROFILE "," CANDIDATES ",\"around\":\"J\",\"scores\":[\"drift\",\"error\"]}", "/around"},
+        {"{" PROFILE "," GUIDED ",\"around\":\"J\",\"scores\":[\"drift\"]}", "/around"},
+        {"{" PROFILE "," CANDIDATES ",\"around\":7}", "/around"},
         {"{" PROFILE "," CANDIDATES ",\"fisher_windows\":0}", "/fisher_windows"},
         {"{" PROFILE "," CANDIDATES ",\"scores\":[]}", "/scores"},
         {"{" PROFILE "," CANDIDATES ",\"layers\":\"[\"}", "/layers"},
@@ -500,6 +518,7 @@ int main(void) {
         cmocka_unit_test(every_fault_has_its_pointer),
         cmocka_unit_test(every_fault_of_a_sweep_has_its_pointer),
         cmocka_unit_test(a_profile_of_nothing_but_a_model_is_guided),
+        cmocka_unit_test(a_profile_around_an_allocation_is_scored_by_gradients),
         cmocka_unit_test(a_profile_says_where_other_scores_come_from),
         cmocka_unit_test(labels_are_bounded),
         cmocka_unit_test(every_kind_describes_itself),

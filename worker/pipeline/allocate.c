@@ -141,6 +141,18 @@ static enum rc look_out(const struct allocation *a, struct outlook *outlook, str
     return allocation_sensitivity(a, &outlook->sensitivity, e);
 }
 
+const char *allocation_around(const struct allocation *a) {
+    return json_string_value(json_object_get(json_object_get(a->table.result, "around"), "allocation"));
+}
+
+json_t *allocation_predicted_kl(const struct allocation *a, double objective) {
+    return allocation_around(a) ? json_null() : predicted_kl_json(a->score.score, objective);
+}
+
+static json_t *prediction(const struct allocation *a) {
+    return allocation_around(a) ? json_null() : prediction_json(a->score.score, a->best.objective);
+}
+
 static json_t *sweep_json(const struct allocation *a, json_t *result) {
     json_object_set_new(result, "sweep", json_string(a->spec->sweep));
     json_object_set_new(result, "correlation", correlation_json(&a->table, a->swept));
@@ -157,10 +169,11 @@ static json_t *result_json(const struct allocation *a, const struct outlook *out
         allocation_score_names[a->score.score], "score_reason", a->score.reason, "budget", budget_json(a->spec->budget),
         "parameters", (json_int_t)a->table.params, "bytes", (json_int_t)bytes, "average_bits",
         solution_bits(a, a->best.chosen), "bits_per_weight", 8 * (double)bytes / (double)a->table.params, "objective",
-        a->best.objective, "gap", a->best.gap, "prediction", prediction_json(a->score.score, a->best.objective),
-        "counts", counts_json(a, NULL), "projections", projections_json(a), "vram", vram_json(a, bytes), "uniform",
-        uniform_json(a), "frontier", outlook->frontier, "sensitivity", outlook->sensitivity, "edge", allocation_edge(a),
-        "assignment", assignment_json(a), "calibration", json_object_get(a->table.result, "calibration"));
+        a->best.objective, "gap", a->best.gap, "prediction", prediction(a), "counts", counts_json(a, NULL),
+        "projections", projections_json(a), "vram", vram_json(a, bytes), "uniform", uniform_json(a), "frontier",
+        outlook->frontier, "sensitivity", outlook->sensitivity, "edge", allocation_edge(a), "assignment",
+        assignment_json(a), "calibration", json_object_get(a->table.result, "calibration"));
+    if (result && allocation_around(a)) json_object_set_new(result, "around", json_string(allocation_around(a)));
     return result && a->swept ? sweep_json(a, result) : result;
 }
 

@@ -132,6 +132,13 @@ static inline enum cost_kind allocation_cost(const struct allocation *a) {
     return a->spec->budget->has_average_bits ? COST_CODE_BITS : COST_BYTES;
 }
 
+/* Where the profile was taken around a quantized model: that one's allocation, else NULL. Then sums of its scores
+ * predict nothing: corrections are measured for scores around the reference, and a sum does not say how far from it the
+ * new model is. */
+const char *allocation_around(const struct allocation *a);
+/* Of an assignment with this objective, a number or null. */
+json_t *allocation_predicted_kl(const struct allocation *a, double objective);
+
 /* By the spec's method, under `limit`. RC_INFEASIBLE with the smallest feasible budget in `*smallest`. */
 enum rc allocation_solve(const struct allocation *a, int64_t limit, struct solution *s, int64_t *smallest,
                          struct err *e);

@@ -16,7 +16,7 @@ static json_t *points_json(const struct allocation *a, const struct items *items
         json_array_append_new(list,
                               json_pack("{s:I, s:f, s:f, s:o}", "bytes", (json_int_t)f->points[k].cost, "average_bits",
                                         solution_bits(a, chosen), "objective", f->points[k].objective, "kl",
-                                        predicted_kl_json(a->score.score, f->points[k].objective)));
+                                        allocation_predicted_kl(a, f->points[k].objective)));
     }
     return list;
 }
@@ -73,7 +73,7 @@ static enum rc solve_beside(const struct allocation *a, int64_t limit, json_t **
     json_t *changes = changes_json(a, s.chosen, &changed);
     *out = json_pack("{s:I, s:f, s:f, s:o, s:i, s:o}", "bytes", (json_int_t)solution_bytes(a, s.chosen), "average_bits",
                      solution_bits(a, s.chosen), "objective", s.objective, "kl",
-                     predicted_kl_json(a->score.score, s.objective), "changed", changed, "changes", changes);
+                     allocation_predicted_kl(a, s.objective), "changed", changed, "changes", changes);
     solution_release(&s);
     return RC_OK;
 }

@@ -18,11 +18,10 @@
 #include "worker/pipeline/eval_artifact.h"
 #include "worker/pipeline/eval_noise.h"
 #include "worker/pipeline/eval_result.h"
-#include "worker/pipeline/packed_store.h"
 #include "worker/pipeline/predict.h"
 #include "worker/pipeline/quantize.h"
+#include "worker/pipeline/quantized_model.h"
 #include "worker/pipeline/recipe.h"
-#include "worker/pipeline/refine.h"
 #include "worker/pipeline/source.h"
 #include "worker/pipeline/team.h"
 #include "worker/pipeline/upload.h"
@@ -349,19 +348,6 @@ static enum rc walk_batches(struct eval *v, struct err *e) {
     return RC_OK;
 }
 
-static enum rc refine_model(struct eval *v, struct err *e) {
-    struct refined refined;
-    struct refine_args a = {.job = v->job,
-                            .model = v->source.model,
-                            .windows = &v->calibration_windows,
-                            .recipe = v->recipe,
-                            .store = v->store,
-                            .seed = v->calibration.seed};
-    TRY(refine_run(&a, &refined, e));
-    v->refined = refined_json(&refined, v->spec->has_refine);
-    return refined_send(v->job, v->refined, e);
-}
-
 /* Anew after an interruption: the same bits. Not when all windows are there. */
 static enum rc calibrate_model(struct eval *v, struct err *e) {
     v->notes = json_array();
@@ -371,18 +357,18 @@ static enum rc calibrate_model(struct eval *v, struct err *e) {
         v->refined = refined_earlier(v->job);
         return RC_OK;
     }
-    v->store = packed_store_new(v->source.model);
-    struct calibration_sink sink = packed_store_sink(v->store);
-    struct calibrate_args a = {.job = v->job,
-                               .model = v->source.model,
-                               .windows = &v->calibration_windows,
-                               .recipe = v->recipe,
-                               .sink = &sink,
-                               .notes = v->notes,
-                               .seed = v->calibration.seed,
-                               .reserved = recipe_bytes(v->source.model, v->recipe)};
-    TRY(calibrate(&a, e));
-    return v->refine ? refine_model(v, e) : RC_OK;
+    struct refined refined;
+    struct quantized_model_args a = {.job = v->job,
+                                     .model = v->source.model,
+                                     .windows = &v->calibration_windows,
+                                     .recipe = v->recipe,
+                                     .notes = v->notes,
+                                     .seed = v->calibration.seed,
+                                     .refine = v->refine};
+    TRY(quantized_model_make(&a, &v->store, &refined, e));
+    if (!v->refine) return RC_OK;
+    v->refined = refined_json(&refined, v->spec->has_refine);
+    return refined_send(v->job, v->refined, e);
 }
 
 static enum rc run(struct eval *v, struct err *e) {

@@ -36,6 +36,7 @@ struct grad_walker {
     int member;
     struct grams *h, *h_w, *outer;
     struct kept_inputs kept;
+    struct replaced shown;        /* what the walk sees of a block, where it is around a quantized model */
     int owner[BLOCK_LINEARS_MAX]; /* of the block: which device measures */
     bool inputs[INPUT_COUNT];     /* of the block: that wanted Linears read */
     bool fits;                    /* what would be kept */
@@ -159,11 +160,14 @@ static enum rc walker_open(struct grad_walker *k, struct err *e) {
     if (k->job->backend->alloc(k->job->device, k->bytes, &k->memory, e) != RC_OK)
         return err_context(e, "what %zu candidates make of one block's Linears", k->g->candidates);
     lay_out(k, k->memory);
+    if (k->g->around) TRY(replaced_open(k->job, run->model, &k->shown, e));
+    if (k->g->around) TRY(replaced_stage(k->job, run->model, &k->shown, e));
     return scores_any(run) ? open_kept(k, e) : RC_OK;
 }
 
 static void walker_release(struct grad_walker *k) {
     kept_inputs_release(&k->kept);
+    replaced_release(k->job, &k->shown);
     if (k->memory) k->job->backend->free(k->job->device, k->memory);
     if (k->outer->job) grams_release(k->outer);
     if (k->h_w->job) grams_release(k->h_w);
@@ -415,16 +419,28 @@ static enum rc end_block(void *ctx, int block, const struct block_weights *w, st
 
 /* --- the walk --- */
 
+static enum rc show_block(void *ctx, int block, int next, struct block_weights *w, struct err *e) {
+    (void)next;
+    const struct grad_walker *k = ctx;
+    return packed_store_show(k->g->around, k->job, block, &k->shown, w, e);
+}
+
+/* The store is there once for all devices. */
+static int64_t held_bytes(const struct grad_walker *k) {
+    int64_t store = k->g->around ? packed_store_bytes(k->g->around) / k->run->devices : 0;
+    return k->h->bytes + k->h_w->bytes + k->outer->bytes + (int64_t)k->bytes + store;
+}
+
 static enum rc walk_back(struct grad_walker *k, struct err *e) {
     const struct grad_walk *g = k->g;
     bool again = scores_any(k->run) && !k->run->keeps;
     struct reverse_hooks hooks = {.ctx = k,
+                                  .weights = g->around ? show_block : NULL,
                                   .begin = begin_block,
                                   .linear = add_input,
                                   .end = end_block,
                                   .linear_again = again ? add_score : NULL,
                                   .done = again ? hand_scores : NULL};
-    int64_t held = k->h->bytes + k->h_w->bytes + k->outer->bytes + (int64_t)k->bytes;
     struct reverse_walk walk = {.job = k->job,
                                 .model = k->run->model,
                                 .windows = g->gram.windows,
@@ -434,7 +450,7 @@ static enum rc walk_back(struct grad_walker *k, struct err *e) {
                                 .part = k->member,
                                 .parts = k->run->devices,
                                 .hooks = &hooks,
-                                .reserved = held + g->gram.reserved,
+                                .reserved = held_bytes(k) + g->gram.reserved,
                                 .device_reserved = g->gram.device_reserved,
                                 .phase = g->gram.phase,
                                 .tally = &k->run->steps};

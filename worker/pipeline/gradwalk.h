@@ -9,6 +9,9 @@
  * and gradients as they were kept, where the device has memory of its own and room in it, else by going through the
  * block once more.
  *
+ * All this can be taken around a quantized model instead, which a store holds: inputs, labels and gradients are then
+ * its, while the weights that the callback gets, and so D, remain the reference's.
+ *
  * A job that is split over devices walks a share of the windows on each. At a block's end the parts of H, H_w and G are
  * added up over the devices and the block's Linears are divided among them; what is to be scored then gets to all, as
  * each has scored windows of its own. lm_head has no gradients here. */
@@ -16,16 +19,18 @@
 #define HSAQ_WORKER_PIPELINE_GRADWALK_H
 
 #include "worker/pipeline/gramwalk.h"
+#include "worker/pipeline/packed_store.h"
 
 struct grad_walk {
     /* As there; its callback gets inputs in the order of the way back: blocks from the last one, in a block as ever. */
     struct gram_walk gram;
-    bool unweighed;    /* H, else it has no data; */
-    bool guided;       /* H_w; */
-    bool outer;        /* G */
-    size_t candidates; /* how many weights of each wanted Linear are scored */
-    int64_t scored;    /* windows: the first so many */
-    uint64_t seed;     /* of the labels */
+    bool unweighed;                    /* H, else it has no data; */
+    bool guided;                       /* H_w; */
+    bool outer;                        /* G */
+    size_t candidates;                 /* how many weights of each wanted Linear are scored */
+    int64_t scored;                    /* windows: the first so many */
+    uint64_t seed;                     /* of the labels */
+    const struct packed_store *around; /* without scales in norms, and lm_head; NULL: the reference */
     /* When all of a block's inputs are through: of every slot that was filled, in model order, by one device alone,
      * whose `job` it is. `linear` is an index into model.linears. */
     enum rc (*score)(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher, struct err *e);

@@ -2,7 +2,11 @@
  * nats where scores of the loss are asked for, from the same walk on its way back.
  *
  * A row comes from an earlier attempt, from the cache, or from the walk, in this order; the walk covers only what is
- * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end. */
+ * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end.
+ *
+ * Around an allocation (profile_around.h) the walk is of the quantized model, and always the one with a way back: H and
+ * gradients are of what that model computes, while what is quantized and compared stays the reference's. The cache has
+ * nothing to do with such rows: they depend on the whole recipe and its calibration, which hardly come again. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +23,7 @@
 #include "worker/pipeline/gradwalk.h"
 #include "worker/pipeline/prints.h"
 #include "worker/pipeline/profile.h"
+#include "worker/pipeline/profile_around.h"
 #include "worker/pipeline/quantize.h"
 #include "worker/pipeline/recheck.h"
 #include "worker/pipeline/source.h"
@@ -38,6 +43,7 @@ struct profile {
     int64_t cached, resumed;
     double seconds; /* of the walk */
     json_t *inversions;
+    struct profile_around around;
 };
 
 static int64_t row_index(const struct profile *p, size_t l, size_t c) {
@@ -93,7 +99,7 @@ static const char *cache_key(const struct profile *p, size_t l, size_t c, char k
 /* By whoever has it: `job` is the profile's, or a device's copy of it. */
 static enum rc send_row(const struct profile *p, const struct job *job, size_t l, size_t c, struct err *e) {
     char key[HASH_TEXT_SIZE];
-    bool keep = !drift_at(&p->table, l, c)->cached;
+    bool keep = !drift_at(&p->table, l, c)->cached && !p->spec->around;
     if (keep) cache_key(p, l, c, key);
     json_t *data = drift_row_encode(&p->table, l, c);
     if (!data) return model_not_finite(p->source.model, "the inputs of its Linears are", e);
@@ -363,6 +369,7 @@ static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct
                           .candidates = fisher ? p->table.candidate_count : 0,
                           .scored = fisher ? p->spec->fisher_windows : 0,
                           .seed = (uint64_t)p->spec->calibration->seed,
+                          .around = p->around.store,
                           .score = profile_score};
     return grad_walk_run(&g, e);
 }
@@ -374,7 +381,7 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
     struct gram_walk g = {.job = p->job,
                           .model = p->source.model,
                           .windows = &p->windows,
-                          .phase = "calibrate",
+                          .phase = p->spec->around ? "measure" : "calibrate",
                           .wanted = wanted,
                           .stats = any_candidate(p, candidate_uses_awq),
                           .device_reserved =
@@ -399,6 +406,12 @@ static enum rc check_sweep(const struct profile *p, struct err *e) {
     return rc;
 }
 
+/* Also where all rows are there: inversions may be left. */
+static enum rc make_around(struct profile *p, struct err *e) {
+    if (!p->spec->around) return RC_OK;
+    return profile_around_make(p->job, p->source.model, &p->windows, &p->around, e);
+}
+
 static enum rc run(struct profile *p, struct err *e) {
     TRY(source_open(p->job, &p->source, e));
     TRY(calibration_windows(&p->source.tokens, p->spec->calibration, &p->windows, e));
@@ -406,9 +419,11 @@ static enum rc run(struct profile *p, struct err *e) {
     TRY(take_earlier_rows(p, e));
     TRY(prints_open(p->job, p->source.model, &p->prints, e));
     TRY(check_sweep(p, e));
+    if (p->spec->around) TRY(profile_around_open(p->job, p->source.model, p->prints, &p->around, e));
     fingerprints_chain(p->prints, &p->windows);
-    TRY(ask_cache(p, e));
+    if (!p->spec->around) TRY(ask_cache(p, e));
     TRY(fill_exact_rows(p, e));
+    TRY(make_around(p, e));
     double start = monotonic_seconds();
     TRY(walk_unknown(p, e));
     p->seconds = monotonic_seconds() - start;
@@ -417,7 +432,8 @@ static enum rc run(struct profile *p, struct err *e) {
                                    .profiled = &profiled,
                                    .windows = &p->windows,
                                    .table = &p->table,
-                                   .seed = p->spec->calibration->seed};
+                                   .seed = p->spec->calibration->seed,
+                                   .around = p->around.store};
     return recheck_inversions(&recheck, &p->inversions, e);
 }
 
@@ -452,6 +468,8 @@ static enum rc add_correlation(const struct profile *p, json_t *result, struct e
 static enum rc make_result(const struct profile *p, json_t **result, struct err *e) {
     *result = result_json(p);
     if (!*result) return err_set(e, RC_INTERNAL, "the profile's result cannot be encoded");
+    if (p->spec->around)
+        json_object_set_new(*result, "around", profile_around_json(p->job, p->source.model, &p->around));
     enum rc rc = add_correlation(p, *result, e);
     if (rc == RC_OK) return RC_OK;
     json_decref(*result);
@@ -461,6 +479,7 @@ static enum rc make_result(const struct profile *p, json_t **result, struct err 
 
 static void release(struct profile *p) {
     json_decref(p->inversions);
+    profile_around_release(&p->around);
     free(p->table.rows);
     free(p->table.linears);
     free(p->place);

@@ -119,7 +119,7 @@ static json_t *assignment_json(const struct quantize *q) {
     return list;
 }
 
-/* The result of an allocation names its profile by the id of a job. */
+/* The result of an allocation names its profile, and others, by ids of jobs. */
 static void describe(struct quantize *q) {
     char id[CANDIDATE_ID_SIZE];
     const struct model *m = q->source.model;
@@ -128,6 +128,7 @@ static void describe(struct quantize *q) {
     if (!q->allocation) q->allocation = json_pack("{sO so}", "uniform", uniform, "assignment", assignment_json(q));
     json_object_del(q->allocation, "profile");
     json_object_del(q->allocation, "sweep");
+    json_object_del(q->allocation, "around");
     q->provenance =
         json_pack("{ss ss s{ss ss sO} so ss sO}", "hsaqd", HSAQ_VERSION, "arithmetic", q->job->backend->arithmetic,
                   "model", "name", m->name, "family", m->arch.family, "fingerprint", q->fingerprint, "uniform", uniform,

@@ -96,7 +96,7 @@ static enum rc send_row(const struct recheck *r, const struct job *job, const st
     char key[HASH_TEXT_SIZE];
     json_t *data = inversion_encode(&p->inversion);
     if (!data) return err_set(e, RC_INTERNAL, "an inversion's drift is not a finite number");
-    enum rc rc = emit_row(job, row_phase, row_index(r, p), data, cache_key(r, p, key), e);
+    enum rc rc = emit_row(job, row_phase, row_index(r, p), data, r->args->around ? NULL : cache_key(r, p, key), e);
     json_decref(data);
     return rc;
 }
@@ -140,7 +140,9 @@ static bool needs_gram(const struct recheck *r) {
     return false;
 }
 
-static bool needs_gradients(const struct recheck *r) {
+/* A quantized model is walked in no other way. */
+static bool walks_back(const struct recheck *r) {
+    if (r->args->around) return true;
     for (size_t i = 0; i < r->count; i++)
         if (!r->pairs[i].known && is_guided(r, &r->pairs[i])) return true;
     return false;
@@ -160,8 +162,9 @@ static enum rc walk_rest(struct recheck *r, struct err *e) {
                           .device_reserved = needs_gram(r) ? input_group_bytes(a->profiled->model) : 0,
                           .input = recompute,
                           .ctx = r};
-    struct grad_walk back = {.gram = g, .unweighed = true, .guided = true, .seed = (uint64_t)a->seed};
-    enum rc rc = needs_gradients(r) ? grad_walk_run(&back, e) : gram_walk_run(&g, e);
+    struct grad_walk back = {
+        .gram = g, .unweighed = true, .guided = true, .seed = (uint64_t)a->seed, .around = a->around};
+    enum rc rc = walks_back(r) ? grad_walk_run(&back, e) : gram_walk_run(&g, e);
     free(wanted);
     return rc;
 }
@@ -183,7 +186,7 @@ enum rc recheck_inversions(const struct recheck_args *a, json_t **list, struct e
     struct recheck r = {.args = a};
     find_pairs(&r);
     enum rc rc = take_earlier(&r, e);
-    if (rc == RC_OK) rc = ask_cache(&r, e);
+    if (rc == RC_OK && !a->around) rc = ask_cache(&r, e);
     if (rc == RC_OK) rc = walk_rest(&r, e);
     *list = json_array();
     for (size_t i = 0; rc == RC_OK && i < r.count; i++)

@@ -7,14 +7,16 @@
 
 #include "worker/model/windows.h"
 #include "worker/pipeline/drift.h"
+#include "worker/pipeline/packed_store.h"
 #include "worker/pipeline/profile.h"
 
 struct recheck_args {
     const struct job *job;
     const struct profiled_model *profiled; /* in the order of the table's Linears */
     const struct windows *windows;
-    const struct drift_table *table; /* complete */
-    int64_t seed;                    /* of the calibration */
+    const struct drift_table *table;   /* complete */
+    int64_t seed;                      /* of the calibration */
+    const struct packed_store *around; /* as of struct grad_walk; then the cache has nothing to do with it */
 };
 
 /* [{name, candidates, drift, drift_float64, rtn_drift_float64, verdict}], pairs by [fewer bits, more bits]. Rows: phase

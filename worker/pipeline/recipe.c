@@ -1,5 +1,6 @@
 #include "worker/pipeline/recipe.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,34 +10,50 @@
 #include "worker/pipeline/places.h"
 #include "worker/pipeline/quantize.h"
 
-static enum rc assign(const struct model *model, const json_t *row, struct candidate *recipe, struct err *e) {
+static enum rc assign(const struct model *model, const json_t *row, const char *pointer, struct candidate *recipe,
+                      struct err *e) {
     const char *name = NULL, *id = NULL;
     TRY(json_get_string(row, "name", &name, e));
     TRY(json_get_string(row, "candidate", &id, e));
     for (int64_t i = 0; name && id && i < model->linear_count; i++)
         if (!strcmp(model->linears[i].name, name)) return candidate_from_id(id, &recipe[i], e);
-    return err_at(e, "/allocation", RC_INVALID, "the allocation assigns %s, which model %s does not have",
+    return err_at(e, pointer, RC_INVALID, "the allocation assigns %s, which model %s does not have",
                   name ? name : "a Linear without a name", model->name);
 }
 
-static enum rc assign_all(const struct job *job, const struct model *model, struct candidate *recipe, struct err *e) {
-    const json_t *allocation = json_object_get(json_object_get(job->inputs, "allocation"), "result");
+static enum rc assign_all(const struct job *job, const struct model *model, const char *member,
+                          struct candidate *recipe, struct err *e) {
+    const json_t *allocation = json_object_get(json_object_get(job->inputs, member), "result");
     const json_t *row, *assignment = json_object_get(allocation, "assignment");
-    if (!json_array_size(assignment))
-        return err_at(e, "/allocation", RC_INVALID, "the allocation's result has no assignment");
+    char pointer[32];
     size_t k;
-    json_array_foreach(assignment, k, row) TRY(assign(model, row, recipe, e));
+    snprintf(pointer, sizeof pointer, "/%s", member);
+    if (!json_array_size(assignment))
+        return err_at(e, pointer, RC_INVALID, "the allocation's result has no assignment");
+    json_array_foreach(assignment, k, row) TRY(assign(model, row, pointer, recipe, e));
     return RC_OK;
+}
+
+static struct candidate *recipe_of(const struct model *model, const struct candidate *uniform) {
+    struct candidate *recipe = xcalloc((size_t)model->linear_count, sizeof *recipe);
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        recipe[i] = candidate_default(METHOD_NONE, 16, 0);
+        if (uniform && model->linears[i].block >= 0) recipe[i] = *uniform;
+    }
+    return recipe;
+}
+
+enum rc recipe_read_input(const struct job *job, const struct model *model, const char *member,
+                          struct candidate **recipe, struct err *e) {
+    *recipe = recipe_of(model, NULL);
+    return assign_all(job, model, member, *recipe, e);
 }
 
 enum rc recipe_read(const struct job *job, const struct model *model, const struct candidate *uniform,
                     const char *allocation, struct candidate **recipe, struct err *e) {
-    *recipe = xcalloc((size_t)model->linear_count, sizeof **recipe);
-    for (int64_t i = 0; i < model->linear_count; i++) {
-        (*recipe)[i] = candidate_default(METHOD_NONE, 16, 0);
-        if (uniform && model->linears[i].block >= 0) (*recipe)[i] = *uniform;
-    }
-    return allocation ? assign_all(job, model, *recipe, e) : RC_OK;
+    if (allocation) return recipe_read_input(job, model, "allocation", recipe, e);
+    *recipe = recipe_of(model, uniform);
+    return RC_OK;
 }
 
 int64_t recipe_bytes(const struct model *model, const struct candidate *recipe) {

@@ -13,6 +13,10 @@
 enum rc recipe_read(const struct job *job, const struct model *model, const struct candidate *uniform,
                     const char *allocation, struct candidate **recipe, struct err *e);
 
+/* The same of the allocation whose result is the job's input `member`, which errors point at. */
+enum rc recipe_read_input(const struct job *job, const struct model *model, const char *member,
+                          struct candidate **recipe, struct err *e);
+
 /* Bytes of the quantized Linears, packed. */
 int64_t recipe_bytes(const struct model *model, const struct candidate *recipe);
 

@@ -373,7 +373,7 @@ static enum rc chunk_back(struct reverse *k, int block, int64_t chunk, linear_ho
 
 static enum rc block_back(struct reverse *k, int block, struct err *e) {
     const struct reverse_hooks *hooks = k->r->hooks;
-    const struct block_weights *w = &k->seen;
+    const struct block_weights *w = &block_buffer(k, block)->weights;
     int64_t again = own_chunks(k, windows_again(k));
     TRY(ready_block(k, block, block > k->r->first_block ? block - 1 : -1, e));
     if (hooks->begin) TRY(hooks->begin(hooks->ctx, block, w, e));

@@ -39,6 +39,7 @@ struct reverse_hooks {
     /* A block is loaded, on the way forward or back: replace what is seen of it, as in struct walk_hooks. `next` is the
      * one that follows; −1: none. */
     enum rc (*weights)(void *ctx, int block, int next, struct block_weights *w, struct err *e);
+    /* `w` of the next ones: the model's own, whatever `weights` shows in their place. */
     /* In place of the labels' NLL: fills at->dx. */
     enum rc (*loss)(void *ctx, const struct reverse_end *at, struct err *e);
     enum rc (*begin)(void *ctx, int block, const struct block_weights *w, struct err *e);
