@@ -143,7 +143,7 @@ static void check_walk(const char *name, struct candidate c) {
 static void scores_are_those_of_a_model_of_the_quantized_weights(void **state) {
     (void)state;
     struct candidate guided = candidate_default(METHOD_GPTQ, 2, 16);
-    guided.unweighed = true, .guided = true;
+    guided.guided = true;
     check_walk("llama", guided); /* and refined */
     check_walk("qwen2", candidate_default(METHOD_RTN, 2, 16));
     check_walk("phi3", candidate_default(METHOD_HQQ, 3, 16));
