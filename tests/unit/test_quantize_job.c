@@ -460,6 +460,27 @@ static void all_that_a_target_cannot_carry_is_named(void **state) {
     made_close(&m);
 }
 
+/* A refusal has an end: the Linears that are not in it are counted, none is told in part. */
+static void what_a_refusal_has_no_room_for_is_counted(void **state) {
+    (void)state;
+    struct made m;
+    made_open(&m);
+    static const char *const assigned[] = {
+        "model.layers.0.self_attn.q_proj", "rtn4g64",         "model.layers.1.self_attn.k_proj", "rtn3g64-intzero",
+        "model.layers.2.mlp.down_proj",    "rtn4g64-hqqpack", "model.layers.3.mlp.down_proj",    "rtn4g48-sym",
+        "model.layers.4.mlp.gate_proj",    "rtn4g64-sym",     "model.layers.5.mlp.up_proj",      "rtn8g64-sym"};
+    json_t *inputs = allocation(assigned, 6, json_pack("{ss}", "target", "vllm"));
+    assert_int_equal(make(&m, QUANTIZE(",'allocation':'A'"), NULL, inputs), RC_UNSUPPORTED);
+    const char *said = m.run.err.message, *end = strstr(said, " … and ");
+    int more = 0;
+    assert_non_null(strstr(said, "q_proj (block 0): vllm has no float zeros"));
+    assert_non_null(end);
+    assert_int_equal(sscanf(end, " … and %d more", &more), 1);
+    assert_true(more > 0 && strchr(end, ':') == NULL && strlen(said) < sizeof m.run.err.message - 1);
+    json_decref(inputs);
+    made_close(&m);
+}
+
 /* An id means nothing where the artifact goes. */
 static void what_is_told_of_the_allocation_names_no_jobs(void **state) {
     (void)state;
@@ -542,6 +563,7 @@ int main(void) {
         cmocka_unit_test(a_device_with_memory_of_its_own_changes_nothing),
         cmocka_unit_test(another_job_with_the_name_is_refused),
         cmocka_unit_test(all_that_a_target_cannot_carry_is_named),
+        cmocka_unit_test(what_a_refusal_has_no_room_for_is_counted),
         cmocka_unit_test(what_is_told_of_the_allocation_names_no_jobs),
         cmocka_unit_test(an_allocation_is_for_the_weights_it_measured),
         cmocka_unit_test(an_artifact_of_another_model_is_refused),
