@@ -192,6 +192,10 @@ bool spec_refines(const struct job_kind *kind, const union spec *spec);
 /* The artifact that the job makes, and the one that it reads. */
 const char *spec_made_artifact(const struct job_kind *kind, const union spec *spec);
 const char *spec_read_artifact(const struct job_kind *kind, const union spec *spec);
+/* What an artifact's folder is called until it is whole, by its name; whoever is at work in it holds a flock on it. It
+ * has no folders in it. With the key's file gone, the next to make an artifact of that name begins anew. */
+#define ARTIFACT_PARTIAL ".%s.partial"
+#define ARTIFACT_KEY ".key"
 
 /* Whether the job is to be split over all devices that there are. */
 bool spec_is_split(const union spec *spec);

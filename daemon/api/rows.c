@@ -6,6 +6,7 @@
 
 #include "base/json.h"
 #include "base/strbuf.h"
+#include "daemon/api/csv.h"
 #include "daemon/app.h"
 #include "daemon/http/response.h"
 #include "daemon/store/jobs.h"
@@ -38,56 +39,19 @@ const struct schema rows_query_schema = {
 struct table {
     enum format format;
     struct strbuf out;
-    json_t *columns; /* of csv: the keys of the first row */
+    struct csv csv;
     int64_t left, count;
     bool more;
     char phase[PHASE_MAX];
     int64_t index;
 };
 
-/* RFC 4180: quoted when it must be. A value that a spreadsheet would take for a formula cannot occur: cells are names
- * of tensors, candidates and numbers. */
-static void append_cell(struct strbuf *out, const json_t *value) {
-    char *text = json_is_string(value) ? NULL : value && !json_is_null(value) ? json_line(value) : NULL;
-    const char *cell = text ? text : json_is_string(value) ? json_string_value(value) : "";
-
-    if (!strpbrk(cell, ",\"\r\n")) {
-        strbuf_puts(out, cell);
-    } else {
-        strbuf_puts(out, "\"");
-        for (; *cell; cell++)
-            strbuf_append(out, *cell == '"' ? "\"\"" : cell, *cell == '"' ? 2 : 1);
-        strbuf_puts(out, "\"");
-    }
-    free(text);
-}
-
-static void append_csv_header(struct table *t, json_t *row) {
-    const char *key;
-    json_t *value;
-
-    t->columns = json_array();
-    json_object_foreach(row, key, value) {
-        json_t *name = json_string(key);
-        if (json_array_size(t->columns)) strbuf_puts(&t->out, ",");
-        append_cell(&t->out, name);
-        json_array_append_new(t->columns, name);
-    }
-    strbuf_puts(&t->out, "\r\n");
-}
-
-static void append_csv(struct table *t, const char *data) {
-    json_t *row, *column;
+static void append_csv(struct csv *csv, const char *data) {
     struct err ignored;
-    size_t i;
+    json_t *row;
 
     if (json_parse(data, strlen(data), &row, &ignored) != RC_OK) return;
-    if (!t->columns) append_csv_header(t, row);
-    json_array_foreach(t->columns, i, column) {
-        if (i) strbuf_puts(&t->out, ",");
-        append_cell(&t->out, json_object_get(row, json_string_value(column)));
-    }
-    strbuf_puts(&t->out, "\r\n");
+    csv_add(csv, row);
     json_decref(row);
 }
 
@@ -99,7 +63,7 @@ static void append_row(void *ctx, const struct row *row) {
         return;
     }
     if (t->format == FORMAT_CSV) {
-        append_csv(t, row->data);
+        append_csv(&t->csv, row->data);
     } else {
         if (t->format == FORMAT_JSON && t->count) strbuf_puts(&t->out, ",");
         strbuf_puts(&t->out, row->data);
@@ -134,6 +98,7 @@ static void respond_table(struct request *r, struct table *t) {
         strbuf_printf(&t->out, "],\"next\":\"%lld.%s\"}", (long long)t->index, t->phase);
     else if (t->format == FORMAT_JSON)
         strbuf_puts(&t->out, "],\"next\":null}");
+    csv_print(&t->csv, &t->out);
     len = t->out.len;
     if (t->format == FORMAT_JSON)
         respond_json_text(r, 200, strbuf_detach(&t->out), len);
@@ -166,6 +131,6 @@ enum rc get_rows(struct request *r, struct err *e) {
     enum rc rc = rows_list(db, &range, append_row, &table, e);
     if (rc == RC_OK) respond_table(r, &table);
     strbuf_release(&table.out);
-    json_decref(table.columns);
+    csv_release(&table.csv);
     return rc;
 }

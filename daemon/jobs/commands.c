@@ -4,8 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "daemon/jobs/lane.h"
+#include "daemon/jobs/leftover.h"
 #include "daemon/jobs/scheduler.h"
 #include "daemon/store/store.h"
 
@@ -16,7 +18,7 @@ struct command {
     enum job_action action;
     struct job_patch patch;
     int64_t priority;
-    char *label, *device;
+    char *label, *device, *leftover;
     command_done done;
     void *ctx;
 };
@@ -37,6 +39,7 @@ static void command_end(struct command *c, const struct err *e) {
     c->done(c->ctx, c->job, NULL, e);
     free(c->label);
     free(c->device);
+    free(c->leftover);
     free(c);
     if (e->rc == RC_OK) scheduler_kick(app->scheduler);
 }
@@ -45,8 +48,9 @@ static void on_done(struct write_op *op, const struct err *e) {
     command_end((struct command *)op, e);
 }
 
-static void submit(struct command *c, enum rc (*run)(struct db *db, struct write_op *op, struct err *e)) {
-    c->op = (struct write_op){.run = run, .done = on_done};
+static void submit(struct command *c, enum rc (*run)(struct db *db, struct write_op *op, struct err *e),
+                   void (*done)(struct write_op *op, const struct err *e)) {
+    c->op = (struct write_op){.run = run, .done = done};
     store_submit(c->app->store, &c->op);
 }
 
@@ -68,7 +72,7 @@ static void on_left(void *ctx) {
     int64_t version;
 
     if (job_brief(store_reader(c->app->store), c->job, &state, &version, &e) == RC_OK && state != wanted)
-        submit(c, act_run);
+        submit(c, act_run, on_done);
     else
         command_end(c, &e);
 }
@@ -81,7 +85,7 @@ void command_act(struct app *app, const char *job, enum job_action action, comma
     if (lane && (action == ACTION_CANCEL || action == ACTION_PAUSE))
         lane_stop(lane, action, on_left, c);
     else
-        submit(c, act_run);
+        submit(c, act_run, on_done);
 }
 
 /* ---- patch, delete ---- */
@@ -102,13 +106,37 @@ void command_patch(struct app *app, const char *job, const struct job_patch *pat
     }
     if (patch->label) c->patch.label = c->label = xstrdup(patch->label);
     if (patch->device) c->patch.device = c->device = xstrdup(patch->device);
-    submit(c, patch_run);
+    submit(c, patch_run, on_done);
 }
 
 static enum rc delete_run(struct db *db, struct write_op *op, struct err *e) {
-    return job_delete(db, ((struct command *)op)->job, e);
+    struct command *c = (struct command *)op;
+
+    TRY(leftover_name(db, c->job, &c->leftover, e));
+    return job_delete(db, c->job, e);
+}
+
+static enum rc clear_run(struct db *db, struct write_op *op, struct err *e) {
+    struct command *c = (struct command *)op;
+
+    return leftover_remove(db, c->app->artifacts, c->leftover, e);
+}
+
+/* The job is gone in any case. */
+static void clear_done(struct write_op *op, const struct err *e) {
+    if (e->rc != RC_OK) log_warn("%s", e->message);
+    command_end((struct command *)op, &(struct err){0});
+}
+
+static void delete_done(struct write_op *op, const struct err *e) {
+    struct command *c = (struct command *)op;
+
+    if (e->rc != RC_OK || !c->leftover)
+        command_end(c, e);
+    else
+        submit(c, clear_run, clear_done);
 }
 
 void command_delete(struct app *app, const char *job, command_done done, void *ctx) {
-    submit(command_new(app, job, done, ctx), delete_run);
+    submit(command_new(app, job, done, ctx), delete_run, delete_done);
 }

@@ -8,6 +8,7 @@ Labels are words joined by blanks:
   hang         never answers a cancel, and goes on beating
   mute         stops beating and answering
   twice        sends its first row twice
+  ragged       sends rows each with a key of its own
   garbage      sends a line that is no message
   fail         ends with an error
 
@@ -90,6 +91,8 @@ class Worker:
                 self.pause(int(words.get("slow", 0)) / 1000)
                 self.send("progress", job=id_, phase="rows", unit="rows", done=index, total=count)
                 row = {"window": index, "tokens": 10, "nll": index / 7, "made_in": attempt}
+                if "ragged" in words:
+                    row[f"only,{index}"] = index
                 for _ in range(2 if "twice" in words and index == 0 else 1):
                     self.send("row", job=id_, phase="rows", index=index, data=row)
         self.send("log", level="info", text="all rows done")

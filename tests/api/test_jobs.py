@@ -1,5 +1,7 @@
 """The jobs resource: submission, order, steering, idempotency, and what clients see of it."""
 
+import csv
+import io
 import time
 
 RUNNING_LONG = "rows=1000 slow=50"
@@ -14,11 +16,20 @@ def test_a_job_runs_and_shows_its_result_rows_and_events(daemon):
     assert job["state"] == "succeeded" and job["attempt"] == 1 and job["device"] == "cpu"
     assert daemon.ask("GET", f"/v1/jobs/{job['id']}/result").json["rows"] == 3
     assert [row["window"] for row in daemon.rows(job["id"])] == [0, 1, 2]
-    csv = daemon.ask("GET", f"/v1/jobs/{job['id']}/rows?format=csv").body.decode().split("\r\n")
-    assert csv[0] == "window,tokens,nll,made_in" and csv[2] == "1,10,0.14285714285714285,1"
+    lines = daemon.ask("GET", f"/v1/jobs/{job['id']}/rows?format=csv").body.decode().split("\r\n")
+    assert lines[0] == "window,tokens,nll,made_in" and lines[2] == "1,10,0.14285714285714285,1"
     assert len(daemon.ask("GET", f"/v1/jobs/{job['id']}/rows", Accept="application/x-ndjson").body.splitlines()) == 3
     states = [data["state"] for _, type_, data in daemon.events(job["id"]) if type_ == "state"]
     assert states == ["queued", "running", "succeeded"]
+
+
+def test_csv_has_a_column_for_every_key_of_every_row(daemon):
+    job = daemon.submit("rows=3 ragged", wait=10)
+    text = daemon.ask("GET", f"/v1/jobs/{job['id']}/rows?format=csv").body.decode()
+    header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    assert header == ["window", "tokens", "nll", "made_in", "only,0", "only,1", "only,2"]
+    assert [row[4:] for row in rows] == [["0", "", ""], ["", "1", ""], ["", "", "2"]]
+    assert all(len(row) == 7 and row[0] == str(window) for window, row in enumerate(rows))
 
 
 def test_rows_come_in_pages(daemon):

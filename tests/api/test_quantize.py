@@ -1,6 +1,8 @@
 """A quantize job over HTTP: what it is refused for, what its worker is told, and the model that it leaves."""
 
+import fcntl
 import json
+import os
 
 import pytest
 from service import add_model, assert_problem, FIXTURE, real_service  # noqa: F401
@@ -81,6 +83,72 @@ def test_an_allocation_brings_its_profiles_calibration(daemon):
     assert_problem(problem, 422, "/calibration")
 
 
+# --- what a deleted job leaves ---
+
+
+def half_made(daemon, name="made"):
+    folder = daemon.data / f"artifacts/.{name}.partial"
+    folder.mkdir()
+    for file in (".key", "model-00001-of-00002.safetensors", ".model-00002-of-00002.safetensors.writing"):
+        (folder / file).write_text("half")
+    return folder
+
+
+def post_ended(daemon, **members):
+    id_ = daemon.ask("POST", "/v1/jobs", a_quantize(uniform=RTN, **members)).json["id"]
+    daemon.wait_for(id_, "failed", "succeeded", "cancelled")
+    return id_
+
+
+def delete(daemon, id_):
+    assert daemon.ask("DELETE", f"/v1/jobs/{id_}").status == 204
+    assert daemon.ask("GET", f"/v1/jobs/{id_}").status == 404
+
+
+def test_a_deleted_job_takes_its_half_made_artifact_along(daemon):
+    failed = post_ended(daemon, label="fail")
+    folder, others = half_made(daemon), [half_made(daemon, "made2"), half_made(daemon, "mad")]
+    delete(daemon, failed)
+    assert not folder.exists() and all(len(list(other.iterdir())) == 3 for other in others)
+    cancelled = daemon.ask("POST", "/v1/jobs", a_quantize(uniform=RTN, label="rows=100 slow=50")).json["id"]
+    daemon.wait_for(cancelled, "running")
+    folder = half_made(daemon)
+    daemon.act(cancelled, "cancel")
+    assert folder.exists()  # a retry goes on with it
+    delete(daemon, cancelled)
+    assert not folder.exists()
+    delete(daemon, post_ended(daemon, label="fail"))  # which has left nothing
+
+
+def test_a_half_made_artifact_stays_while_another_job_may_go_on_with_it(daemon):
+    first, second = post_ended(daemon, label="fail"), post_ended(daemon, label="fail")
+    folder = half_made(daemon)
+    delete(daemon, first)
+    assert len(list(folder.iterdir())) == 3
+    running = daemon.ask("POST", "/v1/jobs", a_quantize(uniform=RTN, label="hang")).json["id"]
+    daemon.wait_for(running, "running")
+    delete(daemon, second)
+    assert len(list(folder.iterdir())) == 3
+    daemon.act(running, "cancel")
+    delete(daemon, running)
+    assert not folder.exists()
+
+
+def test_a_half_made_artifact_that_is_not_the_jobs_stays(daemon):
+    succeeded, folder = post_ended(daemon), half_made(daemon)
+    delete(daemon, succeeded)
+    assert len(list(folder.iterdir())) == 3
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as whoever writes in it does
+    delete(daemon, post_ended(daemon, label="fail"))
+    assert len(list(folder.iterdir())) == 3
+    os.close(held)
+    folder.rename(daemon.folder / "elsewhere")
+    folder.symlink_to(daemon.folder / "elsewhere")
+    delete(daemon, post_ended(daemon, label="fail"))
+    assert len(list((daemon.folder / "elsewhere").iterdir())) == 3
+
+
 # --- with the worker ---
 
 
@@ -139,6 +207,18 @@ def test_from_profile_to_the_eval_of_an_artifact(lab):
     recipe, of_recipe = succeed(lab, **compared, allocation=allocation)
     assert losses(lab, artifact) == losses(lab, recipe) and len(losses(lab, artifact)) == 4
     assert of_artifact["kl"] == of_recipe["kl"]
+
+
+def test_a_job_that_was_cancelled_and_deleted_leaves_nothing(lab):
+    spec = {"kind": "quantize", "model": "tiny", "name": "dropped", "uniform": {"method": "gptq", "bits": 3, "group": 64},
+            "calibration": {"dataset": "calibration", "samples": 32, "length": 128}}
+    id_ = lab.ask("POST", "/v1/jobs", spec).json["id"]
+    folder = lab.data / "artifacts/.dropped.partial"
+    lab.until(lambda: list(folder.glob("model-*.safetensors")))
+    assert lab.act(id_, "cancel").status == 200
+    assert list(folder.glob("model-*.safetensors"))
+    assert lab.ask("DELETE", f"/v1/jobs/{id_}").status == 204
+    assert not list((lab.data / "artifacts").glob("*dropped*"))
 
 
 def test_a_target_that_cannot_carry_the_recipe_is_refused(lab):

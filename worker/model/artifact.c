@@ -13,6 +13,7 @@
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/spec.h"
 #include "base/strbuf.h"
 #include "worker/model/artifact_parts.h"
 #include "worker/model/folder.h"
@@ -39,7 +40,7 @@ enum { COPIED = sizeof copied / sizeof *copied, COPIED_MAX_BYTES = 256 << 20, CO
 enum { TEXTS_BYTES = 1 << 20 }; /* what the files that are written anew take at most, beside index and allocation */
 
 /* In the folder while it grows: a hash of all that the artifact follows from. */
-static const char key_name[] = ".key";
+static const char key_name[] = ARTIFACT_KEY;
 enum { FORMAT_VERSION = 1, LOCK_WAIT_MS = 2000, LOCK_STEP_MS = 20 };
 
 struct artifact {
@@ -235,7 +236,7 @@ static enum rc split_path(struct artifact *a, struct err *e) {
     char *path = xstrndup(a->spec.path, len), *slash = strrchr(path, '/');
     a->name = xstrdup(slash != NULL ? slash + 1 : path);
     a->parent = slash == NULL ? xstrdup(".") : xstrndup(path, slash == path ? 1 : (size_t)(slash - path));
-    a->temporary = xasprintf(".%s.partial", a->name);
+    a->temporary = xasprintf(ARTIFACT_PARTIAL, a->name);
     free(path);
     if (a->name[0] == '\0' || strcmp(a->name, ".") == 0 || strcmp(a->name, "..") == 0)
         return err_set(e, RC_INVALID, "'%s' names no folder to make", a->spec.path);

@@ -4,9 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/names.h"
 #include "base/strbuf.h"
 #include "worker/pipeline/allocate.h"
 #include "worker/pipeline/match.h"
+
+enum { CANDIDATES_ROOM = 120 };
 
 struct rule {
     const struct spec_rule *spec;
@@ -47,10 +50,12 @@ static enum rc selects(const struct rule *rule, const struct profiled_linear *li
 
 /* "hqq2g64, hqq3g64, …": the candidates that `linear` still has (−1: all of the profile's). */
 static void list_candidates(const struct profile_table *table, int linear, struct strbuf *out) {
+    struct names ids = {.text = out, .room = CANDIDATES_ROOM};
     for (int c = 0; c < table->candidate_count; c++) {
         if (linear >= 0 && !table_cell(table, linear, c)->allowed) continue;
-        strbuf_printf(out, "%s%s", out->len ? ", " : "", table->ids[c]);
+        names_add(&ids, 1, table->ids[c]);
     }
+    names_end(&ids);
 }
 
 static bool satisfies(const struct spec_rule *spec, const struct candidate *candidate, const char *id) {

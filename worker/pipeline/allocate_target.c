@@ -3,9 +3,12 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/names.h"
 #include "base/strbuf.h"
 #include "worker/pipeline/allocate.h"
 #include "worker/pipeline/places.h"
+
+enum { PLACES_ROOM = 180, REASONS_ROOM = 160 }; /* of the 512 bytes of a refusal */
 
 static bool cross_out(struct profile_table *table, int linear, enum target target) {
     bool left = false;
@@ -21,13 +24,17 @@ static bool cross_out(struct profile_table *table, int linear, enum target targe
 
 /* Why, candidate by candidate, one reason once. */
 static void list_reasons(const struct profile_table *table, int linear, enum target target, struct strbuf *text) {
+    struct names reasons = {.text = text, .room = REASONS_ROOM, .separator = "; "};
     struct err reason;
     for (int c = 0; c < table->candidate_count; c++) {
         if (!table_cell(table, linear, c)->measured) continue;
         (void)target_check(target, &table->candidates[c], table->linears[linear].cols, &reason);
         if (text->data && strstr(text->data, reason.message)) continue;
-        strbuf_printf(text, "%s%s: %s", text->len ? "; " : "", table->ids[c], reason.message);
+        char *line = xasprintf("%s: %s", table->ids[c], reason.message);
+        names_add(&reasons, 1, line);
+        free(line);
     }
+    names_end(&reasons);
 }
 
 static enum rc refuse(const struct profile_table *table, const bool *without, enum target target, struct err *e) {
@@ -39,7 +46,7 @@ static enum rc refuse(const struct profile_table *table, const bool *without, en
         first++;
     for (int i = first; i < table->linear_count; i++)
         if (without[i]) places[count++] = (struct place){table->linears[i].projection, table->linears[i].block};
-    places_text(places, count, &names);
+    places_text(places, count, PLACES_ROOM, &names);
     list_reasons(table, first, target, &reasons);
     enum rc rc =
         err_at(e, "/target", RC_INFEASIBLE, "%s carries no candidate that was profiled for %s; profile others: %s",

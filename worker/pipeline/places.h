@@ -1,4 +1,5 @@
-/* Linears as people read of them, many at once: "q_proj (blocks 0-3, 7), down_proj (block 2)". Pure. */
+/* Linears as people read of them, many at once: "q_proj (blocks 0-3, 7), down_proj (block 2)"; where there is no room
+ * for all, as in a refusal, "q_proj (blocks 0-3, 7) … and 12 more" (base/names.h). Pure. */
 #ifndef HSAQ_WORKER_PIPELINE_PLACES_H
 #define HSAQ_WORKER_PIPELINE_PLACES_H
 
@@ -11,7 +12,8 @@ struct place {
     int block; /* −1: in none */
 };
 
-/* Appends; projections as they come up first, blocks as they come, which is rising. */
-void places_text(const struct place *places, size_t count, struct strbuf *text);
+/* Appends; projections as they come up first, blocks as they come, which is rising. `room`: bytes, as of struct names.
+ */
+void places_text(const struct place *places, size_t count, size_t room, struct strbuf *text);
 
 #endif

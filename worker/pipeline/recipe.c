@@ -6,6 +6,7 @@
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/names.h"
 #include "base/strbuf.h"
 #include "worker/pipeline/places.h"
 #include "worker/pipeline/quantize.h"
@@ -66,6 +67,8 @@ int64_t recipe_bytes(const struct model *model, const struct candidate *recipe) 
 
 /* --- targets --- */
 
+enum { PLACES_ROOM = 160 }; /* of the Linears that one thing is wrong with */
+
 /* What is wrong with each Linear. */
 struct faults {
     const struct model *model;
@@ -101,15 +104,17 @@ static bool is_told(const struct faults *f, int64_t index) {
     return false;
 }
 
-static void tell(const struct faults *f, int64_t first, struct strbuf *text) {
+static void tell(const struct faults *f, int64_t first, struct names *all) {
     struct place *places = xcalloc((size_t)f->model->linear_count, sizeof *places);
+    struct strbuf text = STRBUF_INIT;
     size_t count = 0;
     for (int64_t i = first; i < f->model->linear_count; i++)
         if (has_fault(f, i, f->reason[first]))
             places[count++] = (struct place){f->model->linears[i].projection, f->model->linears[i].block};
-    if (text->len) strbuf_puts(text, "; ");
-    places_text(places, count, text);
-    strbuf_printf(text, ": %s", f->reason[first]);
+    places_text(places, count, PLACES_ROOM, &text);
+    strbuf_printf(&text, ": %s", f->reason[first]);
+    names_add(all, count, text.data);
+    strbuf_release(&text);
     free(places);
 }
 
@@ -117,6 +122,7 @@ enum rc recipe_check_target(const struct model *model, const struct candidate *r
                             struct err *e) {
     const struct faults f = {model, xcalloc((size_t)model->linear_count, sizeof *f.reason)};
     struct strbuf text = STRBUF_INIT;
+    struct names all = {.text = &text, .room = sizeof e->message - NAMES_END_SIZE, .separator = "; "};
     struct err fault;
     for (int64_t i = 0; i < model->linear_count; i++) {
         enum rc rc = target_check(target, &recipe[i], model->linears[i].cols, &fault);
@@ -124,7 +130,8 @@ enum rc recipe_check_target(const struct model *model, const struct candidate *r
         if (rc != RC_OK) f.reason[i] = xstrdup(fault.message);
     }
     for (int64_t i = 0; i < model->linear_count; i++)
-        if (f.reason[i] && !is_told(&f, i)) tell(&f, i, &text);
+        if (f.reason[i] && !is_told(&f, i)) tell(&f, i, &all);
+    names_end(&all);
     enum rc rc = text.len ? err_at(e, "/target", RC_UNSUPPORTED, "%s", text.data) : RC_OK;
     for (int64_t i = 0; i < model->linear_count; i++)
         free(f.reason[i]);
