@@ -16,6 +16,8 @@ Needs torch, transformers, safetensors and numpy.
             a: H_I as in shared, H_O = Σ ggᵀ      b1: H_I = Σ ‖g‖²·xxᵀ, H_O = Σ ‖x‖²·ggᵀ
             b2, b3: H_I = Σ gᵀH_O g·xxᵀ, H_O = Σ xᵀH_I x·ggᵀ with those of the one before
             @0.5: 0.5 of its mean is added to the diagonal of H_O; else 0.05, as for H_I
+            -static: grids are fitted to the weights as they are, not to what corrections made of them
+            descend: a column at a time, its rows in SUBSETS turns, each code to where the objective is least
 
 Two-sided: with H = M·D·Mᵀ, M unit upper, on both sides, the objective is Σ D_O[n]·D_I[k]·R[n,k]² for R = M_OᵀEM_I, so
 that E = V_OᵀRV_I for V = M⁻¹. What R[n,k] = ŵ[n,k] − target[n,k] rounds is w[n,k] + Σ_{j<k} C[n,j]·V_I[j,k] +
@@ -39,7 +41,7 @@ KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.
 SHARING = ({0, 1, 2}, {0, 1, 2}, {0, 1, 2}, {3}, {4, 5}, {4, 5}, {6})
 SETTINGS = ("shared", "groups-1", "two-a", "groups-4", "two-b2", "two-a@0.5", "groups-8", "groups-2", "two-b1", "two-b3",
             "two-b2@0.5")
-GROUP, SLICES, DAMP = 64, 8, 0.05
+GROUP, SLICES, DAMP, SUBSETS = 64, 8, 0.05, 4
 
 
 # --- Statistics ---
@@ -219,8 +221,9 @@ def round_both(outer, t, scale, zero, v, top):
 class Rounding:
     """Of w [b, N, K] by h [b, K, K], and by outer [b, N, N] where there is one."""
 
-    def __init__(self, w, h, outer, bits, damp_outer=DAMP):
-        self.top, self.order, self.rows = 2**bits - 1, group_aware(h), None
+    def __init__(self, w, h, outer, bits, damp_outer=DAMP, static=False):
+        self.top, self.order, self.rows, self.outer = 2**bits - 1, group_aware(h), None, None
+        self.static = static
         if outer is not None:
             self.rows = outer.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
             w = permuted(w, self.rows, 1)
@@ -231,7 +234,9 @@ class Rounding:
 
     def inner(self, outer, damp):
         if outer is None: return round_columns
-        v, _ = factor(permuted(permuted(damped(outer, damp), self.rows, 1), self.rows, 2))
+        outer = permuted(permuted(damped(outer, damp), self.rows, 1), self.rows, 2)
+        self.outer = outer.float()
+        v, _ = factor(outer)
         return partial(round_both, F.pad(v.triu(1), (GROUP - 1,) * 4))
 
     def run(self, v, diagonal, inner):
@@ -239,7 +244,7 @@ class Rounding:
         w, codes, scales, zeros = self.w.clone(), [], [], []
         for at in range(0, w.shape[2], GROUP):
             here, behind = slice(at, at + GROUP), slice(at + GROUP, None)
-            scale, zero = fit(w[:, :, here], weight[:, here], self.top)
+            scale, zero = fit((self.w if self.static else w)[:, :, here], weight[:, here], self.top)
             code, c = inner(w[:, :, here].clone(), scale, zero, v[:, here, here], self.top)
             w[:, :, behind] += c @ v[:, here, behind]
             codes.append(code), scales.append(scale), zeros.append(zero)
@@ -250,6 +255,7 @@ class Rounding:
 
     def descend(self, sweeps):
         """kernels/cpu/descend.c"""
+        if self.outer is not None: return self.descend_both(sweeps)
         error = self.values() - self.w
         for k in list(range(self.w.shape[2])) * sweeps:
             slope, scale, code = (error @ self.h[:, :, k, None])[..., 0], self.scale[:, :, k // GROUP], self.codes[:, :, k]
@@ -257,6 +263,19 @@ class Rounding:
             moved = (code + (moved - code).round()).clamp(0, self.top)
             error[:, :, k] += (moved - code) * scale
             code.copy_(moved)
+
+    def descend_both(self, sweeps):
+        error = self.values() - self.w
+        for k in list(range(self.w.shape[2])) * sweeps:
+            for subset in range(SUBSETS):
+                rows = slice(subset, None, SUBSETS)
+                slope = (self.outer[:, rows] @ (error @ self.h[:, :, k, None]))[..., 0]
+                curvature = self.outer.diagonal(dim1=1, dim2=2)[:, rows] * self.h[:, k, k, None]
+                scale, code = self.scale[:, rows, k // GROUP], self.codes[:, rows, k]
+                moved = (code - slope / (curvature * scale)).clamp(-1, self.top + 1)
+                moved = (code + (moved - code).round()).clamp(0, self.top)
+                error[:, rows, k] += (moved - code) * scale
+                code.copy_(moved)
 
     def result(self):
         """Codes, scales and zeros as the columns and rows lie in the model."""
@@ -288,7 +307,7 @@ def rounding_of(linears, setting, kind, bits, factors):
     h, outer = factors.of(setting, kind)
     w = torch.stack([linear.weight for linear in linears[kind]]).unflatten(1, (h.shape[1], -1)).flatten(0, 1)
     damp = float(setting.partition("@")[2] or DAMP)
-    return Rounding(w, h.flatten(0, 1), outer, bits, damp)
+    return Rounding(w, h.flatten(0, 1), outer, bits, damp, "-static" in setting)
 
 
 class Trial:
@@ -337,7 +356,6 @@ class Trial:
             roundings.append(rounding_of(linears, setting, kind, bits, factors))
         synchronize()
         self.judge(bits, setting, "round", roundings, time.perf_counter() - began)
-        if setting.startswith("two-"): return
         began = time.perf_counter()
         for r in roundings:
             r.descend(2)
