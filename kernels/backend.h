@@ -297,12 +297,18 @@ struct quantize_report {
  * A candidate that descends has GPTQ's codes gone through again so many times, in the order in which it rounded them:
  * each moves to where tr((w − ŵ)·H′·(w − ŵ)ᵀ), H′ damped as the factor is, is least as the others are; scales and zeros
  * stay (cyclic coordinate descent: QuantEase, Behdin et al. 2023; CDQuant, Nair & Suggala 2024).
+ * With a factor of the rows too, of G = Σ gᵀg at the Linear's output, GPTQ is two-sided: it goes for the least
+ * tr(G′·E·H′·Eᵀ), E = ŵ − w (YAQA, Tseng et al. 2025). All groups are fitted before, to the weights as they are; a
+ * column's weights are rounded in the order of that factor's steps, and of what rounding the weight at step q left, R_q,
+ * the weight at a step p > q takes R_q·V_qp before it is rounded, V_qp = U_qp/U_qq of the rows' factor. What the columns
+ * behind make up for is as ever the difference to the weight as the columns before it had left it.
  * RC_INVALID naming row and column when w holds NaN or Inf. */
 struct quantize_args {
     struct mat w; /* [N, K] */
     struct candidate candidate;
     struct mat h; /* [K, K] for RANGE_WEIGHTED without GPTQ, RANGE_OUTPUT, and to descend: what the factor is of */
     const struct factor *factor; /* for GPTQ, of the candidate's order, group and damp; else NULL */
+    const struct factor *rows;   /* [N] for GPTQ, of G, of any order; or NULL */
     struct quantized *out;       /* buffers by quantized_alloc */
     struct quantize_report *report;
 };
