@@ -6,6 +6,9 @@ prefix   = $(PREFIX)
 DESTDIR ?=
 VERSION := $(shell cat VERSION)
 
+# What the worker and its CUDA library, two files, have to agree on.
+INTERFACE := $(shell cat kernels/backend.h kernels/tensor.h base/candidate.h | sha256sum | cut -c1-16)
+
 FLAVOUR ?=
 BUILD   := build$(if $(FLAVOUR),/$(FLAVOUR))
 CC      ?= gcc
@@ -23,7 +26,7 @@ OPTIMIZE ?= -O2
 # No -march: hot loops choose AVX2/AVX-512 at run time (kernels/cpu/simd.h), so one binary serves every x86-64 machine.
 CFLAGS_ALL = -std=c17 -D_GNU_SOURCE $(OPTIMIZE) -g -fno-math-errno -pthread $(OPENMP) $(WARNINGS) $(SANITIZE) \
              $(if $(SANITIZE),-Wno-error) -I. \
-             -DHSAQ_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(ALL_PKGS) 2>/dev/null) $(CFLAGS)
+             -DHSAQ_VERSION='"$(VERSION)"' -DHSAQ_INTERFACE='"$(INTERFACE)"' $(shell pkg-config --cflags $(ALL_PKGS) 2>/dev/null) $(CFLAGS)
 OPENMP     ?= -fopenmp
 LDFLAGS_ALL = -pthread $(OPENMP) $(SANITIZE) $(LDFLAGS)
 BASE_LIBS   = $(shell pkg-config --libs $(BASE_PKGS)) -lm
@@ -39,7 +42,8 @@ CUDA_HOME   = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_CODE   = $(if $(filter native,$(CUDA_ARCHS)),-arch=native, \
                 $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
                 -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)))
-NVCCFLAGS   = -std=c++20 -O3 -lineinfo $(CUDA_CODE) -Xcompiler -fPIC,-fopenmp,-Wall,-Wextra,-Werror -I. $(NVCC_EXTRA)
+NVCCFLAGS   = -std=c++20 -O3 -lineinfo $(CUDA_CODE) -Xcompiler -fPIC,-fopenmp,-Wall,-Wextra,-Werror -I. \
+              -DHSAQ_INTERFACE='"$(INTERFACE)"' $(NVCC_EXTRA)
 CUDA_LIBS   = -L$(CUDA_HOME)/lib64 -lcublas -lcublasLt -lcusolver
 
 # A module is a folder; its main file stays out of the library so that tests can link the rest.

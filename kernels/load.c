@@ -39,6 +39,9 @@ enum rc backend_cuda_load(enum dtype activation, const struct backend **backend,
     if (library == NULL)
         return err_set(e, RC_NOT_FOUND,
                        "the CUDA backend cannot be loaded, install CUDA's runtime, cuBLAS and cuSOLVER: %s", dlerror());
+    const char *interface = dlsym(library, "backend_cuda_interface");
+    if (interface == NULL || strcmp(interface, HSAQ_INTERFACE) != 0)
+        return err_set(e, RC_NOT_FOUND, "%s is not of this program's build: build and install both together", path);
     *backend = dlsym(library, activation == DTYPE_BF16 ? "backend_cuda_bf16" : "backend_cuda_fp32");
-    return *backend ? RC_OK : err_set(e, RC_NOT_FOUND, "%s holds no backend: it is of another version", path);
+    return *backend ? RC_OK : err_set(e, RC_NOT_FOUND, "%s holds no backend", path);
 }

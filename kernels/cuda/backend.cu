@@ -180,6 +180,8 @@ static int64_t cuda_memory_peak(struct backend_state *state) {
     .adam = cuda_adam
 
 extern "C" {
+extern const char backend_cuda_interface[]; /* as it was built: load.c compares */
+const char backend_cuda_interface[] = HSAQ_INTERFACE;
 extern const struct backend backend_cuda_fp32, backend_cuda_bf16; /* C++ would keep constants to this file */
 const struct backend backend_cuda_fp32 = {
     .name = "cuda",

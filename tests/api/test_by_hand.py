@@ -1,6 +1,7 @@
 """hsaq-worker run: a job without a daemon says what it would tell one, and goes on from what an earlier run printed."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -69,3 +70,14 @@ def test_an_artifact_is_made_where_it_is_asked_for(tmp_path):
     by_path = messages(run(tmp_path, spec=evaluate))[-1]["result"]
     by_name = messages(run(tmp_path, "--artifacts", folders[0], spec={**SPEC, "artifact": "made"}))[-1]["result"]
     assert by_path["quantized"] == by_name["quantized"]
+
+
+@pytest.mark.parametrize("holds", ["", 'const char backend_cuda_interface[] = "another";'])
+def test_a_cuda_library_of_another_build_is_refused(tmp_path, holds):
+    """Its table of operations may look otherwise: calling into it would crash."""
+    library = tmp_path / "libother.so"
+    subprocess.run(["gcc", "-shared", "-x", "c", "-", "-o", library], input=holds, text=True, check=True)
+    done = subprocess.run([BUILD / "hsaq-worker", "devices"], capture_output=True, text=True, timeout=30, check=True,
+                          env={**os.environ, "HSAQ_CUDA_LIBRARY": str(library)})
+    unusable = json.loads(done.stdout)["ok"]["unusable"]
+    assert [d["name"] for d in unusable] == ["cuda"] and "not of this program's build" in unusable[0]["reason"]
