@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "base/random.h"
+#include "worker/pipeline/block_feed.h"
 #include "worker/pipeline/hidden.h"
 #include "worker/pipeline/upload.h"
 #include "worker/pipeline/walk.h"
@@ -24,8 +25,7 @@ struct reverse {
     int parts;
     struct forward forward;
     struct backward backward;
-    struct block blocks[2];    /* the second only where the device loads ahead */
-    int held[2];               /* which block is in them, or on its way; −1: none */
+    struct block_feed feed;
     struct block_weights seen; /* of the block at hand */
     struct hidden *hidden; /* slot = block · most_chunks + chunk: the block's input, [blocks]: the last one's output */
     float *memory;         /* [2, T, D] the next two */
@@ -126,8 +126,7 @@ static enum rc open_all(struct reverse *k, struct err *e) {
     k->weight = xcalloc(tokens, sizeof *k->weight);
     TRY(forward_open(&k->forward, &k->walk, k->windows, true, e));
     TRY(backward_open(&k->backward, &k->forward, e));
-    for (int i = 0; i < (r->job->backend->loads_ahead ? 2 : 1); i++)
-        TRY(block_open_without(r->job, r->model, blocks_of(k) - 1, r->replaced, &k->blocks[i], e));
+    TRY(block_feed_open(r->job, r->model, blocks_of(k) - 1, r->replaced, &k->feed, e));
     TRY(open_matrices(k, e));
     TRY(open_head(k, e));
     return open_hidden(k, e);
@@ -137,8 +136,7 @@ static void release(struct reverse *k) {
     const struct job *job = k->r->job;
     void *on_device[] = {k->memory, k->final.data, k->head.data, k->head_bias, k->final_norm};
     void *on_host[] = {k->ids, k->labels, k->u, k->nll, k->weight};
-    block_close(&k->blocks[0]); /* first: they wait for loads under way */
-    block_close(&k->blocks[1]);
+    block_feed_close(&k->feed); /* first: it waits for loads under way */
     hidden_close(k->hidden);
     for (size_t i = 0; i < sizeof on_device / sizeof *on_device; i++)
         if (on_device[i]) job->backend->free(job->device, on_device[i]);
@@ -148,33 +146,11 @@ static void release(struct reverse *k) {
     forward_release(&k->forward);
 }
 
-static struct block *block_buffer(struct reverse *k, int block) {
-    return &k->blocks[k->r->job->backend->loads_ahead ? block % 2 : 0];
-}
-
-static enum rc begin_load(struct reverse *k, int block, struct err *e) {
-    int *held = &k->held[block_buffer(k, block) - k->blocks];
-    if (*held == block) return RC_OK;
-    *held = -1;
-    TRY(block_load(block_buffer(k, block), block, e));
-    *held = block;
-    return RC_OK;
-}
-
-static enum rc begin_next(struct reverse *k, int next, struct err *e) {
-    if (next < 0) return RC_OK;
-    if (k->r->job->backend->loads_ahead) return begin_load(k, next, e);
-    block_prefetch(k->r->model, next);
-    return RC_OK;
-}
-
-/* The block becomes ready to compute with, and the next one (−1: none) starts on its way. */
+/* The block becomes ready to compute with, as it is to be seen; `next`: −1 for none. */
 static enum rc ready_block(struct reverse *k, int block, int next, struct err *e) {
     const struct reverse_hooks *hooks = k->r->hooks;
-    TRY(begin_load(k, block, e));
-    TRY(k->r->job->backend->loaded(k->r->job->device, e));
-    TRY(begin_next(k, next, e));
-    k->seen = block_buffer(k, block)->weights;
+    TRY(block_feed_ready(&k->feed, block, next, e));
+    k->seen = block_feed_at(&k->feed, block)->weights;
     return hooks->weights ? hooks->weights(hooks->ctx, block, next, &k->seen, e) : RC_OK;
 }
 
@@ -240,7 +216,7 @@ static enum rc embed_chunk(struct reverse *k, int64_t chunk, struct err *e) {
 
 static enum rc chunk_forward(struct reverse *k, int block, int64_t chunk, struct err *e) {
     struct site site = site_at(k, block, chunk);
-    const struct block *b = block_buffer(k, block);
+    const struct block *b = block_feed_at(&k->feed, block);
     struct forward_args a = {.x = k->middle, .params = &b->params, .weights = &k->seen, .site = &site};
     TRY(recall(k, slot(k, block, chunk), -1, k->middle, e));
     TRY(forward_block(&k->forward, &a, e));
@@ -351,7 +327,7 @@ typedef enum rc (*linear_hook)(void *ctx, const struct linear_gradient *at, stru
 /* A block's input is not needed after its last visit, and makes room for its gradient. */
 static enum rc chunk_back(struct reverse *k, int block, int64_t chunk, linear_hook hook, bool last, struct err *e) {
     struct site site = site_at(k, block, chunk);
-    const struct block *b = block_buffer(k, block);
+    const struct block *b = block_feed_at(&k->feed, block);
     int64_t at = slot(k, block, chunk), after = chunk + 1 < k->chunks ? slot(k, block + 1, chunk + 1) : -1;
     TRY(recall(k, slot(k, block + 1, chunk), at, k->dx, e));
     TRY(hidden_recall(k->hidden, at, after, e));
@@ -373,7 +349,7 @@ static enum rc chunk_back(struct reverse *k, int block, int64_t chunk, linear_ho
 
 static enum rc block_back(struct reverse *k, int block, struct err *e) {
     const struct reverse_hooks *hooks = k->r->hooks;
-    const struct block_weights *w = &block_buffer(k, block)->weights;
+    const struct block_weights *w = &block_feed_at(&k->feed, block)->weights;
     int64_t again = own_chunks(k, windows_again(k));
     TRY(ready_block(k, block, block > k->r->first_block ? block - 1 : -1, e));
     if (hooks->begin) TRY(hooks->begin(hooks->ctx, block, w, e));
@@ -399,8 +375,7 @@ static enum rc walk_all(struct reverse *k, struct err *e) {
 enum rc reverse_open(const struct reverse_walk *r, struct reverse **out, struct err *e) {
     static const struct walk_hooks no_hooks = {0};
     struct reverse *k = xcalloc(1, sizeof *k);
-    *k =
-        (struct reverse){.r = r, .windows = r->chunk > 0 ? r->chunk : walk_chunk(r->job, r->windows), .held = {-1, -1}};
+    *k = (struct reverse){.r = r, .windows = r->chunk > 0 ? r->chunk : walk_chunk(r->job, r->windows)};
     k->parts = r->parts > 0 ? r->parts : 1;
     k->walk = (struct walk){.job = r->job, .model = r->model, .windows = r->windows, .hooks = &no_hooks};
     k->forward.walk = &k->walk;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "worker/pipeline/block_feed.h"
 #include "worker/pipeline/forward.h"
 #include "worker/pipeline/hidden.h"
 #include "worker/pipeline/upload.h"
@@ -14,15 +15,15 @@ struct walker {
     const struct walk *walk;
     int64_t windows, chunks; /* windows of a chunk, chunks of a stream */
     struct forward forward;
-    struct hidden *hidden;  /* slot = stream · chunks + chunk */
-    struct block blocks[2]; /* the second only where the device loads ahead */
-    char *kept;             /* [chunks] of forward_kept bytes: the input that a stage leaves to the next; or NULL */
-    bool is_kept;           /* it is there */
-    int active;             /* streams that the block at hand has */
-    void *final_memory;     /* of `finals` */
-    struct mat *finals;     /* [final_count] of [T, D]: one for each stream, or for the first and some forks in turn */
-    float *final_norm;      /* [D] */
-    int32_t *ids;           /* [T] of one chunk */
+    struct hidden *hidden; /* slot = stream · chunks + chunk */
+    struct block_feed feed;
+    char *kept;         /* [chunks] of forward_kept bytes: the input that a stage leaves to the next; or NULL */
+    bool is_kept;       /* it is there */
+    int active;         /* streams that the block at hand has */
+    void *final_memory; /* of `finals` */
+    struct mat *finals; /* [final_count] of [T, D]: one for each stream, or for the first and some forks in turn */
+    float *final_norm;  /* [D] */
+    int32_t *ids;       /* [T] of one chunk */
     int64_t steps, steps_total, tokens_done;
 };
 
@@ -51,10 +52,6 @@ static bool whole_model(const struct walk *w) {
 
 static int64_t chunk_tokens(const struct walker *k) {
     return k->windows * k->walk->windows->length;
-}
-
-static struct block *block_buffer(struct walker *k, int block) {
-    return &k->blocks[k->walk->job->backend->loads_ahead ? block % 2 : 0];
 }
 
 /* Streams that forked and are finished together: their logits share the first stream's. */
@@ -141,8 +138,7 @@ static enum rc walker_open(struct walker *k, struct err *e) {
     k->active = w->streams;
     k->ids = xcalloc((size_t)chunk_tokens(k), sizeof *k->ids);
     TRY(forward_open(&k->forward, w, k->windows, false, e));
-    for (int i = 0; i < (w->job->backend->loads_ahead ? 2 : 1); i++)
-        TRY(block_open(w->job, w->model, last_block(w), &k->blocks[i], e));
+    TRY(block_feed_open(w->job, w->model, last_block(w), NULL, &k->feed, e));
     TRY(allocate_finals(k, e));
     TRY(open_hidden(k, e));
     return open_kept(k, e);
@@ -150,8 +146,7 @@ static enum rc walker_open(struct walker *k, struct err *e) {
 
 static void walker_release(struct walker *k) {
     const struct job *job = k->walk->job;
-    block_close(&k->blocks[0]); /* first: they wait for loads under way */
-    block_close(&k->blocks[1]);
+    block_feed_close(&k->feed); /* first: it waits for loads under way */
     hidden_close(k->hidden);
     device_free(job, k->final_memory);
     free(k->finals);
@@ -213,15 +208,12 @@ static enum rc embed_chunk(struct walker *k, int64_t chunk, struct err *e) {
     return RC_OK;
 }
 
-/* The block becomes ready to compute with, and the next one starts on its way. */
+/* Where the next one is loaded already, the one after it is asked for. */
 static enum rc ready_block(struct walker *k, int block, struct err *e) {
     const struct walk *w = k->walk;
-    const struct backend *b = w->job->backend;
-    if (!b->loads_ahead || block == 0) TRY(block_load(block_buffer(k, block), block, e));
-    TRY(b->loaded(w->job->device, e));
-    if (b->loads_ahead && block < last_block(w)) TRY(block_load(block_buffer(k, block + 1), block + 1, e));
-    int soon = block + (b->loads_ahead ? 2 : 1);
-    if (soon <= last_block(w)) block_prefetch(w->model, soon);
+    int last = last_block(w);
+    TRY(block_feed_ready(&k->feed, block, block < last ? block + 1 : -1, e));
+    if (w->job->backend->loads_ahead && block + 2 <= last) block_prefetch(w->model, block + 2);
     return RC_OK;
 }
 
@@ -248,7 +240,7 @@ struct step {
 
 static struct forward_args forward_args(struct walker *k, const struct step *s) {
     return (struct forward_args){.x = hidden_matrix(k, s->at),
-                                 .params = &block_buffer(k, s->site.block)->params,
+                                 .params = &block_feed_at(&k->feed, s->site.block)->params,
                                  .weights = s->weights,
                                  .site = &s->site};
 }
@@ -316,7 +308,7 @@ static enum rc walk_stages(struct walker *k, int block, struct block_weights *se
 
 static enum rc walk_stream(struct walker *k, int stream, int block, struct err *e) {
     const struct walk_hooks *hooks = k->walk->hooks;
-    struct block_weights seen = block_buffer(k, block)->weights;
+    struct block_weights seen = block_feed_at(&k->feed, block)->weights;
     if (hooks->weights) TRY(hooks->weights(hooks->ctx, stream, block, &seen, e));
     if (in_stages(k->walk, block)) return walk_stages(k, block, &seen, e);
     for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
@@ -354,7 +346,7 @@ static enum rc walk_block(struct walker *k, int block, struct err *e) {
     for (int stream = 0; stream < k->active; stream++)
         TRY(walk_stream(k, stream, block, e));
     if (!w->hooks->block_end) return RC_OK;
-    return w->hooks->block_end(w->hooks->ctx, block, &block_buffer(k, block)->weights, e);
+    return w->hooks->block_end(w->hooks->ctx, block, &block_feed_at(&k->feed, block)->weights, e);
 }
 
 /* All streams' share of a chunk, then the next chunk's. */
