@@ -322,12 +322,12 @@ enum rc check_column_share(const struct column_share_args *a, struct err *e) {
     return present("column_share: share", a->share, a->w.cols, e);
 }
 
-/* What GPTQ is given of H is of this many channels. */
-static enum rc check_factor_form(const struct factor *f, int64_t cols, struct err *e) {
+/* What GPTQ is given of H, or of G, is of this many channels. */
+static enum rc check_factor_form(const char *of, const struct factor *f, int64_t cols, struct err *e) {
     if (f == NULL || f->upper == NULL || f->order == NULL || f->dead == NULL)
-        return err_set(e, RC_INVALID, "the factor of H has no buffers");
+        return err_set(e, RC_INVALID, "the factor of %s has no buffers", of);
     if (f->cols == cols) return RC_OK;
-    return err_set(e, RC_INVALID, "the factor is of %lld channels where %lld are needed", (long long)f->cols,
+    return err_set(e, RC_INVALID, "the factor of %s is of %lld channels where %lld are needed", of, (long long)f->cols,
                    (long long)cols);
 }
 
@@ -336,7 +336,7 @@ enum rc check_factor(const struct factor_args *a, struct err *e) {
     if (a->h.cols < 1 || a->group < 0 || !(a->damp > 0 && a->damp <= 1))
         return err_set(e, RC_INVALID, "factor: %lld channels, groups of %d, damping %g", (long long)a->h.cols, a->group,
                        a->damp);
-    return check_factor_form(a->out, a->h.cols, e);
+    return check_factor_form("H", a->out, a->h.cols, e);
 }
 
 enum rc check_quantized(const struct quantized *q, struct err *e) {
@@ -351,11 +351,20 @@ enum rc check_quantized(const struct quantized *q, struct err *e) {
     return RC_OK;
 }
 
+static enum rc check_rows(const struct quantize_args *a, struct err *e) {
+    if (a->rows == NULL) return RC_OK;
+    if (!candidate_uses_gptq(&a->candidate))
+        return err_set(e, RC_INVALID, "quantize: only gptq goes by a factor of the rows");
+    if (a->candidate.descend > 0)
+        return err_set(e, RC_UNSUPPORTED, "quantize: codes descend by H alone, not where gptq is two-sided");
+    return check_factor_form("the rows", a->rows, a->w.rows, e);
+}
+
 /* What the candidate needs of H is there. */
 static enum rc check_calibrated(const struct quantize_args *a, struct err *e) {
     const struct candidate *c = &a->candidate;
     bool gptq = candidate_uses_gptq(c);
-    if (gptq) TRY(check_factor_form(a->factor, a->w.cols, e));
+    if (gptq) TRY(check_factor_form("H", a->factor, a->w.cols, e));
     if (gptq && c->descend == 0) return RC_OK;
     if (!gptq && c->range != RANGE_WEIGHTED && c->range != RANGE_OUTPUT) return RC_OK;
     return matrix_of("quantize: h", &a->h, a->w.cols, a->w.cols, e);
@@ -371,6 +380,7 @@ enum rc check_quantize(const struct quantize_args *a, struct err *e) {
         return err_set(e, RC_INVALID, "quantize: the buffers were made for another candidate");
     if (a->report == NULL) return err_set(e, RC_INVALID, "quantize: nowhere to report");
     TRY(check_calibrated(a, e));
+    TRY(check_rows(a, e));
     return matrix_of("quantize: w", &a->w, a->out->rows, a->out->cols, e);
 }
 

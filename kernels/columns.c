@@ -58,13 +58,15 @@ double columns_unit(double mean) {
     return ldexp(1, -exponent);
 }
 
-/* Every column once. */
-static bool is_permutation(const int32_t *order, int64_t cols, uint8_t *seen) {
-    for (int64_t k = 0; k < cols; k++) {
-        if (order[k] < 0 || order[k] >= cols || seen[order[k]]) return false;
-        seen[order[k]] = 1;
-    }
-    return true;
+/* Whether every column is there once. RC_NO_MEMORY. */
+static enum rc check_permutation(const int32_t *order, int64_t cols, const char *wrong, struct err *e) {
+    uint8_t *seen = calloc((size_t)cols, 1);
+    if (seen == NULL) return err_set(e, RC_NO_MEMORY, "no memory for the order of %lld columns", (long long)cols);
+    int64_t k = 0;
+    while (k < cols && order[k] >= 0 && order[k] < cols && !seen[order[k]])
+        seen[order[k++]] = 1;
+    free(seen);
+    return k == cols ? RC_OK : err_set(e, RC_INVALID, "quantize: %s", wrong);
 }
 
 /* Fills the groups; false when one is scattered over the steps and may not be. */
@@ -75,7 +77,7 @@ static bool find_groups(const struct quantize_args *a, struct steps *s) {
         s->group[k] = (int32_t)((consecutive ? k : a->factor->order[k]) / size);
     for (int64_t k = s->count, end = k; k-- > 0; end = k > 0 && s->group[k - 1] != s->group[k] ? k : end)
         s->group_end[k] = end;
-    if (s->fitted_before) return true;
+    if (a->candidate.order == ORDER_STATIC_GROUPS) return true;
     for (int64_t k = 0; k < s->count; k = s->group_end[k]) {
         int64_t from = s->group[k] * size, whole = s->count - from < size ? s->count - from : size;
         if (s->group_end[k] - k != whole) return false;
@@ -83,18 +85,22 @@ static bool find_groups(const struct quantize_args *a, struct steps *s) {
     return true;
 }
 
+static enum rc fill_steps(const struct quantize_args *a, struct steps *s, struct err *e) {
+    static const char other[] = "the factor was made for another order or group";
+    if (s->group == NULL || s->group_end == NULL)
+        return err_set(e, RC_NO_MEMORY, "no memory for the groups of %lld columns", (long long)s->count);
+    TRY(check_permutation(a->factor->order, s->count, other, e));
+    if (a->rows != NULL)
+        TRY(check_permutation(a->rows->order, a->rows->cols, "the order of the rows is not one of them", e));
+    return find_groups(a, s) ? RC_OK : err_set(e, RC_INVALID, "quantize: %s", other);
+}
+
 enum rc steps_init(const struct quantize_args *a, struct steps *s, struct err *e) {
     int64_t cols = a->w.cols;
-    *s = (struct steps){.count = cols, .fitted_before = a->candidate.order == ORDER_STATIC_GROUPS};
+    *s = (struct steps){.count = cols, .fitted_before = a->candidate.order == ORDER_STATIC_GROUPS || a->rows != NULL};
     s->group = malloc((size_t)cols * sizeof *s->group);
     s->group_end = malloc((size_t)cols * sizeof *s->group_end);
-    uint8_t *seen = calloc((size_t)cols, 1);
-    enum rc rc = RC_OK;
-    if (s->group == NULL || s->group_end == NULL || seen == NULL)
-        rc = err_set(e, RC_NO_MEMORY, "no memory for the groups of %lld columns", (long long)cols);
-    else if (!is_permutation(a->factor->order, cols, seen) || !find_groups(a, s))
-        rc = err_set(e, RC_INVALID, "quantize: the factor was made for another order or group");
-    free(seen);
+    enum rc rc = fill_steps(a, s, e);
     if (rc != RC_OK) steps_release(s);
     return rc;
 }

@@ -19,13 +19,14 @@ enum rc columns_sort(const struct factor_args *a, const double *diagonal, double
 double columns_unit(double mean);
 
 struct steps {
-    int64_t count;      /* K */
-    bool fitted_before; /* the parameters of all groups, from the weights as they are: ORDER_STATIC_GROUPS */
+    int64_t count; /* K */
+    /* The parameters of all groups, from the weights as they are: ORDER_STATIC_GROUPS, or with a factor of the rows. */
+    bool fitted_before;
     int32_t *group;     /* [K] of the column of each step */
     int64_t *group_end; /* [K] the step after the last one of its group */
 };
 
-/* RC_INVALID when the factor's order is none of the candidate. */
+/* RC_INVALID when the factor's order is none of the candidate, or that of the rows is none of them. */
 enum rc steps_init(const struct quantize_args *a, struct steps *s, struct err *e);
 void steps_release(struct steps *s);
 /* Where the block that begins at step `from` ends. */

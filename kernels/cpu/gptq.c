@@ -3,24 +3,17 @@
  *
  * Rows are independent, so each thread takes some of them through all columns. Inside a block of columns LANES rows go
  * side by side; what a block does to the columns behind it is one matrix product. */
+#include "kernels/cpu/gptq.h"
+
 #include <cblas.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/columns.h"
-#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/grid.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/vec.h"
 
 enum { ROWS = 64 }; /* that one thread takes at a time: a multiple of LANES */
-
-struct rounding {
-    const struct quantize_args *a;
-    struct steps steps;
-    float *weight; /* [K] for RANGE_WEIGHTED, in the order in which groups are fitted; else NULL */
-};
 
 /* Some rows on their way through the columns. */
 struct rows {
@@ -37,10 +30,6 @@ struct panel {
     float w[STEPS_MAX][LANES], scale[LANES], zero[LANES];
 };
 
-static int64_t parameter_at(const struct rounding *r, int64_t row, int64_t group) {
-    return row * r->a->out->groups + group;
-}
-
 /* Corrections of weights near the end of fp32 can overflow; grids are fitted to numbers. */
 static void keep_finite(float *w, int64_t n) {
     if (vec_finite(w, n)) return;
@@ -48,29 +37,38 @@ static void keep_finite(float *w, int64_t n) {
         w[k] = isfinite(w[k]) ? w[k] : 0;
 }
 
-/* Fits the `n` weights in rows->group. */
-static void fit(const struct rounding *r, struct rows *rows, int64_t n, const float *weight, int64_t parameter) {
-    struct fit_args a = {.w = rows->group, .n = n, .candidate = &r->a->candidate, .weight = weight};
+/* Fits the `n` weights in `group`; returns whether they are all equal. */
+static bool fit(const struct rounding *r, float *group, int64_t n, const float *weight, int64_t parameter) {
+    struct fit_args a = {.w = group, .n = n, .candidate = &r->a->candidate, .weight = weight};
     bool kept_rtn;
-    keep_finite(rows->group, n);
+    keep_finite(group, n);
     struct grid grid = grid_fit(&a, &kept_rtn);
-    struct range range = grid_range(rows->group, n);
+    struct range range = grid_range(group, n);
     r->a->out->scale[parameter] = grid.scale;
     r->a->out->zero[parameter] = grid.zero;
-    rows->constant += range.min == range.max;
+    return range.min == range.max;
+}
+
+int64_t gptq_fit_row(const struct rounding *r, int64_t row, float *group) {
+    const struct quantized *q = r->a->out;
+    const struct factor *f = r->a->factor;
+    const float *w = f32_row(r->a->w, row);
+    int64_t constant = 0;
+    for (int64_t g = 0; g < q->groups; g++) {
+        int64_t from = g * q->group, n = q->cols - from < q->group ? q->cols - from : q->group;
+        for (int64_t k = 0; k < n; k++) {
+            int64_t column = q->group_of ? f->order[from + k] : from + k;
+            group[k] = f->dead[column] ? 0 : w[column];
+        }
+        constant += fit(r, group, n, r->weight ? r->weight + from : NULL, parameter_at(r, row, g));
+    }
+    return constant;
 }
 
 /* All groups as they lie, before any weight is corrected. */
 static void fit_before(const struct rounding *r, struct rows *rows) {
-    const struct quantized *q = r->a->out;
     for (int64_t i = 0; i < rows->count; i++)
-        for (int64_t g = 0; g < q->groups; g++) {
-            int64_t from = g * q->group, n = q->cols - from < q->group ? q->cols - from : q->group;
-            const float *w = f32_row(r->a->w, rows->first + i) + from;
-            for (int64_t k = 0; k < n; k++)
-                rows->group[k] = r->a->factor->dead[from + k] ? 0 : w[k];
-            fit(r, rows, n, r->weight ? r->weight + from : NULL, parameter_at(r, rows->first + i, g));
-        }
+        rows->constant += gptq_fit_row(r, rows->first + i, rows->group);
 }
 
 /* The group that begins at `step`, as it is then; what lies behind the block is corrected already. */
@@ -81,8 +79,8 @@ static void fit_at(const struct rounding *r, struct rows *rows, const struct pan
             rows->group[k - step] = p->w[k - p->from][l];
         const float *behind = rows->w + (p->row + l) * r->steps.count + here;
         memcpy(rows->group + (here - step), behind, (size_t)(end - here) * sizeof *behind);
-        fit(r, rows, n, r->weight ? r->weight + step : NULL,
-            parameter_at(r, rows->first + p->row + l, r->steps.group[step]));
+        rows->constant += fit(r, rows->group, n, r->weight ? r->weight + step : NULL,
+                              parameter_at(r, rows->first + p->row + l, r->steps.group[step]));
     }
 }
 
@@ -101,9 +99,7 @@ SIMD static void round_lanes(const struct panel *p, int64_t step, double top, do
                              float *restrict error) {
     const float *w = p->w[step - p->from];
     for (int l = 0; l < LANES; l++) {
-        double q = rint((double)w[l] / p->scale[l] + p->zero[l]);
-        q = q > 0 ? q : 0; /* NaN too: see keep_finite */
-        q = q > top ? top : q;
+        double q = nearest_code((double)w[l] / p->scale[l] + p->zero[l], top);
         codes[l] = (uint8_t)q;
         error[l] = (float)((w[l] - (q - p->zero[l]) * p->scale[l]) / diagonal);
     }
@@ -173,29 +169,27 @@ static void fill_weight(const struct rounding *r) {
     for (int64_t k = 0; k < f->cols; k++)
         if (!f->dead[f->order[k]]) least = fmin(least, f->upper[k * f->cols + k]);
     for (int64_t k = 0; k < f->cols; k++) {
-        int64_t column = f->order[k], to = r->steps.fitted_before ? column : k;
+        int64_t column = f->order[k], to = r->steps.fitted_before && !r->a->out->group_of ? column : k;
         double share = least / f->upper[k * f->cols + k];
         r->weight[to] = f->dead[column] ? 0 : (float)(share * share);
     }
 }
 
-static void describe_groups(const struct rounding *r) {
+void gptq_prepare(struct rounding *r, float *weight) {
+    r->weight = r->a->candidate.range == RANGE_WEIGHTED ? weight : NULL;
+    if (r->weight != NULL) fill_weight(r);
     if (r->a->out->group_of == NULL) return;
     for (int64_t k = 0; k < r->steps.count; k++)
         r->a->out->group_of[r->a->factor->order[k]] = r->steps.group[k];
 }
 
-static enum rc run(struct backend_state *state, struct rounding *r, struct err *e) {
+static enum rc one_sided(struct backend_state *state, struct rounding *r, struct err *e) {
     const struct quantize_args *a = r->a;
     int64_t cols = a->w.cols, each = ROWS * cols + ROWS * STEPS_MAX + cols, constant = 0;
     void *memory;
     TRY(cpu_scratch(state, (size_t)(state->threads * each + cols) * sizeof(float), &memory, e));
     float *all = memory;
-    if (a->candidate.range == RANGE_WEIGHTED) {
-        r->weight = all + state->threads * each;
-        fill_weight(r);
-    }
-    describe_groups(r);
+    gptq_prepare(r, all + state->threads * each);
 #pragma omp parallel for num_threads(state->threads) schedule(dynamic) reduction(+ : constant)
     for (int64_t first = 0; first < a->w.rows; first += ROWS) {
         float *at = all + omp_get_thread_num() * each;
@@ -212,7 +206,7 @@ static enum rc run(struct backend_state *state, struct rounding *r, struct err *
 enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     struct rounding r = {.a = a};
     TRY(steps_init(a, &r.steps, e));
-    enum rc rc = run(state, &r, e);
+    enum rc rc = a->rows != NULL ? gptq_two_sided(state, &r, e) : one_sided(state, &r, e);
     if (rc == RC_OK && a->candidate.descend > 0) rc = cpu_descend(state, a, &r.steps, e);
     steps_release(&r.steps);
     return rc;

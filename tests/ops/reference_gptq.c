@@ -103,16 +103,26 @@ static void compare(double at, double want, double code, struct ref_verdict *ver
     verdict->farthest = fmax(verdict->farthest, distance);
 }
 
+/* The row's weights in the order of the steps; dead columns' count as 0. */
+static void take_row(const struct ref_row *row, double *w) {
+    for (int64_t k = 0; k < row->cols; k++) {
+        int64_t column = row->steps[k];
+        w[k] = row->h[column * row->cols + column] == 0 ? 0 : row->w[column];
+    }
+}
+
+static void check_all_fits(const struct ref_row *row, const double *w, struct ref_verdict *verdict) {
+    int64_t size = row->candidate->group > 0 ? row->candidate->group : row->cols;
+    for (int64_t g = 0; g * size < row->cols; g++)
+        check_fit(row, w, g, verdict);
+}
+
 void ref_check_row(const struct ref_row *row, struct ref_verdict *verdict) {
     int64_t cols = row->cols;
     double *w = calloc((size_t)cols, sizeof *w);
-    for (int64_t k = 0; w != NULL && k < cols; k++) {
-        int64_t column = row->steps[k];
-        w[k] = row->h[column * cols + column] == 0 ? 0 : row->w[column];
-    }
+    if (w != NULL) take_row(row, w);
     bool before = row->candidate->order == ORDER_STATIC_GROUPS;
-    for (int64_t g = 0; before && g <= group_of(row, 0) + cols; g++)
-        check_fit(row, w, g, verdict);
+    if (before) check_all_fits(row, w, verdict);
     for (int64_t k = 0; w != NULL && k < cols; k++) {
         int64_t g = group_of(row, k);
         if (!before && (k == 0 || g != group_of(row, k - 1))) check_fit(row, w, g, verdict);
@@ -127,6 +137,52 @@ void ref_check_row(const struct ref_row *row, struct ref_verdict *verdict) {
     free(w);
 }
 
+static struct ref_grid grid_at(const struct ref_row *row, int64_t step) {
+    int64_t at = group_of(row, step) * row->stride;
+    return (struct ref_grid){row->scale[at], row->zero[at], (1 << row->candidate->bits) - 1};
+}
+
+static struct ref_row row_at(const struct ref_rows *rows, int64_t step) {
+    struct ref_row row = rows->first;
+    int64_t n = rows->steps[step];
+    row.w += n * row.cols;
+    row.codes += n * row.cols;
+    row.scale += n * rows->groups;
+    row.zero += n * rows->groups;
+    return row;
+}
+
+/* The weight at step p of the rows and k of the columns, from w [N, K] by steps; left [N]: R of the rows before it. */
+static void check_weight(const struct ref_rows *rows, double *w, double *left, int64_t p, int64_t k,
+                         struct ref_verdict *verdict) {
+    const struct ref_row row = row_at(rows, p);
+    const double *u = row.u + k * row.cols;
+    struct ref_grid grid = grid_at(&row, k);
+    double target = w[p * row.cols + k], code = row.codes[row.steps[k]];
+    double w_hat = (code - grid.zero) * grid.scale, moved = w_hat - target;
+    for (int64_t q = 0; q < p; q++)
+        target += left[q] * rows->u[q * rows->count + p] / rows->u[q * rows->count + q];
+    compare(target / grid.scale + grid.zero, ref_code(&grid, target), code, verdict);
+    left[p] = w_hat - target;
+    for (int64_t j = k + 1; j < row.cols; j++)
+        w[p * row.cols + j] += moved * u[j] / u[k];
+}
+
+void ref_check_rows(const struct ref_rows *rows, struct ref_verdict *verdict) {
+    int64_t cols = rows->first.cols;
+    double *w = calloc((size_t)(rows->count * cols), sizeof *w), *left = calloc((size_t)rows->count, sizeof *left);
+    for (int64_t p = 0; w != NULL && p < rows->count; p++) {
+        struct ref_row row = row_at(rows, p);
+        take_row(&row, w + p * cols);
+        check_all_fits(&row, w + p * cols, verdict);
+    }
+    for (int64_t k = 0; w != NULL && left != NULL && k < cols; k++)
+        for (int64_t p = 0; p < rows->count; p++)
+            check_weight(rows, w, left, p, k, verdict);
+    free(w);
+    free(left);
+}
+
 void ref_damped(const double *h, int64_t cols, double damp, double *out) {
     double mean = 0;
     for (int64_t k = 0; k < cols; k++)
@@ -136,11 +192,6 @@ void ref_damped(const double *h, int64_t cols, double damp, double *out) {
             bool dead = h[i * cols + i] == 0 || h[j * cols + j] == 0;
             out[i * cols + j] = dead ? 0 : h[i * cols + j] + (i == j ? damp * mean : 0);
         }
-}
-
-static struct ref_grid grid_at(const struct ref_row *row, int64_t step) {
-    int64_t at = group_of(row, step) * row->stride;
-    return (struct ref_grid){row->scale[at], row->zero[at], (1 << row->candidate->bits) - 1};
 }
 
 static double error_at(const struct ref_row *row, int64_t step, double code) {

@@ -32,6 +32,15 @@ struct ref_verdict {
 };
 void ref_check_row(const struct ref_row *row, struct ref_verdict *verdict);
 
+/* All rows of a Linear that was quantized two-sided, as kernels/backend.h defines it. */
+struct ref_rows {
+    struct ref_row first; /* the others' weights and codes lie cols, their parameters `groups` apart */
+    int64_t count, groups;
+    const double *u;      /* [N, N] of G′ */
+    const int32_t *steps; /* [N] */
+};
+void ref_check_rows(const struct ref_rows *rows, struct ref_verdict *verdict);
+
 /* H′ as the objective of descending has it: without dead columns. */
 void ref_damped(const double *h, int64_t cols, double damp, double *out);
 /* One sweep of coordinate descent over the row's codes [K], every slope summed anew; row->h is H′. Where row->codes is

@@ -59,7 +59,7 @@ static struct outcome quantize(const float *w, int64_t rows, const struct candid
     int64_t cols = by->factor.cols;
     struct quantized q = device_quantized(rows, cols, c);
     struct quantize_report report;
-    struct quantize_args a = {put_matrix(w, rows, cols, 3), *c, by->h, &by->factor, &q, &report};
+    struct quantize_args a = {put_matrix(w, rows, cols, 3), *c, by->h, &by->factor, NULL, &q, &report};
     assert_ok(dev.b->quantize(dev.s, &a, &err));
     struct outcome o = {q.groups, get_bytes(q.codes, rows * cols), get_floats(q.scale, rows * q.groups),
                         get_floats(q.zero, rows * q.groups)};
@@ -291,7 +291,7 @@ static void what_does_not_fit_together_is_refused(void **state) {
     struct candidate c = {.method = METHOD_GPTQ, .bits = 4, .group = 16, .descend = 1};
     struct quantized q = device_quantized(N, K, &c);
     struct quantize_report report;
-    struct quantize_args good = {put_matrix(host_bf16(N * K, 0.02), N, K, 0), c, by.h, &by.factor, &q, &report};
+    struct quantize_args good = {put_matrix(host_bf16(N * K, 0.02), N, K, 0), c, by.h, &by.factor, NULL, &q, &report};
     struct quantize_args a = good;
     assert_ok(dev.b->quantize(dev.s, &a, &err));
     a.h = (struct mat){0};

@@ -110,7 +110,7 @@ static void codes_do_not_depend_on_the_unit_of_h(void **state) {
         struct calibration calibration = calibrate(h, K, c.order, c.group, 0.01);
         struct quantized q = device_quantized(N, K, &c);
         struct quantize_report report;
-        struct quantize_args a = {put_matrix(w, N, K, 0), c, {0}, &calibration.factor, &q, &report};
+        struct quantize_args a = {put_matrix(w, N, K, 0), c, {0}, &calibration.factor, NULL, &q, &report};
         assert_ok(dev.b->quantize(dev.s, &a, &err));
         codes[i] = get_bytes(q.codes, N * K);
         release(&calibration.factor);
@@ -186,7 +186,7 @@ struct outcome {
 static struct outcome quantize(const float *w, int64_t rows, int64_t cols, const struct candidate *c,
                                const struct factor *f) {
     struct outcome o = {.q = device_quantized(rows, cols, c)};
-    struct quantize_args a = {put_matrix(w, rows, cols, 3), *c, {0}, f, &o.q, &o.report};
+    struct quantize_args a = {put_matrix(w, rows, cols, 3), *c, {0}, f, NULL, &o.q, &o.report};
     memset(&o.report, 0xff, sizeof o.report);
     assert_ok(dev.b->quantize(dev.s, &a, &err));
     o.codes = get_bytes(o.q.codes, rows * cols);
@@ -359,7 +359,7 @@ static void ranges_are_weighted_by_what_cannot_be_made_up_for(void **state) {
         c.method = METHOD_RTN;
         struct quantized q = device_quantized(N, K, &c);
         struct quantize_report report;
-        struct quantize_args a = {put_matrix(w, N, K, 0), c, put_gram(damped, K), NULL, &q, &report};
+        struct quantize_args a = {put_matrix(w, N, K, 0), c, put_gram(damped, K), NULL, NULL, &q, &report};
         assert_ok(dev.b->quantize(dev.s, &a, &err));
         assert_memory_equal(gptq.scale, get_floats(q.scale, N * q.groups), (size_t)(N * q.groups) * sizeof(float));
         assert_memory_equal(gptq.codes, get_bytes(q.codes, N * K), N * K);
@@ -449,7 +449,7 @@ static void what_does_not_fit_together_is_refused(void **state) {
     struct candidate candidate = {.method = METHOD_GPTQ, .bits = 4, .group = 16};
     struct quantized q = device_quantized(N, K, &candidate);
     struct quantize_report report;
-    struct quantize_args good = {put_matrix(w, N, K, 0), candidate, {0}, &c.factor, &q, &report}, a = good;
+    struct quantize_args good = {put_matrix(w, N, K, 0), candidate, {0}, &c.factor, NULL, &q, &report}, a = good;
     assert_ok(dev.b->quantize(dev.s, &a, &err));
     a.factor = NULL;
     assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "factor of H has no buffers");
@@ -505,8 +505,8 @@ static void check_golden(const json_t *golden) {
     assert_ok(dev.b->factor(dev.s, &a, &err));
     struct quantized q = device_quantized(rows, cols, &c);
     struct quantize_report report;
-    assert_ok(
-        dev.b->quantize(dev.s, &(struct quantize_args){put_matrix(w, rows, cols, 3), c, a.h, &f, &q, &report}, &err));
+    assert_ok(dev.b->quantize(
+        dev.s, &(struct quantize_args){put_matrix(w, rows, cols, 3), c, a.h, &f, NULL, &q, &report}, &err));
     const float *want = floats_of(golden, "codes", rows * cols);
     const uint8_t *codes = get_bytes(q.codes, rows * cols);
     for (int64_t i = 0; i < rows * cols; i++)
