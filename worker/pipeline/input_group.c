@@ -101,7 +101,8 @@ static enum rc ready_rows(struct input_group *g, int index, struct err *e) {
     const struct backend *b = g->job->backend;
     struct factor made, *kept = &g->rows[index];
     if (kept->upper) return RC_OK;
-    if (!g->g) return err_set(e, RC_INTERNAL, "a two-sided candidate, and no gradients at the outputs");
+    if (!g->g || !g->g[index].data)
+        return err_set(e, RC_INTERNAL, "a two-sided candidate, and no gradients at the outputs");
     TRY(factor_alloc(b, g->job->device, g->g[index].cols, &made, e));
     struct factor_args a = {.h = g->g[index], .order = ORDER_ACTIVATION, .damp = rows_damp, .out = &made};
     enum rc rc = b->factor(g->job->device, &a, e);
