@@ -229,7 +229,7 @@ static __device__ inline struct cell prepare(const struct shared &s, const struc
     float2 grid = __half22float2(s.grid[m.p][k]);
     struct cell c = {s.w[m.p][k] - quad_sum(behind), s.above[m.p][k] + quad_sum(above), s.across[k][max(k - 1, 0)]};
     c.inverse_diagonal = s.inverse[k];
-    c.inverse_scale = 1 / grid.x;
+    c.inverse_scale = __fdividef(1, grid.x); /* nearest asks for no more */
     c.grid = {grid.x, grid.y, top};
     return c;
 }
@@ -238,42 +238,41 @@ struct rounded {
     float code, error, left;
 };
 
-/* `error` is the row's last. What leaves fp32 is not left to other rows. */
-static __device__ inline struct rounded round_cell(const struct shared &s, const struct member_of_row &m,
-                                                   const struct cell &c, float error, int k) {
-    float w = c.w - error * c.across, target = c.above + s.left[k][max(m.p - 1, 0)] * m.last + w;
+/* `error` is the row's last, `fresh` what the row above left in this column. What leaves fp32 is not left to others. */
+static __device__ inline struct rounded round_cell(const struct member_of_row &m, const struct cell &c, float error,
+                                                   float fresh) {
+    float w = c.w - error * c.across, target = c.above + fresh * m.last + w;
     float code = nearest(c.grid, c.inverse_scale, target), steps = code - c.grid.zero;
     float left = fmaf(steps, c.grid.scale, -target) * m.inverse;
     return {code, fmaf(-steps, c.grid.scale, w) * c.inverse_diagonal, fabsf(left) < INFINITY ? left : 0};
 }
 
-/* Row p rounds its column step − p. The four threads of a row know the same. */
+/* Row p rounds its column step − p. The four threads of a row know the same. Rows that are not at work yet, or no more,
+ * go along where others of their warp are: so the next weight's sums hide the wait for this one. */
 static __device__ inline void round_tile(const struct two_sided &b, struct shared &s, const struct tile &t,
                                          const struct member_of_row &m) {
     float errors[HELD] = {}, error = 0;
-    int top = (1 << b.q.bits) - 1;
+    int top = (1 << b.q.bits) - 1, cols = m.p < t.rows ? t.cols : -1;
     uint8_t *codes = b.q.codes + (m.p < t.rows ? b.row_order[t.row + m.p] : 0) * b.q.cols;
     struct cell cell = prepare(s, m, errors, 0, top); /* of row 0; others prepare theirs one step before */
-    for (int step = 0; step < t.rows + t.cols - 1; step++) {
+    for (int step = 0; step < t.rows + t.cols - 1; step++, __syncthreads()) {
         int k = step - m.p;
-        bool now = k >= 0 && k < t.cols && m.p < t.rows, soon = k >= -1 && k + 1 < t.cols && m.p < t.rows;
-        struct cell next = cell;
-        if (__any_sync(0xffffffffu, soon)) next = prepare(s, m, errors, k + 1, top);
-        if (now) {
-            struct rounded r = round_cell(s, m, cell, error, k);
-            error = r.error;
-            if (m.part == 0) {
-                s.w[m.p][k] = r.error;
-                s.above[m.p][k] = r.left;
-                s.left[k][m.p] = r.left;
-            }
-            if (m.part == 1) codes[s.column[k]] = (uint8_t)r.code;
-#pragma unroll
-            for (int i = 0; i < HELD; i++)
-                if (k == i / 4 * 16 + m.part * 4 + i % 4) errors[i] = error;
-        }
+        bool now = k >= 0 && k < cols;
+        if (!__any_sync(0xffffffffu, k >= -1 && k < cols)) continue;
+        float fresh = s.left[min(max(k, 0), SIDE - 1)][max(m.p - 1, 0)];
+        struct cell next = prepare(s, m, errors, k + 1, top);
+        struct rounded r = round_cell(m, cell, error, fresh);
         cell = next;
-        __syncthreads();
+        error = now ? r.error : 0;
+        if (now && m.part == 0) {
+            s.w[m.p][k] = r.error;
+            s.above[m.p][k] = r.left;
+            s.left[k][m.p] = r.left;
+        }
+        if (now && m.part == 1) codes[s.column[k]] = (uint8_t)r.code;
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            if (k == i / 4 * 16 + m.part * 4 + i % 4) errors[i] = error;
     }
 }
 
