@@ -39,14 +39,13 @@ struct tile {
 struct shared {
     float w[SIDE][LINE];      /* corrected by the columns before; then the error */
     float above[SIDE][LINE];  /* what rows above the tile add; then what the weight leaves to those below, as left */
-    __half2 grid[SIDE][LINE]; /* scale and zero are 16-bit floats */
+    __half2 grid[SIDE][LINE]; /* scale and zero, which are 16-bit floats; then the code */
     float across[SIDE][WIDE]; /* U_jk at [k][j], j < k; else 0 */
     union {
         float left[SIDE][WIDE]; /* R_q/U_qq of the tile at [k][q] */
         float panels[2][2][DEPTH][SIDE];
     };
-    float inverse[SIDE];  /* 1/U_kk */
-    int32_t column[SIDE]; /* of the matrix */
+    float inverse[SIDE]; /* 1/U_kk */
     unsigned begun;
     int ready;
 };
@@ -178,10 +177,8 @@ static __device__ inline void take_factor(const struct two_sided &b, struct shar
         int k = i % 8 + i / WARP % 8 * 8, j = i / 8 % 4 + i / BLOCK * 4;
         s.across[k][j] = j < k && k < t.cols ? __ldg(across + j * cols + k) : 0;
     }
-    for (int k = (int)threadIdx.x; k < SIDE; k += BLOCK) {
-        s.column[k] = k < t.cols ? b.order[t.col + k] : 0;
-        s.inverse[k] = k < t.cols ? 1 / __ldg(across + k * cols + k) : 0;
-    }
+    int k = (int)threadIdx.x;
+    if (k < SIDE) s.inverse[k] = k < t.cols ? 1 / __ldg(across + k * cols + k) : 0;
 }
 
 static __device__ inline struct member_of_row take_row(const struct two_sided &b, const struct tile &t) {
@@ -249,11 +246,10 @@ static __device__ inline struct rounded round_cell(const struct member_of_row &m
 
 /* Row p rounds its column step − p. The four threads of a row know the same. Rows that are not at work yet, or no more,
  * go along where others of their warp are: so the next weight's sums hide the wait for this one. */
-static __device__ inline void round_tile(const struct two_sided &b, struct shared &s, const struct tile &t,
-                                         const struct member_of_row &m) {
+static __device__ inline void round_tile(struct shared &s, const struct tile &t, const struct member_of_row &m,
+                                         int top) {
     float errors[HELD] = {}, error = 0;
-    int top = (1 << b.q.bits) - 1, cols = m.p < t.rows ? t.cols : -1;
-    uint8_t *codes = b.q.codes + (m.p < t.rows ? b.row_order[t.row + m.p] : 0) * b.q.cols;
+    int cols = m.p < t.rows ? t.cols : -1;
     struct cell cell = prepare(s, m, errors, 0, top); /* of row 0; others prepare theirs one step before */
     for (int step = 0; step < t.rows + t.cols - 1; step++, __syncthreads()) {
         int k = step - m.p;
@@ -268,11 +264,12 @@ static __device__ inline void round_tile(const struct two_sided &b, struct share
             s.w[m.p][k] = r.error;
             s.above[m.p][k] = r.left;
             s.left[k][m.p] = r.left;
+            s.grid[m.p][k] = __floats2half2_rn(r.code, 0);
         }
-        if (now && m.part == 1) codes[s.column[k]] = (uint8_t)r.code;
+        int own = k - m.part * 4;
 #pragma unroll
         for (int i = 0; i < HELD; i++)
-            if (k == i / 4 * 16 + m.part * 4 + i % 4) errors[i] = error;
+            if (own == i / 4 * 16 + i % 4) errors[i] = error;
     }
 }
 
@@ -319,10 +316,14 @@ static __device__ inline void store_left(const struct two_sided &b, const struct
     }
 }
 
-static __device__ inline void store_errors(const struct two_sided &b, const struct shared &s, const struct tile &t) {
+/* What only this block and the host ask for, after others wait no more. */
+static __device__ inline void store_rest(const struct two_sided &b, const struct shared &s, const struct tile &t) {
     for (int i = (int)threadIdx.x; i < SIDE * SIDE; i += BLOCK) {
         int k = i / SIDE, p = i % SIDE;
-        if (p < t.rows && k < t.cols) b.error[(t.col + k) * b.q.rows + t.row + p] = s.w[p][k];
+        if (p >= t.rows || k >= t.cols) continue;
+        int64_t row = b.row_order[t.row + p], column = b.order[t.col + k];
+        b.error[(t.col + k) * b.q.rows + t.row + p] = s.w[p][k];
+        b.q.codes[row * b.q.cols + column] = (uint8_t)__low2float(s.grid[p][k]);
     }
 }
 
@@ -342,10 +343,10 @@ static __global__ void __launch_bounds__(BLOCK, 2) round_both(struct two_sided b
         add_columns(b, s, t);
         add_rows(b, s, t);
         clear_left(s);
-        round_tile(b, s, t, m);
+        round_tile(s, t, m, (1 << b.q.bits) - 1);
         store_left(b, s, t);
         publish(b, block, tiles);
-        store_errors(b, s, t);
+        store_rest(b, s, t);
         __syncthreads();
     }
 }
