@@ -13,7 +13,7 @@ static const int HELD = STEPS_MAX / TEAM; /* columns of a block that one thread 
 struct descent {
     struct quantized q;
     struct gptq_columns c; /* error: ŵ − w in the order of the steps */
-    float *h; /* [K, K] H′ in the order of the steps; rows and columns of dead ones are 0 */
+    float *h;              /* [K, K] H′ in the order of the steps; rows and columns of dead ones are 0 */
 };
 
 /* In a unit in which fp32 holds it. */
