@@ -28,8 +28,11 @@ static const struct method_row {
     [METHOD_HQQ] = {.takes = INTEGER_OPTIONS | TAKES(OPTION_LAYOUT)},
     /* Measured on a real model: weighted ranges beat every other choice for both, and five times the damping of GPTQ's
      * code was never worse (docs/results.md). */
-    [METHOD_GPTQ] =
-        {.takes = GPTQ_OPTIONS, .zero = ZERO_INTEGER, .range = RANGE_WEIGHTED, .damp = PARTS / 20, .sequential = true},
+    [METHOD_GPTQ] = {.takes = GPTQ_OPTIONS | TAKES(OPTION_TWO_SIDED),
+                     .zero = ZERO_INTEGER,
+                     .range = RANGE_WEIGHTED,
+                     .damp = PARTS / 20,
+                     .sequential = true},
     [METHOD_AWQ] = {.takes = INTEGER_OPTIONS | TAKES(OPTION_SYMMETRIC) | TAKES(OPTION_CLIP) | TAKES(OPTION_SEQUENTIAL) |
                              TAKES(OPTION_GUIDED),
                     .zero = ZERO_INTEGER,
@@ -116,6 +119,7 @@ static enum rc check_untaken(const struct candidate *c, struct err *e) {
         {OPTION_DESCEND, c->descend != 0},
         {OPTION_SEQUENTIAL, c->sequential != plain.sequential},
         {OPTION_GUIDED, c->guided},
+        {OPTION_TWO_SIDED, c->two_sided},
         {OPTION_PER, c->fp8_scale != plain.fp8_scale},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -156,6 +160,10 @@ static enum rc check_calibration(const struct candidate *c, struct err *e) {
     if (c->guided && c->sequential)
         return err_at(e, "/sequential", RC_INVALID,
                       "a guided candidate goes by the reference's gradients; leave \"sequential\" out");
+    if (c->two_sided && !c->guided)
+        return err_at(e, "/two_sided", RC_INVALID, "goes by the loss's gradients: it takes \"guided\": true");
+    if (c->two_sided && c->descend != 0)
+        return err_at(e, "/descend", RC_INVALID, "goes by the columns alone: 0 for a two-sided candidate");
     if (candidate_uses_gptq(c) && (c->range == RANGE_OUTPUT))
         return err_at(e, "/range", RC_INVALID, "\"output\" looks at rounding to nearest; gptq takes \"weighted\"");
     return RC_OK;
@@ -196,11 +204,12 @@ static void write_options(const struct candidate *c, char *id, size_t room) {
     if (clips) snprintf(clip, sizeof clip, "%g", (double)c->clip / PARTS);
     if (c->damp != plain.damp) snprintf(damp, sizeof damp, "-damp%g", (double)c->damp / PARTS);
     if (c->descend != 0) snprintf(descend, sizeof descend, "-descend%d", c->descend);
-    snprintf(id, room, "%s%s%s%s%s%s%s%s%s%s", c->symmetric ? "-sym" : "",
+    snprintf(id, room, "%s%s%s%s%s%s%s%s%s%s%s", c->symmetric ? "-sym" : "",
              !c->symmetric && c->zero != plain.zero ? zero_suffixes[c->zero] : "",
              c->layout == LAYOUT_HQQ ? "-hqqpack" : "", c->range != plain.range ? range_suffixes[c->range] : "", clip,
              c->order != plain.order ? order_suffixes[c->order] : "", damp, descend,
-             c->sequential != sequential ? sequential_suffixes[c->sequential] : "", c->guided ? "-guided" : "");
+             c->sequential != sequential ? sequential_suffixes[c->sequential] : "", c->guided ? "-guided" : "",
+             c->two_sided ? "-twosided" : "");
 }
 
 const char *candidate_id(const struct candidate *c, char id[CANDIDATE_ID_SIZE]) {
@@ -273,6 +282,7 @@ static void read_options(const char *id, struct candidate *c) {
     if (take(&id, "-descend")) c->descend = take_number(&id);
     int sequential = take_one(&id, sequential_suffixes, 2, -1);
     c->guided = take(&id, "-guided");
+    c->two_sided = take(&id, "-twosided");
     if (sequential >= 0 || c->guided) c->sequential = sequential > 0;
 }
 

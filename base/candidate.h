@@ -53,6 +53,7 @@ struct candidate {
     int descend;             /* of GPTQ: sweeps of coordinate descent over its codes, 0 to DESCEND_MAX; else 0 */
     bool sequential; /* calibrated on what the model quantized so far computes; else on what the reference does */
     bool guided;     /* tokens weighed in H by what the loss gains at the outputs (algorithms §12); never sequential */
+    bool two_sided;  /* of a guided GPTQ that does not descend: rows make up for each other's errors too */
     enum fp8_scale fp8_scale;
 };
 
@@ -81,6 +82,9 @@ bool candidate_same_but_bits(const struct candidate *a, const struct candidate *
 static inline bool candidate_uses_gptq(const struct candidate *c) {
     return c->method == METHOD_GPTQ || c->method == METHOD_AWQ_GPTQ;
 }
+static inline bool candidate_is_two_sided(const struct candidate *c) {
+    return c->two_sided;
+}
 static inline bool candidate_uses_awq(const struct candidate *c) {
     return c->method == METHOD_AWQ || c->method == METHOD_AWQ_GPTQ;
 }
@@ -95,7 +99,8 @@ static inline bool candidate_needs_unweighed_gram(const struct candidate *c) {
 bool candidates_any(const struct candidate *c, size_t count, bool (*is)(const struct candidate *));
 
 /* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product. Members
- * that are not given have the method's default; without a method they are those of candidate_best.
+ * that are not given have the method's default; without a method they are those of candidate_best, whose sweeps a
+ * two-sided candidate does without.
  * Stores the expansion, without duplicates, in the order written, as the struct list of struct candidate at `member`;
  * at most CANDIDATES_MAX. */
 enum { CANDIDATES_MAX = 256 };

@@ -18,14 +18,15 @@ const struct option_row candidate_options[OPTIONS] = {
     [OPTION_RANGE] = {"range", OPTION_NAME, range_names},    [OPTION_CLIP] = {"clip", OPTION_SHARE, NULL},
     [OPTION_ORDER] = {"order", OPTION_NAME, order_names},    [OPTION_DAMP] = {"damp", OPTION_SHARE, NULL},
     [OPTION_DESCEND] = {"descend", OPTION_COUNT, NULL},      [OPTION_SEQUENTIAL] = {"sequential", OPTION_FLAG, NULL},
-    [OPTION_GUIDED] = {"guided", OPTION_FLAG, NULL},         [OPTION_PER] = {"per", OPTION_NAME, per_names},
+    [OPTION_GUIDED] = {"guided", OPTION_FLAG, NULL},         [OPTION_TWO_SIDED] = {"two_sided", OPTION_FLAG, NULL},
+    [OPTION_PER] = {"per", OPTION_NAME, per_names},
 };
 
 /* The values of one member: several when the candidate is a product. Not given: one value that no one reads. */
 struct values {
     int items[VALUES_MAX];
     size_t count;
-    bool given;
+    bool given, assumed; /* by nobody, but as if */
 };
 
 static bool decode_name(enum option option, const json_t *value, int *out, struct decode *d) {
@@ -134,7 +135,7 @@ static void refuse_unknown(const json_t *object, struct decode *d) {
         if (!is_option(name))
             problem_at(d, name,
                        "unknown member; a candidate takes: method, bits, group, symmetric, zero, layout, range, clip, "
-                       "order, damp, descend, sequential, guided, per");
+                       "order, damp, descend, sequential, guided, two_sided, per");
     }
 }
 
@@ -162,8 +163,8 @@ static void choose_method(struct values values[OPTIONS]) {
     const struct candidate best = candidate_best(bit_widths[0], GROUP_DEFAULT);
     if (values[OPTION_METHOD].given) return;
     values[OPTION_METHOD] = (struct values){.items = {best.method}, .count = 1, .given = true};
-    if (!values[OPTION_GUIDED].given) values[OPTION_GUIDED] = (struct values){{best.guided}, 1, true};
-    if (!values[OPTION_DESCEND].given) values[OPTION_DESCEND] = (struct values){{best.descend}, 1, true};
+    if (!values[OPTION_GUIDED].given) values[OPTION_GUIDED] = (struct values){{best.guided}, 1, true, true};
+    if (!values[OPTION_DESCEND].given) values[OPTION_DESCEND] = (struct values){{best.descend}, 1, true, true};
 }
 
 /* What the members ask of each other before they are multiplied. */
@@ -186,6 +187,8 @@ static void set_options(struct candidate *c, const struct values values[OPTIONS]
     if (values[OPTION_DAMP].given) c->damp = picked[OPTION_DAMP];
     if (values[OPTION_DESCEND].given) c->descend = picked[OPTION_DESCEND];
     if (values[OPTION_GUIDED].given) c->guided = picked[OPTION_GUIDED];
+    if (values[OPTION_TWO_SIDED].given) c->two_sided = picked[OPTION_TWO_SIDED];
+    if (c->two_sided && values[OPTION_DESCEND].assumed) c->descend = 0;
     if (c->guided) c->sequential = false;
     if (values[OPTION_SEQUENTIAL].given) c->sequential = picked[OPTION_SEQUENTIAL];
     if (values[OPTION_PER].given) c->fp8_scale = (enum fp8_scale)picked[OPTION_PER];

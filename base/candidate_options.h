@@ -18,6 +18,7 @@ enum option {
     OPTION_DESCEND,
     OPTION_SEQUENTIAL,
     OPTION_GUIDED,
+    OPTION_TWO_SIDED,
     OPTION_PER,
     OPTIONS
 };

@@ -299,10 +299,10 @@ struct quantize_report {
  * stay (cyclic coordinate descent: QuantEase, Behdin et al. 2023; CDQuant, Nair & Suggala 2024).
  * With a factor of the rows too, of G = Σ gᵀg at the Linear's output, GPTQ is two-sided: it goes for the least
  * tr(G′·E·H′·Eᵀ), E = ŵ − w (YAQA, Tseng et al. 2025). All groups are fitted before, to the weights as they are; a
- * column's weights are rounded in the order of that factor's steps, and of what rounding the weight at step q left, R_q,
- * the weight at a step p > q takes R_q·V_qp before it is rounded, V_qp = U_qp/U_qq of the rows' factor. What the columns
- * behind make up for is as ever the difference to the weight as the columns before it had left it.
- * RC_INVALID naming row and column when w holds NaN or Inf. */
+ * column's weights are rounded in the order of that factor's steps, and of what rounding the weight at step q left,
+ * R_q, the weight at a step p > q takes R_q·V_qp before it is rounded, V_qp = U_qp/U_qq of the rows' factor. What the
+ * columns behind make up for is as ever the difference to the weight as the columns before it had left it. RC_INVALID
+ * naming row and column when w holds NaN or Inf. */
 struct quantize_args {
     struct mat w; /* [N, K] */
     struct candidate candidate;

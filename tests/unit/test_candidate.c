@@ -67,6 +67,7 @@ static struct candidate recipe(int n) {
     c.symmetric = n & 1;
     c.sequential = n >> 1 & 1;
     c.guided = n >> 2 & 1;
+    c.two_sided = n >> 3 & 1;
     return c;
 }
 
@@ -74,12 +75,12 @@ static bool equal(const struct candidate *a, const struct candidate *b) {
     return a->method == b->method && a->bits == b->bits && a->group == b->group && a->symmetric == b->symmetric &&
            a->zero == b->zero && a->layout == b->layout && a->range == b->range && a->clip == b->clip &&
            a->order == b->order && a->damp == b->damp && a->descend == b->descend && a->sequential == b->sequential &&
-           a->guided == b->guided && a->fp8_scale == b->fp8_scale;
+           a->guided == b->guided && a->two_sided == b->two_sided && a->fp8_scale == b->fp8_scale;
 }
 
 static void every_recipe_has_an_id_that_reads_back(void **state) {
     (void)state;
-    enum { RECIPES = METHODS * 2 * 2 * 7 * 6 * 6 * 4 * 3 * 2 * 3 * 3 * 8 };
+    enum { RECIPES = METHODS * 2 * 2 * 7 * 6 * 6 * 4 * 3 * 2 * 3 * 3 * 16 };
     int valid[METHODS] = {0};
     for (int n = 0; n < RECIPES; n += 1) {
         struct candidate c = recipe(n), back;
@@ -97,8 +98,9 @@ static void every_recipe_has_an_id_that_reads_back(void **state) {
     assert_int_equal(valid[METHOD_RTN], 6 * 6 * (4 + 2 * 2) * (2 + 1 + 1));
     assert_int_equal(valid[METHOD_HQQ], 6 * 6 * 4 * (2 + 1));
     assert_int_equal(valid[METHOD_AWQ], 6 * 6 * (4 + 2 * 2) * (2 + 1) * 3);
-    assert_int_equal(valid[METHOD_GPTQ], 6 * 6 * (3 + 2 * 2) * (2 + 1) * 4 * 2 * 2 * 3);
-    assert_int_equal(valid[METHOD_AWQ_GPTQ], valid[METHOD_GPTQ]);
+    const int grids = 6 * 6 * (3 + 2 * 2) * (2 + 1) * 4 * 2; /* … × damps */
+    assert_int_equal(valid[METHOD_AWQ_GPTQ], grids * 2 * 3);
+    assert_int_equal(valid[METHOD_GPTQ], grids * (2 * 3 + 1));
 }
 
 static void knows_the_canonical_spelling(void **state) {
@@ -127,7 +129,8 @@ static void knows_the_canonical_spelling(void **state) {
                                       "gptq3g64-guided",
                                       "awq3g64-minmax-guided",
                                       "awq+gptq3g64-damp0.01-descend2-guided",
-                                      "gptq4g64-descend8-static"};
+                                      "gptq4g64-descend8-static",
+                                      "gptq3g64-actorder-guided-twosided"};
     struct candidate c;
     struct err e;
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
@@ -167,6 +170,10 @@ static void refuses_other_spellings(void **state) {
                                       "awq4g64-sequential-guided",
                                       "gptq4g64-guided-static",
                                       "hqq4g64-guided",
+                                      "gptq4g64-twosided",
+                                      "gptq4g64-twosided-guided",
+                                      "gptq4g64-descend2-guided-twosided",
+                                      "awq+gptq4g64-guided-twosided",
                                       "gptq4g64-hqqpack",
                                       "rtn4g64-pct",
                                       "rtn4g64-pct0",
@@ -230,6 +237,11 @@ static void faults_are_where_they_stand(void **state) {
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"guided\":true}]", "/0/guided");
     expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"guided\":1}]", "/0/guided");
     expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true],\"sequential\":true}]", "/0/sequential");
+    expect_problem("[{\"method\":\"gptq\",\"bits\":4,\"two_sided\":true}]", "/0/two_sided");
+    expect_problem("[{\"bits\":4,\"guided\":false,\"two_sided\":true}]", "/0/two_sided");
+    expect_problem("[{\"bits\":4,\"two_sided\":\"yes\"}]", "/0/two_sided");
+    expect_problem("[{\"bits\":4,\"descend\":[0,2],\"two_sided\":true}]", "/0/descend");
+    expect_problem("[{\"method\":\"awq+gptq\",\"bits\":4,\"guided\":true,\"two_sided\":true}]", "/0/two_sided");
     expect_problem("[{\"method\":[\"gptq\",\"rtn\"],\"bits\":4,\"order\":\"natural\"}]", "/0/order");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"range\":\"percentile\"}]", "/0/clip");
     expect_problem("[{\"method\":\"rtn\",\"bits\":4,\"clip\":0.9}]", "/0/clip");
@@ -268,6 +280,8 @@ static void methods_have_their_defaults(void **state) {
                "gptq4g64 gptq4g64-descend2 awq+gptq4g64 awq+gptq4g64-descend2");
     expect_ids("[{\"bits\":[3,4],\"group\":32}]", "gptq3g32-descend2-guided gptq4g32-descend2-guided");
     expect_ids("[{\"bits\":4,\"guided\":false,\"descend\":0}]", "gptq4g64");
+    expect_ids("[{\"bits\":4,\"two_sided\":[false,true]}]", "gptq4g64-descend2-guided gptq4g64-guided-twosided");
+    expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"guided\":true,\"two_sided\":true}]", "gptq4g64-guided-twosided");
     expect_ids("[{\"method\":[\"gptq\",\"awq\"],\"bits\":4,\"guided\":[false,true]}]",
                "gptq4g64 gptq4g64-guided awq4g64 awq4g64-guided");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"guided\":[false,true],\"sequential\":false}]",

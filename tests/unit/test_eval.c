@@ -446,6 +446,7 @@ static void interrupted_calibration_gives_the_same_result(void **state) {
     (void)state;
     stop_and_go_on(CALIBRATED("gptq", "2"), 4);
     stop_and_go_on(CALIBRATED("gptq','guided':true,'range':'weighted", "2"), 4); /* from the last block */
+    stop_and_go_on(CALIBRATED("gptq','guided':true,'two_sided':true,'range':'weighted", "2"), 1);
     stop_and_go_on(CALIBRATED("awq+gptq", "2"), 2); /* its search takes five times as long as all else */
 }
 

@@ -120,6 +120,24 @@ static void recheck_is_around_the_model_that_the_profile_is_around(void **state)
     scratch_close(&model);
 }
 
+/* From the walk that gives them gradients, at the input and at the output. */
+static void two_sided_candidates_are_rechecked(void **state) {
+    (void)state;
+    static const char two_sided[] =
+        "{'kind':'profile','model':'M','calibration':{'dataset':'D','samples':2,'length':64,'sampling':'sequential'},"
+        "'candidates':[{'bits':[3,4],'group':64,'two_sided':true}],'layers':'layers\\\\.1\\\\.mlp\\\\.gate'}";
+    struct scratch model = tiny_copy();
+    tiny_edit(&model, LINEAR ".weight", onto_eight_levels);
+    struct run r;
+    run_init(&r);
+    if (run_job(&r, model.path, CALIBRATION, two_sided, NULL, NULL) != RC_OK) fail_msg("%s", r.err.message);
+    const json_t *inversion = only_inversion(&r);
+    double drift = number(inversion, "drift", 1);
+    assert_true(drift > 0 && fabs(number(inversion, "drift_float64", 1) - drift) <= 1e-5 * drift);
+    run_release(&r);
+    scratch_close(&model);
+}
+
 /* A table that says what is not so: as a defect of the drift's computation, or of storage, would. */
 static void wrong_drift_is_the_metrics_fault(void **state) {
     (void)state;
@@ -259,6 +277,7 @@ int main(void) {
         cmocka_unit_test(weights_on_a_coarse_grid_invert_by_themselves),
         cmocka_unit_test(recheck_is_cached_and_resumed),
         cmocka_unit_test(recheck_is_around_the_model_that_the_profile_is_around),
+        cmocka_unit_test(two_sided_candidates_are_rechecked),
         cmocka_unit_test(wrong_drift_is_the_metrics_fault),
         cmocka_unit_test(quantizer_alone_inverts),
         cmocka_unit_test(recomputation_is_the_output_error),

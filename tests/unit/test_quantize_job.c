@@ -90,6 +90,7 @@ static const char *const recipes[] = {
     /* The last block first. */
     QUANTIZE(",'refine':false,'uniform':{'method':'gptq','bits':4,'group':64,'guided':true}" CALIBRATION),
     QUANTIZE(",'refine':false,'uniform':{'method':'awq+gptq','bits':4,'group':64,'guided':true}" CALIBRATION),
+    QUANTIZE(",'refine':false,'uniform':{'bits':4,'group':64,'two_sided':true}" CALIBRATION),
 };
 enum { RECIPES = sizeof recipes / sizeof *recipes };
 
@@ -152,6 +153,7 @@ static void an_artifact_is_what_its_recipe_runs(void **state) {
         {BOTH(",'uniform':{'method':'gptq','bits':3,'group':64,'order':'activation'}" CALIBRATION)},
         {BOTH(UNIFORM("awq+gptq','guided':true,'range':'weighted") CALIBRATION)}, /* and refined */
         {BOTH(UNIFORM("gptq','guided':true,'range':'weighted") ",'refine':false" CALIBRATION)},
+        {BOTH(UNIFORM("gptq','guided':true,'two_sided':true,'range':'weighted") CALIBRATION)}, /* and refined */
         {BOTH(",'uniform':{'method':'gptq','bits':3,'group':64,'order':'activation'},'refine':true" CALIBRATION)},
         {BOTH(",'uniform':{'method':'hqq','bits':3,'group':64,'layout':'hqq'},'refine':true" CALIBRATION)},
         {BOTH(",'uniform':{'method':'hqq','bits':3,'group':64,'layout':'hqq'}")},
@@ -210,7 +212,7 @@ static void a_stopped_job_ends_with_the_same_bytes(void **state) {
     (void)state;
     static const int64_t stops[] = {3 * PER_BLOCK + 4, 1, PER_BLOCK + 1, PER_BLOCK, LINEARS - 1};
     /* AWQ's search takes five times as long as all else: its recipes have the stops that differ most. */
-    static const size_t counts[RECIPES] = {3, 5, 1, 5, 5, 5, 1};
+    static const size_t counts[RECIPES] = {3, 5, 1, 5, 5, 5, 1, 1};
     for (size_t r = 0; r < RECIPES; r++) {
         struct made whole;
         made_open(&whole);

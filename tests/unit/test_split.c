@@ -110,6 +110,7 @@ static void split_awq_equals_the_whole(void **state) {
 #define LOSS ",'scores':['fisher','kfac','diag'],'fisher_windows':3"
 #define ROUNDED "{'method':'hqq','bits':3,'group':64},{'method':'gptq','bits':4,'group':64},{'method':'none'}"
 #define GUIDED "{'method':'gptq','bits':4,'group':64,'guided':true}"
+#define TWO_SIDED "{'bits':4,'group':64,'two_sided':true}"
 
 /* What the loss says: gradients of all windows, and scored ones on every device. */
 static void split_scores_equal_the_whole(void **state) {
@@ -123,6 +124,7 @@ static void split_guided_equals_the_whole(void **state) {
     (void)state;
     check_profile("cpu,cpu,cpu", PROFILE_OF(GUIDED, "5", LAYERS), PROFILE_OF(GUIDED, "5", LAYERS SPLIT));
     check_profile("cpu,cpu", PROFILE_OF(GUIDED, "3", LAYERS LOSS), PROFILE_OF(GUIDED, "3", LAYERS LOSS SPLIT));
+    check_profile("cpu,cpu", PROFILE_OF(TWO_SIDED, "5", LAYERS), PROFILE_OF(TWO_SIDED, "5", LAYERS SPLIT));
 }
 
 /* Devices without a window still measure Linears. */
@@ -260,6 +262,7 @@ static void split_eval_calibrates_once(void **state) {
     (void)state;
     check_calibrated("'method':'gptq','range':'minmax'");
     check_calibrated("'method':'gptq','guided':true,'range':'minmax'");
+    check_calibrated("'two_sided':true");
 }
 
 /* Without "devices" a job stays on the first device. */

@@ -104,6 +104,7 @@ static void calibrated_candidates_are_those_of_an_eval(void **state) {
     } cases[] = {
         {SWEEP(",'candidate':{'method':'gptq','bits':3,'group':64}" ON_C), "gptq3g64"},
         {SWEEP(",'candidate':{'method':'gptq','bits':3,'group':64,'guided':true}" ON_C), "gptq3g64-guided"},
+        {SWEEP(",'candidate':{'bits':3,'group':64,'two_sided':true}" ON_C), "gptq3g64-guided-twosided"},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         struct run sweep;

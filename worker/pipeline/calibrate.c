@@ -331,8 +331,12 @@ static enum rc calibrate_head(struct calibrator *k, struct err *e) {
 
 /* --- the walk --- */
 
+static bool any_candidate(const struct calibrator *k, bool (*is)(const struct candidate *)) {
+    return candidates_any(k->a->recipe, (size_t)k->model->linear_count, is);
+}
+
 static bool uses_awq(const struct calibrator *k) {
-    return candidates_any(k->a->recipe, (size_t)k->model->linear_count, candidate_uses_awq);
+    return any_candidate(k, candidate_uses_awq);
 }
 
 static struct grams_args grams_needed(const struct calibrator *k) {
@@ -353,7 +357,7 @@ static int64_t working_bytes(const struct calibrator *k) {
     const struct linear *linear;
     for (int position = 0; (linear = block_linear(k->model, 0, position)); position++)
         codes += linear->rows * linear->cols;
-    return codes + codes / 2 + input_group_bytes(k->model);
+    return codes + codes / 2 + input_group_bytes(k->model, any_candidate(k, candidate_is_two_sided));
 }
 
 static enum rc walk_windows(struct calibrator *k, struct err *e) {
@@ -413,9 +417,9 @@ static enum rc walk_back(struct calibrator *k, struct err *e) {
                                    .device_reserved = working_bytes(k),
                                    .input = calibrate_guided,
                                    .ctx = k},
-                          .unweighed =
-                              candidates_any(a->recipe, (size_t)k->model->linear_count, candidate_needs_unweighed_gram),
+                          .unweighed = any_candidate(k, candidate_needs_unweighed_gram),
                           .guided = true,
+                          .outer = any_candidate(k, candidate_is_two_sided),
                           .seed = (uint64_t)a->seed};
     enum rc rc = RC_OK;
     if (candidate_needs_gram(head_recipe(k)))

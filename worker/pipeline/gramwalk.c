@@ -203,6 +203,7 @@ struct input_group gram_input_group(const struct job *job, const struct model *m
                             .guided = {.h = in->h_w},
                             .mean_abs = in->mean_abs,
                             .w = in->w,
+                            .g = in->g,
                             .count = in->count};
     input_group_fold(&g, model, in->block, in->input);
     return g;

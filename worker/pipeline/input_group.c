@@ -4,6 +4,9 @@
 
 #include "worker/pipeline/upload.h"
 
+/* The share of the mean diagonal of G that is added to it, chosen by KL on text that was not calibrated on. */
+static const double rows_damp = 0.5;
+
 static const struct st_tensor *norm_before(const struct model *model, int block, enum linear_input input) {
     if (input == INPUT_HEAD) return model->final_norm;
     if (input == INPUT_ATTENTION) return model->blocks[block].input_norm;
@@ -21,11 +24,27 @@ void input_group_fold(struct input_group *g, const struct model *model, int bloc
 void input_group_release(struct input_group *g) {
     factor_release(g->job->backend, g->job->device, &g->gram.factor);
     factor_release(g->job->backend, g->job->device, &g->guided.factor);
+    for (int i = 0; i < g->count; i++)
+        factor_release(g->job->backend, g->job->device, &g->rows[i]);
+}
+
+/* The factors of the rows of all the Linears that read one input, what is worked on to make the widest, and what
+ * weights leave to the rows after them. */
+static int64_t two_sided_bytes(const struct model *model, int64_t weights) {
+    int64_t kept[INPUT_COUNT] = {0}, most = 0, square = 0, floats = sizeof(float);
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const struct linear *linear = &model->linears[i];
+        int64_t rows = linear->rows * linear->rows;
+        if (linear->block < 0) continue;
+        if (linear->block == 0 && (kept[linear->input] += rows) > most) most = kept[linear->input];
+        if (rows > square) square = rows;
+    }
+    return floats * (most + 4 * square + weights);
 }
 
 /* A Linear's codes and their parameters, its weights as they are scaled, rounded and worked on; the scaled H in fp32,
  * its factor, and two fp64 squares to make it; once it is made, H in fp32 again to descend by. */
-int64_t input_group_bytes(const struct model *model) {
+int64_t input_group_bytes(const struct model *model, bool two_sided) {
     int64_t widest = 0, square = 0, floats = sizeof(float);
     for (int64_t i = 0; i < model->linear_count; i++) {
         const struct linear *linear = &model->linears[i];
@@ -33,7 +52,8 @@ int64_t input_group_bytes(const struct model *model) {
         if (linear->rows * linear->cols > widest) widest = linear->rows * linear->cols;
         if (linear->cols * linear->cols > square) square = linear->cols * linear->cols;
     }
-    return widest + widest / 2 + 3 * floats * widest + 6 * floats * square;
+    int64_t bytes = widest + widest / 2 + 3 * floats * widest + 6 * floats * square;
+    return two_sided ? bytes + two_sided_bytes(model, widest) : bytes;
 }
 
 struct candidate candidate_for(const struct candidate *c, const struct linear *linear) {
@@ -76,6 +96,23 @@ static enum rc ready_factor(const struct job *job, struct factored_gram *g, cons
     return RC_OK;
 }
 
+/* Where it lies in the group's, for all candidates. */
+static enum rc ready_rows(struct input_group *g, int index, struct err *e) {
+    const struct backend *b = g->job->backend;
+    struct factor made, *kept = &g->rows[index];
+    if (kept->upper) return RC_OK;
+    if (!g->g || !g->g[index].data)
+        return err_set(e, RC_INTERNAL, "a two-sided candidate, and no gradients at the outputs");
+    TRY(factor_alloc(b, g->job->device, g->g[index].cols, &made, e));
+    struct factor_args a = {.h = g->g[index], .order = ORDER_ACTIVATION, .damp = rows_damp, .out = &made};
+    enum rc rc = b->factor(g->job->device, &a, e);
+    if (rc == RC_OK)
+        *kept = made;
+    else
+        factor_release(b, g->job->device, &made);
+    return rc == RC_OK ? RC_OK : err_context(e, "the gradients at its output");
+}
+
 struct factored_gram *group_gram(struct input_group *g, struct awq_scale *scale, const struct candidate *c) {
     if (scale && scale->by_col) return c->guided ? &scale->guided : &scale->gram;
     return c->guided ? &g->guided : &g->gram;
@@ -95,6 +132,10 @@ static enum rc quantize(const struct group_quantize_args *a, struct mat w, struc
     if (candidate_uses_gptq(c)) {
         TRY(ready_factor(job, gram, c, e));
         q.factor = &gram->factor;
+    }
+    if (c->two_sided) {
+        TRY(ready_rows(a->group, a->index, e));
+        q.rows = &a->group->rows[a->index];
     }
     return job->backend->quantize(job->device, &q, e);
 }

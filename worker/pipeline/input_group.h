@@ -1,5 +1,6 @@
 /* The Linears of a block that read one input, and how they are quantized together: GPTQ shares one factor of the
- * input's H, AWQ one scale for each of its channels (algorithms §4, §5).
+ * input's H, AWQ one scale for each of its channels (algorithms §4, §5). A two-sided GPTQ has a factor of each Linear's
+ * own rows beside that.
  *
  * The same code for every job kind, so that what a profile scored is what an eval runs. Deterministic; GPU thread only.
  */
@@ -38,6 +39,8 @@ struct input_group {
     struct factored_gram gram, guided; /* h is the caller's; that of `guided` weighs tokens by their gradients */
     const double *mean_abs;            /* [K] host memory, mean |x| of each channel; NULL: no AWQ */
     const struct mat *w;               /* [count] of [N, K] */
+    const struct mat *g; /* [count] of [N, N] Σ gᵀg at their outputs, finished; NULL: no candidate is two-sided */
+    struct factor rows[BLOCK_LINEARS_MAX]; /* of those, for all candidates; made when first needed */
     int count;
     bool foldable;                /* a scale of the input's channels can be taken out of what computes them */
     const struct st_tensor *norm; /* which are these weights; NULL: a Linear's rows */
@@ -47,8 +50,8 @@ struct input_group {
 /* What an input of a block is tied to, and whether it can be folded. Block −1: lm_head's. */
 void input_group_fold(struct input_group *g, const struct model *model, int block, enum linear_input input);
 void input_group_release(struct input_group *g);
-/* Device memory that quantizing the Linears of any one input takes beside H, about at most. */
-int64_t input_group_bytes(const struct model *model);
+/* Device memory that quantizing the Linears of any one input takes beside Gram matrices, about at most. */
+int64_t input_group_bytes(const struct model *model, bool two_sided);
 
 /* By what AWQ multiplies each column of the group's weights, and divides the input's channels. */
 struct awq_scale {

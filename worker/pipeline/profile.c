@@ -196,13 +196,17 @@ static double at_least_0(double trace) {
     return trace < 0 ? 0 : trace;
 }
 
+static bool wants_kfac(const struct profile *p) {
+    return spec_wants(p->spec, "kfac") || spec_wants(p->spec, "diag");
+}
+
 /* The scores that take no activations. */
 static enum rc measure_kfac(struct bench *b, int n, struct mat w_hat, struct drift_row *row, struct err *e) {
     const struct job *job = b->group->job;
     const struct profile *p = b->p;
     struct kfac_args a = {.w = b->in->w[n], .w_hat = w_hat, .h = b->in->h, .g = b->in->g[n]};
     struct kfac_report report;
-    if (!a.g.data) return RC_OK;
+    if (!wants_kfac(p)) return RC_OK;
     TRY(job->backend->kfac(job->device, &a, &report, e));
     if (spec_wants(p->spec, "kfac")) row->scores.kfac = kfac_score(&p->windows, at_least_0(report.kfac));
     if (spec_wants(p->spec, "diag")) row->scores.diag = kfac_score(&p->windows, at_least_0(report.diag));
@@ -359,13 +363,18 @@ static bool any_candidate(const struct profile *p, bool (*is)(const struct candi
     return candidates_any(p->table.candidates, p->table.candidate_count, is);
 }
 
+static int64_t quantizing_bytes(const struct profile *p) {
+    if (!any_candidate(p, candidate_needs_gram)) return 0;
+    return input_group_bytes(p->source.model, any_candidate(p, candidate_is_two_sided));
+}
+
 static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct err *e) {
-    bool fisher = spec_wants(p->spec, "fisher"), outer = spec_wants(p->spec, "kfac") || spec_wants(p->spec, "diag");
+    bool fisher = spec_wants(p->spec, "fisher"), kfac = wants_kfac(p);
     struct grad_walk g = {.gram = *walk,
                           .unweighed =
-                              outer || spec_wants_drift(p->spec) || any_candidate(p, candidate_needs_unweighed_gram),
+                              kfac || spec_wants_drift(p->spec) || any_candidate(p, candidate_needs_unweighed_gram),
                           .guided = spec_wants_guided(p->spec),
-                          .outer = outer,
+                          .outer = kfac || any_candidate(p, candidate_is_two_sided),
                           .candidates = fisher ? p->table.candidate_count : 0,
                           .scored = fisher ? p->spec->fisher_windows : 0,
                           .seed = (uint64_t)p->spec->calibration->seed,
@@ -384,8 +393,7 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                           .phase = p->spec->around ? "measure" : "calibrate",
                           .wanted = wanted,
                           .stats = any_candidate(p, candidate_uses_awq),
-                          .device_reserved =
-                              any_candidate(p, candidate_needs_gram) ? input_group_bytes(p->source.model) : 0,
+                          .device_reserved = quantizing_bytes(p),
                           .input = profile_input,
                           .ctx = p};
     bool back = spec_wants_loss(p->spec) || spec_wants_guided(p->spec);

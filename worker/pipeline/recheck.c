@@ -128,15 +128,9 @@ static enum rc recompute(void *ctx, const struct job *job, const struct gram_inp
     return rc;
 }
 
-static bool needs_stats(const struct recheck *r) {
+static bool any_pair(const struct recheck *r, bool (*is)(const struct candidate *)) {
     for (size_t i = 0; i < r->count; i++)
-        if (candidate_uses_awq(&r->args->table->candidates[r->pairs[i].low])) return true;
-    return false;
-}
-
-static bool needs_gram(const struct recheck *r) {
-    for (size_t i = 0; i < r->count; i++)
-        if (candidate_needs_gram(&r->args->table->candidates[r->pairs[i].low])) return true;
+        if (is(&r->args->table->candidates[r->pairs[i].low])) return true;
     return false;
 }
 
@@ -151,6 +145,7 @@ static bool walks_back(const struct recheck *r) {
 static enum rc walk_rest(struct recheck *r, struct err *e) {
     const struct recheck_args *a = r->args;
     bool *wanted = xcalloc((size_t)a->profiled->model->linear_count, sizeof *wanted);
+    bool two_sided = any_pair(r, candidate_is_two_sided), gram = any_pair(r, candidate_needs_gram);
     for (size_t i = 0; i < r->count; i++)
         if (!r->pairs[i].known) wanted[a->profiled->place[r->pairs[i].linear]] = true;
     struct gram_walk g = {.job = a->job,
@@ -158,12 +153,16 @@ static enum rc walk_rest(struct recheck *r, struct err *e) {
                           .windows = a->windows,
                           .phase = "recheck inversions",
                           .wanted = wanted,
-                          .stats = needs_stats(r),
-                          .device_reserved = needs_gram(r) ? input_group_bytes(a->profiled->model) : 0,
+                          .stats = any_pair(r, candidate_uses_awq),
+                          .device_reserved = gram ? input_group_bytes(a->profiled->model, two_sided) : 0,
                           .input = recompute,
                           .ctx = r};
-    struct grad_walk back = {
-        .gram = g, .unweighed = true, .guided = true, .seed = (uint64_t)a->seed, .around = a->around};
+    struct grad_walk back = {.gram = g,
+                             .unweighed = true,
+                             .guided = true,
+                             .outer = two_sided,
+                             .seed = (uint64_t)a->seed,
+                             .around = a->around};
     enum rc rc = walks_back(r) ? grad_walk_run(&back, e) : gram_walk_run(&g, e);
     free(wanted);
     return rc;

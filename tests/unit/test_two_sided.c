@@ -1,0 +1,233 @@
+/* Two-sided GPTQ in jobs: it goes by H_w of the input and G at the output, the same codes whichever job asks, and each
+ * Linear's rows are factored once for all candidates. */
+#include "tests/unit/golden_model.h"
+#include "tests/unit/run_job.h"
+
+#include "worker/pipeline/calibrate.h"
+#include "worker/pipeline/gradwalk.h"
+
+enum { BLOCKS = 6, PER_BLOCK = 7 };
+#define CALIBRATION_TEXT FIXTURE "calibration.txt"
+#define CALIBRATION "'samples':4,'length':64,'sampling':'sequential'"
+#define TWO_SIDED "{'bits':3,'group':64,'two_sided':true}"
+#define PROFILE(candidates, more)                                                                                      \
+    "{'kind':'profile','model':'M','calibration':{'dataset':'D'," CALIBRATION "},'candidates':[" candidates "]" more "}"
+#define WITH_CALIBRATION(kind, more)                                                                                   \
+    "{'kind':'" kind "','model':'M'" more ",'calibration':{'dataset':'C'," CALIBRATION "}}"
+
+/* --- calibration --- */
+
+/* A sink that keeps the codes. */
+struct outcome {
+    struct golden *g;
+    uint8_t **codes; /* [linear_count] */
+    int equal, linears;
+};
+
+static enum rc keep_codes(void *ctx, const struct job *job, struct calibrated_block *block, struct err *e) {
+    (void)job, (void)e;
+    struct outcome *o = ctx;
+    for (int i = 0; i < block->count; i++) {
+        const struct calibrated_linear *l = &block->linears[i];
+        size_t count = (size_t)(l->linear->rows * l->linear->cols);
+        o->codes[l->index] = arena_alloc(&o->g->arena, count);
+        memcpy(o->codes[l->index], l->q.codes, count);
+    }
+    return RC_OK;
+}
+
+static struct factor factor_of(struct golden *g, struct mat h, enum column_order order, int group, double damp) {
+    struct factor f;
+    golden_must(g, factor_alloc(&backend_cpu, g->job.device, h.cols, &f, &g->err));
+    struct factor_args a = {.h = h, .order = order, .group = group, .damp = damp, .out = &f};
+    golden_must(g, backend_cpu.factor(g->job.device, &a, &g->err));
+    return f;
+}
+
+/* The Linear's codes, straight from the operations. */
+static void compare_linear(struct outcome *o, const struct gram_input *in, int n) {
+    struct golden *g = o->g;
+    struct candidate c = candidate_default(METHOD_GPTQ, 3, 16);
+    struct factor cols = factor_of(g, in->h_w, c.order, c.group, (double)c.damp / PARTS);
+    struct factor rows = factor_of(g, in->g[n], ORDER_ACTIVATION, 0, 0.5);
+    struct quantized q;
+    struct quantize_report report;
+    golden_must(g, quantized_alloc(&backend_cpu, g->job.device, in->w[n].rows, in->w[n].cols, &c, &q, &g->err));
+    struct quantize_args a = {
+        .w = in->w[n], .candidate = c, .factor = &cols, .rows = &rows, .out = &q, .report = &report};
+    golden_must(g, backend_cpu.quantize(g->job.device, &a, &g->err));
+    o->equal += !memcmp(q.codes, o->codes[in->index[n]], (size_t)(q.rows * q.cols));
+    o->linears++;
+    quantized_release(&backend_cpu, g->job.device, &q);
+    factor_release(&backend_cpu, g->job.device, &cols);
+    factor_release(&backend_cpu, g->job.device, &rows);
+}
+
+static enum rc compare_codes(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
+    (void)job, (void)e;
+    for (int n = 0; n < in->count; n++)
+        compare_linear(ctx, in, n);
+    return RC_OK;
+}
+
+static void walk_by_hand(struct golden *g, struct outcome *o) {
+    bool *wanted = arena_alloc(&g->arena, (size_t)g->model->linear_count);
+    for (int64_t i = 0; i < g->model->linear_count; i++)
+        wanted[i] = g->model->linears[i].block >= 0;
+    struct gram_walk gram = {.job = &g->job,
+                             .model = g->model,
+                             .windows = &g->windows,
+                             .phase = "by hand",
+                             .wanted = wanted,
+                             .input = compare_codes,
+                             .ctx = o};
+    struct grad_walk walk = {.gram = gram, .guided = true, .outer = true};
+    golden_must(g, grad_walk_run(&walk, &g->err));
+}
+
+static void both_sides_are_gone_by(void **state) {
+    (void)state;
+    struct golden g;
+    golden_open(&g, "llama");
+    struct outcome o = {.g = &g};
+    struct candidate *recipe = arena_alloc(&g.arena, (size_t)g.model->linear_count * sizeof *recipe), c;
+    golden_must(&g, candidate_from_id("gptq3g16-guided-twosided", &c, &g.err));
+    for (int64_t i = 0; i < g.model->linear_count; i++)
+        recipe[i] = g.model->linears[i].block >= 0 ? c : candidate_default(METHOD_NONE, 16, 0);
+    o.codes = arena_alloc(&g.arena, (size_t)g.model->linear_count * sizeof *o.codes);
+    struct calibration_sink sink = {.ctx = &o, .block = keep_codes};
+    struct calibrate_args a = {.job = &g.job, .model = g.model, .windows = &g.windows, .recipe = recipe, .sink = &sink};
+    golden_must(&g, calibrate(&a, &g.err));
+    walk_by_hand(&g, &o);
+    assert_int_equal(o.linears, PER_BLOCK * g.model->arch.blocks);
+    assert_int_equal(o.equal, o.linears);
+    golden_close(&g);
+}
+
+/* --- jobs --- */
+
+static int quantized, factored;
+static uint64_t all_codes; /* of what was quantized two-sided, whatever the order */
+
+static uint64_t hash(const void *data, size_t size, uint64_t h) {
+    for (size_t i = 0; i < size; i++)
+        h = (h ^ ((const uint8_t *)data)[i]) * 0x100000001b3;
+    return h;
+}
+
+static enum rc watch_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+    enum rc rc = backend_cpu.quantize(state, a, e);
+    const struct quantized *q = a->out;
+    if (!a->rows) return rc;
+    size_t parameters = (size_t)(q->rows * q->groups) * sizeof(float);
+    uint64_t h = hash(q->codes, (size_t)(q->rows * q->cols), 0xcbf29ce484222325);
+    all_codes += hash(q->zero, parameters, hash(q->scale, parameters, h));
+    quantized++;
+    return rc;
+}
+
+static enum rc watch_factor(struct backend_state *state, const struct factor_args *a, struct err *e) {
+    factored += a->order == ORDER_ACTIVATION;
+    return backend_cpu.factor(state, a, e);
+}
+
+static void watch(struct run *r, const char *spec, const char *artifact) {
+    struct backend watching = backend_cpu;
+    watching.quantize = watch_quantize;
+    watching.factor = watch_factor;
+    quantized = factored = 0;
+    all_codes = 0;
+    run_init(r);
+    r->backend = &watching;
+    r->artifact = artifact;
+    must_run(r, CALIBRATION_TEXT, spec, NULL);
+}
+
+/* What was scored is what is run. */
+static void a_profile_measures_what_an_eval_runs(void **state) {
+    (void)state;
+    struct run r;
+    uint64_t profiled;
+    watch(&r, PROFILE(TWO_SIDED, ""), NULL);
+    assert_int_equal(quantized, BLOCKS * PER_BLOCK);
+    profiled = all_codes;
+    run_release(&r);
+    watch(&r, WITH_CALIBRATION("eval", ",'dataset':'D','length':64,'windows':1,'refine':false,'uniform':" TWO_SIDED),
+          NULL);
+    assert_int_equal(quantized, BLOCKS * PER_BLOCK);
+    assert_true(all_codes == profiled);
+    run_release(&r);
+}
+
+static void rows_are_factored_once_for_all_candidates(void **state) {
+    (void)state;
+    struct run many, single;
+    watch(&many, PROFILE("{'bits':[2,3,4],'group':[32,64],'two_sided':[false,true]}", ",'layers':'layers\\\\.1\\\\.'"),
+          NULL);
+    assert_int_equal(quantized, 6 * PER_BLOCK);
+    assert_int_equal(factored, PER_BLOCK);
+    watch(&single, PROFILE(TWO_SIDED, ",'layers':'layers\\\\.1\\\\.'"), NULL);
+    size_t i;
+    json_t *row;
+    assert_int_equal(json_array_size(single.rows), PER_BLOCK);
+    json_array_foreach(single.rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        const char *name = json_string_value(json_object_get(data, "name"));
+        const json_t *other = row_of(&many, name, "gptq3g64-guided-twosided");
+        const json_t *one_sided = row_of(&many, name, "gptq3g64-descend2-guided");
+        assert_true(json_equal(json_object_get(data, "drift"), json_object_get(other, "drift")));
+        assert_false(json_equal(json_object_get(data, "drift"), json_object_get(one_sided, "drift")));
+    }
+    run_release(&many);
+    run_release(&single);
+}
+
+/* Scores of the loss come beside, and G serves both. */
+static void scores_change_nothing(void **state) {
+    (void)state;
+    struct run plain, scored;
+    watch(&plain, PROFILE(TWO_SIDED, ",'layers':'layers\\\\.1\\\\.'"), NULL);
+    uint64_t codes = all_codes;
+    watch(&scored, PROFILE(TWO_SIDED, ",'layers':'layers\\\\.1\\\\.','scores':['fisher','kfac'],'fisher_windows':2"),
+          NULL);
+    assert_true(all_codes == codes);
+    size_t i;
+    json_t *row;
+    json_array_foreach(scored.rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        assert_true(json_number_value(json_object_get(data, "fisher")) > 0);
+        assert_true(json_number_value(json_object_get(data, "kfac")) > 0);
+    }
+    run_release(&plain);
+    run_release(&scored);
+}
+
+/* Where calibration has text enough. */
+static void held_out_text_loses_less(void **state) {
+    (void)state;
+#define SPEC(more)                                                                                                     \
+    "{'kind':'eval','model':'M','dataset':'D','length':128,'windows':140,'refine':false,'uniform':{'bits':3" more "}," \
+    "'calibration':{'dataset':'C','samples':300,'length':128,'sampling':'random'}}"
+    static const char *const specs[] = {SPEC(""), SPEC(",'two_sided':true")};
+    double kl[2];
+    for (int i = 0; i < 2; i++) {
+        struct run r;
+        run_init(&r);
+        must_run(&r, FIXTURE "heldout.txt", specs[i], NULL);
+        kl[i] = json_number_value(json_object_get(json_object_get(r.result, "kl"), "mean"));
+        run_release(&r);
+    }
+    print_message("guided GPTQ at 3 bits: KL %.5f descended, %.5f two-sided\n", kl[0], kl[1]);
+    assert_true(kl[1] > 0 && kl[1] < kl[0]);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(both_sides_are_gone_by),
+        cmocka_unit_test(a_profile_measures_what_an_eval_runs),
+        cmocka_unit_test(rows_are_factored_once_for_all_candidates),
+        cmocka_unit_test(scores_change_nothing),
+        cmocka_unit_test(held_out_text_loses_less),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
