@@ -140,25 +140,30 @@ enum rc cuda_times_gram(struct backend_state *state, const struct mat *rows, con
 
 /* gptq.cu: quantize by GPTQ; what was asked for is checked. */
 enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
-/* descend.cu: GPTQ's codes gone through again; what it needs of what GPTQ has in hand. */
-struct descend_columns {
-    float *error;         /* [N, K] workspace: ŵ − w in the order of the steps */
+/* What else goes through the columns needs of what GPTQ has in hand. */
+struct gptq_columns {
+    float *error;         /* [N, K] workspace */
     float *slope;         /* [N, STEPS_MAX] workspace */
     const int32_t *order; /* [K] the column of each step */
     const int32_t *group; /* [K] its group */
     const uint8_t *dead;  /* [K] by column */
 };
-enum rc cuda_descend(struct backend_state *state, const struct quantize_args *a, const struct descend_columns *c,
+/* descend.cu: GPTQ's codes gone through again. */
+enum rc cuda_descend(struct backend_state *state, const struct quantize_args *a, const struct gptq_columns *c,
                      struct err *e);
+/* gptq_rows.cu: two-sided; all groups are fitted. */
+enum rc cuda_gptq_rows(struct backend_state *state, const struct quantize_args *a, const struct gptq_columns *c,
+                       struct err *e);
 /* quantize.cu: the weight at index n·K + k is no number: RC_INVALID, naming it. */
 enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e);
-/* range.cu, fp8.cu: parts of cuda_quantize, and the grids of one group's columns for GPTQ. */
+/* range.cu, fp8.cu: parts of cuda_quantize, and the grids of some groups' columns for GPTQ. */
 enum rc cuda_fp8(struct backend_state *state, const struct quantize_args *a, struct err *e);
 struct fit_columns_args {
-    struct mat w; /* [N, n] fp32: the columns of one group, finite */
+    struct mat w;  /* [N, n] fp32: the columns of the groups, finite */
+    int64_t group; /* columns */
     const struct candidate *candidate;
     const float *weight; /* [n] device memory, for RANGE_WEIGHTED; else NULL */
-    float *scale, *zero; /* device memory: row r's at [r·stride] */
+    float *scale, *zero; /* device memory: those of row r begin at [r·stride] */
     int64_t stride;
 };
 enum rc cuda_fit_columns(struct backend_state *state, const struct fit_columns_args *a, struct err *e);

@@ -12,8 +12,8 @@ static const int HELD = STEPS_MAX / TEAM; /* columns of a block that one thread 
 
 struct descent {
     struct quantized q;
-    struct descend_columns c;
-    float *h; /* [K, K] H′ in the order of the steps; rows and columns of dead ones are 0 */
+    struct gptq_columns c; /* error: ŵ − w in the order of the steps */
+    float *h;              /* [K, K] H′ in the order of the steps; rows and columns of dead ones are 0 */
 };
 
 /* In a unit in which fp32 holds it. */
@@ -123,7 +123,7 @@ static enum rc descend(struct backend_state *state, const struct quantize_args *
     return RC_OK;
 }
 
-enum rc cuda_descend(struct backend_state *state, const struct quantize_args *a, const struct descend_columns *c,
+enum rc cuda_descend(struct backend_state *state, const struct quantize_args *a, const struct gptq_columns *c,
                      struct err *e) {
     struct descent d = {*a->out, *c, NULL};
     void *memory;

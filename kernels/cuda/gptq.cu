@@ -53,15 +53,16 @@ static __global__ void fill_weight(struct rounding r, bool ordered) {
     }
 }
 
-/* One warp a row: counts the groups whose weights are all equal. Corrections of weights near the end of fp32 can
- * overflow; grids are fitted to numbers. */
-static __global__ void prepare_group(struct mat group, unsigned long long *constant) {
-    int64_t row = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) / WARP;
-    if (row >= group.rows) return;
-    float *w = (float *)group.data + row * group.stride, first = isfinite(w[0]) ? w[0] : 0;
+/* One warp a row and group: counts the groups whose weights are all equal. Corrections of weights near the end of fp32
+ * can overflow; grids are fitted to numbers. */
+static __global__ void prepare_groups(struct mat all, int64_t size, unsigned long long *constant) {
+    int64_t warp = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) / WARP, row = warp % all.rows;
+    int64_t from = warp / all.rows * size;
+    if (from >= all.cols) return;
+    float *w = (float *)all.data + row * all.stride + from, first = isfinite(w[0]) ? w[0] : 0;
     bool equal = true;
     __syncwarp();
-    for (int64_t k = threadIdx.x % WARP; k < group.cols; k += WARP) {
+    for (int64_t k = threadIdx.x % WARP; k < size && from + k < all.cols; k += WARP) {
         if (!isfinite(w[k])) w[k] = 0;
         equal = equal && w[k] == first;
     }
@@ -128,13 +129,24 @@ static __global__ void __launch_bounds__(BLOCK) round_steps(struct rounding r, s
     }
 }
 
-/* The parameters of group g from columns [at, at + n) of w. */
-static enum rc fit(struct backend_state *state, const struct quantize_args *a, const struct rounding *r, int64_t g,
-                   int64_t at, int64_t n, struct err *e) {
-    struct mat group = {r->w + at, r->q.rows, n, r->q.cols, DTYPE_F32};
-    struct fit_columns_args f = {group,          &a->candidate, r->weight ? r->weight + at : NULL,
-                                 r->q.scale + g, r->q.zero + g, r->q.groups};
-    prepare_group<<<blocks_for(group.rows * WARP, BLOCK), BLOCK, 0, state->stream>>>(group, &r->found->constant);
+/* Groups that follow each other, and their columns of w. */
+struct stretch {
+    int64_t group, size; /* the first; columns in each */
+    int64_t at, cols;
+};
+
+static enum rc fit(struct backend_state *state, const struct quantize_args *a, const struct rounding *r,
+                   struct stretch s, struct err *e) {
+    struct mat w = {r->w + s.at, r->q.rows, s.cols, r->q.cols, DTYPE_F32};
+    struct fit_columns_args f = {w,
+                                 s.size,
+                                 &a->candidate,
+                                 r->weight ? r->weight + s.at : NULL,
+                                 r->q.scale + s.group,
+                                 r->q.zero + s.group,
+                                 r->q.groups};
+    int64_t warps = w.rows * ((s.cols + s.size - 1) / s.size);
+    prepare_groups<<<blocks_for(warps * WARP, BLOCK), BLOCK, 0, state->stream>>>(w, s.size, &r->found->constant);
     LAUNCHED();
     return cuda_fit_columns(state, &f, e);
 }
@@ -146,15 +158,16 @@ static enum rc take(struct backend_state *state, const struct quantize_args *a, 
     return RC_OK;
 }
 
-/* All groups as they lie, before any weight is corrected. */
+/* Whether groups that are fitted before are runs of steps, not of columns as they lie. */
+static bool fitted_by_steps(const struct rounding *r) {
+    return r->q.group_of != NULL;
+}
+
+/* All groups, before any weight is corrected. */
 static enum rc fit_before(struct backend_state *state, const struct quantize_args *a, const struct rounding *r,
                           struct err *e) {
-    TRY(take(state, a, r, false, e));
-    for (int64_t g = 0; g < r->q.groups; g++) {
-        int64_t from = g * r->q.group, rest = r->q.cols - from;
-        TRY(fit(state, a, r, g, from, rest < r->q.group ? rest : r->q.group, e));
-    }
-    return RC_OK;
+    TRY(take(state, a, r, fitted_by_steps(r), e));
+    return fit(state, a, r, {0, r->q.group, 0, r->q.cols}, e);
 }
 
 /* One block: its steps, and what they do to the columns behind it. To cuBLAS, which counts columns first, all factors
@@ -163,7 +176,10 @@ static enum rc round_block(struct backend_state *state, const struct quantize_ar
                            const struct rounding *r, struct segment s, struct err *e) {
     for (s.from = s.first; s.from < s.end; s.from = s.to) {
         int64_t group_end = steps->group_end[s.from], g = steps->group[s.from];
-        if (steps_fit_at(steps, s.from)) TRY(fit(state, a, r, g, s.from, group_end - s.from, e));
+        if (steps_fit_at(steps, s.from)) {
+            int64_t n = group_end - s.from;
+            TRY(fit(state, a, r, {g, n, s.from, n}, e));
+        }
         s.to = steps->fitted_before || group_end > s.end ? s.end : group_end;
         round_steps<<<blocks_for(r->q.rows * TEAM, BLOCK), BLOCK, 0, state->stream>>>(*r, s);
         LAUNCHED();
@@ -177,10 +193,14 @@ static enum rc round_block(struct backend_state *state, const struct quantize_ar
     return RC_OK;
 }
 
+static struct gptq_columns columns_of(const struct rounding *r) {
+    return {r->w, r->error, r->order, r->group, r->dead};
+}
+
 static enum rc round_all(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
                          const struct rounding *r, struct err *e) {
     if (r->weight) {
-        fill_weight<<<1, BLOCK, 0, state->stream>>>(*r, !steps->fitted_before);
+        fill_weight<<<1, BLOCK, 0, state->stream>>>(*r, !steps->fitted_before || fitted_by_steps(r));
         LAUNCHED();
     }
     if (r->q.group_of) {
@@ -188,6 +208,10 @@ static enum rc round_all(struct backend_state *state, const struct quantize_args
         LAUNCHED();
     }
     if (steps->fitted_before) TRY(fit_before(state, a, r, e));
+    if (a->rows != NULL) {
+        struct gptq_columns columns = columns_of(r);
+        return cuda_gptq_rows(state, a, &columns, e);
+    }
     TRY(take(state, a, r, true, e));
     for (int64_t first = 0, end; first < r->q.cols; first = end) {
         end = steps_block_end(steps, first);
@@ -214,7 +238,7 @@ static enum rc run(struct backend_state *state, const struct quantize_args *a, c
     if (found.bad < count) return cuda_refuse_weight(state, &a->w, found.bad, e);
     *a->report = {(int64_t)found.constant, 0};
     if (a->candidate.descend == 0) return RC_OK;
-    struct descend_columns columns = {r->w, r->error, r->order, r->group, r->dead};
+    struct gptq_columns columns = columns_of(r);
     return cuda_descend(state, a, &columns, e);
 }
 

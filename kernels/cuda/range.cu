@@ -384,6 +384,8 @@ enum rc cuda_search(struct backend_state *state, const struct quantize_args *a, 
 enum rc cuda_fit_columns(struct backend_state *state, const struct fit_columns_args *a, struct err *e) {
     if (a->candidate->range == RANGE_OUTPUT || (a->candidate->range == RANGE_WEIGHTED && a->weight == NULL))
         return err_set(e, RC_UNSUPPORTED, "what the range is chosen by is not there");
-    struct search_args s = {a->w, *a->candidate, a->w.cols, 1, a->weight, {}, a->scale, a->zero, a->stride, NULL, NULL};
+    int64_t groups = (a->w.cols + a->group - 1) / a->group;
+    struct search_args s = {a->w,     *a->candidate, a->group,  groups, a->weight, {},
+                            a->scale, a->zero,       a->stride, NULL,   NULL};
     return search_all(state, &s, e);
 }

@@ -275,6 +275,34 @@ static void time_gptq(const char *id, int64_t rows, int64_t cols) {
     release(w);
 }
 
+/* The factor of the rows is made before: all candidates share it. */
+static void time_two_sided(int64_t rows, int64_t cols) {
+    struct candidate c;
+    struct quantized q;
+    struct factor across, down;
+    struct quantize_report report;
+    must(candidate_from_id("gptq3g64", &c, &err));
+    must(quantized_alloc(b, state, rows, cols, &c, &q, &err));
+    must(factor_alloc(b, state, cols, &across, &err));
+    must(factor_alloc(b, state, rows, &down, &err));
+    struct mat h = gram_of(cols), g = gram_of(rows), w = weights(rows, cols);
+    struct factor_args of_h = {h, c.order, c.group, (double)c.damp / PARTS, &across};
+    struct factor_args of_g = {g, ORDER_ACTIVATION, 0, 0.5, &down};
+    must(b->factor(state, &of_h, &err));
+    must(b->factor(state, &of_g, &err));
+    struct quantize_args a = {w, c, h, &across, &down, &q, &report};
+    char name[64];
+    snprintf(name, sizeof name, "gptq3g64 two-sided %lldx%lld", (long long)rows, (long long)cols);
+    double flops = (double)rows * (double)cols * (double)(rows + cols);
+    TIME(name, flops, 0.0, w.data, b->quantize(state, &a, &err));
+    factor_release(b, state, &across);
+    factor_release(b, state, &down);
+    quantized_release(b, state, &q);
+    release(h);
+    release(g);
+    release(w);
+}
+
 /* One scale of AWQ's search, and the range of what it quantizes then. */
 static void time_awq(int64_t rows, int64_t cols) {
     struct candidate awq;
@@ -341,6 +369,11 @@ static void time_quantizers(void) {
     time_gptq("gptq4g64-minmax", HIDDEN, HIDDEN);
     time_gptq("gptq4g64-minmax-descend1", HIDDEN, HIDDEN);
     time_gptq("gptq4g64-minmax-descend4", HIDDEN, HIDDEN);
+    time_two_sided(576, 576);
+    time_two_sided(1536, 576);
+    time_two_sided(HIDDEN, HIDDEN);
+    time_two_sided(INTERMEDIATE, HIDDEN);
+    time_two_sided(HIDDEN, INTERMEDIATE);
     time_awq(HIDDEN, HIDDEN);
     time_awq(INTERMEDIATE, HIDDEN);
     time_awq(HIDDEN, INTERMEDIATE);
