@@ -45,6 +45,9 @@ static __device__ inline float to_float(float value) {
 static __device__ inline float to_float(__nv_bfloat16 value) {
     return __bfloat162float(value);
 }
+static __device__ inline float to_float(__half value) {
+    return __half2float(value);
+}
 template <typename T> static __device__ inline T from_float(float value);
 template <> __device__ inline float from_float<float>(float value) {
     return value;

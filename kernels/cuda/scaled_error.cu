@@ -21,10 +21,6 @@ struct round_args {
     void *out;            /* [N, K] */
 };
 
-static __device__ inline float to_float(__half value) {
-    return __half2float(value);
-}
-
 static __device__ inline void store_difference(double *to, float value) {
     *to = value;
 }

@@ -47,6 +47,18 @@ def add_model(service, name, source=FIXTURE):
     shutil.copytree(source, service.models / name)
 
 
+def post(daemon, spec):
+    """The id of a job that the daemon has taken."""
+    answer = daemon.ask("POST", "/v1/jobs", spec)
+    assert answer.status == 202, answer.body
+    return answer.json["id"]
+
+
+def result_of(daemon, id_):
+    assert daemon.wait_for(id_, "succeeded", "failed")["state"] == "succeeded", daemon.job(id_)
+    return daemon.ask("GET", f"/v1/jobs/{id_}/result").json
+
+
 def assert_problem(answer, status, pointer=None):
     assert answer.status == status, answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from conftest import BUILD
-from service import FIXTURE, assert_problem
+from service import FIXTURE, assert_problem, post, result_of
 
 PROFILE = {"kind": "profile", "model": "tiny", "candidates": [{"method": "gptq", "bits": [2, 4], "group": 64, "guided": True}],
            "calibration": {"dataset": "cal", "samples": 4, "length": 64}}
@@ -21,17 +21,6 @@ def lab(make_daemon):
     return daemon
 
 
-def post(daemon, spec):
-    answer = daemon.ask("POST", "/v1/jobs", spec)
-    assert answer.status == 202, answer.body
-    return answer.json["id"]
-
-
-def result(daemon, id_):
-    assert daemon.wait_for(id_, "succeeded", "failed")["state"] == "succeeded", daemon.job(id_)
-    return daemon.ask("GET", f"/v1/jobs/{id_}/result").json
-
-
 def an_allocation(profile):
     return {"kind": "allocation", "profile": profile, "budget": {"average_bits": 3}}
 
@@ -43,21 +32,21 @@ def test_two_rounds_are_sent_at_once_and_the_second_measures_another_model(lab):
     again = post(lab, an_allocation(second))
     measured = post(lab, {"kind": "eval", "model": "tiny", "dataset": "heldout", "length": 64, "windows": 2,
                           "allocation": again})
-    told = result(lab, second)
-    assert told["around"]["allocation"] == allocation and told["around"]["bytes"] == result(lab, allocation)["bytes"]
+    told = result_of(lab, second)
+    assert told["around"]["allocation"] == allocation and told["around"]["bytes"] == result_of(lab, allocation)["bytes"]
     assert told["around"]["refined"]["steps"] == 2 and told["rows"]["cached"] == 0
     rows, others = lab.rows(first), lab.rows(second)
     assert [(row["name"], row["candidate"]) for row in rows] == [(row["name"], row["candidate"]) for row in others]
     assert all(row["fisher"] != other["fisher"] > 0 for row, other in zip(rows, others))
-    allocated = result(lab, again)
+    allocated = result_of(lab, again)
     assert allocated["around"] == allocation and allocated["prediction"] is None and allocated["score"] == "fisher"
-    assert result(lab, allocation)["prediction"]["kl"] > 0 and "around" not in result(lab, allocation)
-    assert result(lab, measured)["kl"]["mean"] > 0 and "prediction" not in result(lab, measured)
+    assert result_of(lab, allocation)["prediction"]["kl"] > 0 and "around" not in result_of(lab, allocation)
+    assert result_of(lab, measured)["kl"]["mean"] > 0 and "prediction" not in result_of(lab, measured)
 
     stormy = post(lab, {**PROFILE, "around": allocation})
     lab.until(lambda: lab.rows(stormy))
     os.kill(lab.worker_pid(), signal.SIGKILL)
-    repeated = result(lab, stormy)
+    repeated = result_of(lab, stormy)
     assert lab.rows(stormy) == others
     for key in ("totals", "inversions", "around", "above_rtn"):
         assert repeated[key] == told[key]

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from conftest import BUILD
-from service import FIXTURE, assert_problem
+from service import FIXTURE, assert_problem, post, result_of
 
 TEXT = (FIXTURE.parent / "heldout.txt").read_text()
 SWEEP = {"kind": "sweep", "model": "tiny", "dataset": "heldout", "length": 128, "windows": 16,
@@ -23,15 +23,8 @@ def lab(make_daemon):
     return daemon
 
 
-def post(daemon, spec):
-    answer = daemon.ask("POST", "/v1/jobs", spec)
-    assert answer.status == 202, answer.body
-    return answer.json["id"]
-
-
 def result(daemon, id_):
-    assert daemon.wait_for(id_, "succeeded", "failed")["state"] == "succeeded", daemon.job(id_)
-    of = daemon.ask("GET", f"/v1/jobs/{id_}/result").json
+    of = result_of(daemon, id_)
     return of.pop("passes"), of, of.pop("tokens_per_second")
 
 
@@ -63,16 +56,11 @@ def test_a_row_is_what_an_eval_of_an_allocation_like_it_says(lab):
     rules = [{"match": "layers.5.mlp.down_proj", "pin": rtn}, {"except": "layers.5.mlp.down_proj", "match": ".", "pin": none}]
     allocation = post(lab, {"kind": "allocation", "profile": profile, "rules": rules, "budget": {"average_bits": 16}})
     of = {key: SWEEP[key] for key in ("model", "dataset", "length", "windows")}
-    measured = result_of_eval(lab, post(lab, {"kind": "eval", **of, "allocation": allocation}))
+    measured = result_of(lab, post(lab, {"kind": "eval", **of, "allocation": allocation}))
     sweep = post(lab, {**SWEEP, "layers": "layers.5.mlp"})
     result(lab, sweep)
     row = next(row for row in lab.rows(sweep) if row["projection"] == "down_proj")
     assert row["delta_kl"] == measured["kl"]["mean"] > 0 and row["delta_nll"] == measured["delta"]["nll"]
-
-
-def result_of_eval(daemon, id_):
-    assert daemon.wait_for(id_, "succeeded", "failed")["state"] == "succeeded", daemon.job(id_)
-    return daemon.ask("GET", f"/v1/jobs/{id_}/result").json
 
 
 def test_specs_that_make_no_sense_are_refused_where_they_are_wrong(lab):
