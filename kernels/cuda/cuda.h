@@ -138,8 +138,8 @@ enum rc cuda_wide_product(struct backend_state *state, const struct mat *a, cons
 enum rc cuda_times_gram(struct backend_state *state, const struct mat *rows, const struct mat *h, struct mat *out,
                         struct err *e);
 
-/* gptq.cu: quantize by GPTQ; what was asked for is checked. */
-enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);
+/* gptq.cu: quantize by GPTQ; what was asked for is checked. More than one: all two-sided. */
+enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, int count, struct err *e);
 /* What else goes through the columns needs of what GPTQ has in hand. */
 struct gptq_columns {
     float *error;         /* [N, K] workspace */
@@ -151,9 +151,12 @@ struct gptq_columns {
 /* descend.cu: GPTQ's codes gone through again. */
 enum rc cuda_descend(struct backend_state *state, const struct quantize_args *a, const struct gptq_columns *c,
                      struct err *e);
-/* gptq_rows.cu: two-sided; all groups are fitted. */
-enum rc cuda_gptq_rows(struct backend_state *state, const struct quantize_args *a, const struct gptq_columns *c,
-                       struct err *e);
+/* gptq_rows.cu: two-sided, side by side; all groups are fitted. */
+struct gptq_rows_args {
+    const struct quantize_args *a;
+    struct gptq_columns c;
+};
+enum rc cuda_gptq_rows(struct backend_state *state, const struct gptq_rows_args *all, int count, struct err *e);
 /* quantize.cu: the weight at index n·K + k is no number: RC_INVALID, naming it. */
 enum rc cuda_refuse_weight(struct backend_state *state, const struct mat *w, unsigned long long bad, struct err *e);
 /* range.cu, fp8.cu: parts of cuda_quantize, and the grids of some groups' columns for GPTQ. */

@@ -197,21 +197,8 @@ static struct gptq_columns columns_of(const struct rounding *r) {
     return {r->w, r->error, r->order, r->group, r->dead};
 }
 
-static enum rc round_all(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
-                         const struct rounding *r, struct err *e) {
-    if (r->weight) {
-        fill_weight<<<1, BLOCK, 0, state->stream>>>(*r, !steps->fitted_before || fitted_by_steps(r));
-        LAUNCHED();
-    }
-    if (r->q.group_of) {
-        describe_groups<<<blocks_for(r->q.cols, BLOCK), BLOCK, 0, state->stream>>>(*r);
-        LAUNCHED();
-    }
-    if (steps->fitted_before) TRY(fit_before(state, a, r, e));
-    if (a->rows != NULL) {
-        struct gptq_columns columns = columns_of(r);
-        return cuda_gptq_rows(state, a, &columns, e);
-    }
+static enum rc round_one_sided(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
+                               const struct rounding *r, struct err *e) {
     TRY(take(state, a, r, true, e));
     for (int64_t first = 0, end; first < r->q.cols; first = end) {
         end = steps_block_end(steps, first);
@@ -223,23 +210,6 @@ static enum rc round_all(struct backend_state *state, const struct quantize_args
 static enum rc upload(struct backend_state *state, void *to, const void *host, size_t bytes, struct err *e) {
     CUDA_TRY(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, state->stream));
     return RC_OK;
-}
-
-static enum rc run(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
-                   const struct rounding *r, struct err *e) {
-    const unsigned long long count = (unsigned long long)(r->q.rows * r->q.cols);
-    struct findings found = {count, 0, 0};
-    TRY(upload(state, r->found, &found, sizeof found, e));
-    TRY(upload(state, r->order, a->factor->order, (size_t)r->q.cols * sizeof *r->order, e));
-    TRY(upload(state, r->group, steps->group, (size_t)r->q.cols * sizeof *r->group, e));
-    TRY(upload(state, r->dead, a->factor->dead, (size_t)r->q.cols, e));
-    TRY(round_all(state, a, steps, r, e));
-    TRY(cuda_download(state, r->found, sizeof found, &found, e));
-    if (found.bad < count) return cuda_refuse_weight(state, &a->w, found.bad, e);
-    *a->report = {(int64_t)found.constant, 0};
-    if (a->candidate.descend == 0) return RC_OK;
-    struct gptq_columns columns = columns_of(r);
-    return cuda_descend(state, a, &columns, e);
 }
 
 static size_t aligned(size_t bytes) {
@@ -269,15 +239,84 @@ static enum rc workspace_get(struct backend_state *state, const struct quantize_
     return RC_OK;
 }
 
-enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+/* One candidate in hand; all zeros: not yet. */
+struct work {
+    const struct quantize_args *a;
     struct steps steps;
     struct rounding r;
-    TRY(steps_init(a, &steps, e));
-    enum rc rc = workspace_get(state, a, &r, e);
-    if (rc == RC_OK) {
-        rc = run(state, a, &steps, &r, e);
-        cuda_free(state, r.w);
+};
+
+static unsigned long long weights_of(const struct work *k) {
+    return (unsigned long long)(k->a->w.rows * k->a->w.cols);
+}
+
+/* All that comes before the first weight is rounded. */
+static enum rc begin(struct backend_state *state, struct work *k, struct err *e) {
+    struct rounding *r = &k->r;
+    const struct findings none = {weights_of(k), 0, 0};
+    TRY(steps_init(k->a, &k->steps, e));
+    TRY(workspace_get(state, k->a, r, e));
+    TRY(upload(state, r->found, &none, sizeof none, e));
+    TRY(upload(state, r->order, k->a->factor->order, (size_t)r->q.cols * sizeof *r->order, e));
+    TRY(upload(state, r->group, k->steps.group, (size_t)r->q.cols * sizeof *r->group, e));
+    TRY(upload(state, r->dead, k->a->factor->dead, (size_t)r->q.cols, e));
+    if (r->weight) {
+        fill_weight<<<1, BLOCK, 0, state->stream>>>(*r, !k->steps.fitted_before || fitted_by_steps(r));
+        LAUNCHED();
     }
-    steps_release(&steps);
+    if (r->q.group_of) {
+        describe_groups<<<blocks_for(r->q.cols, BLOCK), BLOCK, 0, state->stream>>>(*r);
+        LAUNCHED();
+    }
+    return k->steps.fitted_before ? fit_before(state, k->a, r, e) : RC_OK;
+}
+
+static struct gptq_columns columns_of(const struct rounding *r) {
+    return {r->w, r->error, r->order, r->group, r->dead};
+}
+
+static enum rc round_both_sides(struct backend_state *state, const struct work *all, int count, struct err *e) {
+    struct gptq_rows_args *rows = (struct gptq_rows_args *)calloc((size_t)count, sizeof *rows);
+    if (rows == NULL) return err_set(e, RC_NO_MEMORY, "no memory to quantize %d candidates", count);
+    for (int i = 0; i < count; i++)
+        rows[i] = {all[i].a, columns_of(&all[i].r)};
+    enum rc rc = cuda_gptq_rows(state, rows, count, e);
+    free(rows);
+    return rc;
+}
+
+static enum rc finish(struct backend_state *state, const struct work *k, struct err *e) {
+    struct findings found;
+    TRY(cuda_download(state, k->r.found, sizeof found, &found, e));
+    if (found.bad < weights_of(k)) return cuda_refuse_weight(state, &k->a->w, found.bad, e);
+    *k->a->report = {(int64_t)found.constant, 0};
+    if (k->a->candidate.descend == 0) return RC_OK;
+    struct gptq_columns columns = columns_of(&k->r);
+    return cuda_descend(state, k->a, &columns, e);
+}
+
+static enum rc run(struct backend_state *state, struct work *all, int count, struct err *e) {
+    for (int i = 0; i < count; i++)
+        TRY(begin(state, &all[i], e));
+    if (all[0].a->rows != NULL)
+        TRY(round_both_sides(state, all, count, e));
+    else
+        TRY(round_one_sided(state, all[0].a, &all[0].steps, &all[0].r, e));
+    for (int i = 0; i < count; i++)
+        TRY(finish(state, &all[i], e));
+    return RC_OK;
+}
+
+enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, int count, struct err *e) {
+    struct work *all = (struct work *)calloc((size_t)count, sizeof *all);
+    if (all == NULL) return err_set(e, RC_NO_MEMORY, "no memory to quantize %d candidates", count);
+    for (int i = 0; i < count; i++)
+        all[i].a = &a[i];
+    enum rc rc = run(state, all, count, e);
+    for (int i = 0; i < count; i++) {
+        cuda_free(state, all[i].r.w);
+        steps_release(&all[i].steps);
+    }
+    free(all);
     return rc;
 }

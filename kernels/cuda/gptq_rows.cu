@@ -1,4 +1,4 @@
-/* Twin of kernels/cpu/gptq_rows.c: two-sided GPTQ in one launch.
+/* Twin of kernels/cpu/gptq_rows.c: two-sided GPTQ of any number of candidates in one launch.
  *
  * Weights lie in tiles by the steps of both factors. A block has one tile of rows and goes through its columns from
  * left to right, each time behind the block above it. What tiles to the left and above add is a product each, most of
@@ -11,13 +11,14 @@
 
 static const int SIDE = 64;                               /* rows and columns of a tile */
 static const int QUAD = BLOCK / SIDE, HELD = SIDE / QUAD; /* threads of a row, and what each has of its sums' terms */
-static const int DEPTH = 16;                              /* of a product's panels */
+static const int DEPTH = 32;                              /* of a product's panels */
 static const int EACH = DEPTH * SIDE / BLOCK;             /* elements of a panel that one thread brings */
 /* Lines of shared memory, so that threads of a warp, which are at neighbouring rows on an anti-diagonal, meet in no
- * bank. */
-static const int LINE = SIDE + 2, WIDE = SIDE + 16;
+ * bank; nor those that read a fragment of a panel. */
+static const int LINE = SIDE + 2, WIDE = SIDE + 16, PANEL_LINE = SIDE + 8;
 static_assert(QUAD == 4 && HELD == 16 && BLOCK == 256, "who has which cell is laid out for these");
 
+/* One candidate of one Linear. */
 struct two_sided {
     struct quantized q;
     struct mat w;
@@ -27,7 +28,6 @@ struct two_sided {
     int32_t *row_order;           /* [N] the row of each step */
     float *error;                 /* [K, N] (w − ŵ)/U_kk, by steps */
     float *left;                  /* [N, K] R_q/U_qq, by steps */
-    unsigned *begun;              /* blocks */
     unsigned *done;               /* tiles of each block */
 };
 
@@ -37,13 +37,16 @@ struct tile {
 };
 
 struct shared {
+    struct two_sided problem;
     float w[SIDE][LINE];      /* corrected by the columns before; then the error */
     float above[SIDE][LINE];  /* what rows above the tile add; then what the weight leaves to those below, as left */
     __half2 grid[SIDE][LINE]; /* scale and zero, which are 16-bit floats; then the code */
-    float across[SIDE][WIDE]; /* U_jk at [k][j], j < k; else 0 */
     union {
-        float left[SIDE][WIDE]; /* R_q/U_qq of the tile at [k][q] */
-        float panels[2][2][DEPTH][SIDE];
+        struct {
+            float across[SIDE][WIDE]; /* U_jk at [k][j], j < k; else 0 */
+            float left[SIDE][WIDE];   /* R_q/U_qq of the tile at [k][q] */
+        };
+        float panels[2][2][DEPTH][PANEL_LINE];
     };
     float inverse[SIDE]; /* 1/U_kk */
     unsigned begun;
@@ -57,7 +60,7 @@ struct member_of_row {
     float down[HELD], last, inverse; /* 1/U_pp */
 };
 
-/* --- The products --- */
+/* --- The products: in TF32 on the tensor cores, as kernels/lab/tf32x3.cu does it, which is as exact as fp32 --- */
 
 /* A panel's rows are `stride` apart; columns from `count` on and rows from `depth` on are 0. Other blocks wrote what is
  * read: not through the cache of the SM. */
@@ -70,32 +73,73 @@ static __device__ inline void fetch(float (&held)[EACH], const float *from, int6
     }
 }
 
-static __device__ inline void put(float (&panel)[DEPTH][SIDE], const float (&held)[EACH]) {
+static __device__ inline void put(float (&panel)[DEPTH][PANEL_LINE], const float (&held)[EACH]) {
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         panel[threadIdx.x / SIDE + i * (BLOCK / SIDE)][threadIdx.x % SIDE] = held[i];
 }
 
-/* A thread has 4 × 4 of the product, a warp 16 × 32. */
-static __device__ inline int product_row(void) {
-    return (int)(threadIdx.x / (2 * WARP) * 16 + threadIdx.x % WARP / 8 * 4);
+static const int EIGHTS = 4; /* of columns in a warp's part of the product, which is 16 × 32 */
+
+/* A thread's part: rows l / 4 and l / 4 + 8 of its warp's, of each eight columns the pair 2·(l mod 4). */
+struct sums {
+    float of[EIGHTS][4];
+};
+static __device__ inline int product_row(int i) {
+    return (int)(threadIdx.x / (2 * WARP) * 16 + threadIdx.x % WARP / 4) + i / 2 * 8;
 }
-static __device__ inline int product_col(void) {
-    return (int)(threadIdx.x / WARP % 2 * 32 + threadIdx.x % 8 * 4);
+static __device__ inline int product_col(int eight, int i) {
+    return (int)(threadIdx.x / WARP % 2 * 32 + threadIdx.x % 4 * 2) + eight * 8 + i % 2;
 }
 
-static __device__ inline void multiply(float (&sum)[4][4], const float (&panels)[2][DEPTH][SIDE]) {
-    int row = product_row(), col = product_col();
+/* x = high + low, of which the tensor cores read the first 11 bits each. */
+struct halves {
+    unsigned high, low;
+};
+static __device__ inline struct halves split(float x) {
+    unsigned high = __float_as_uint(x) & 0xffffe000u;
+    return {high, __float_as_uint(x - __uint_as_float(high))};
+}
+
+/* c [16, 8] += a [16, 8] · b [8, 8] */
+static __device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Eight of the panels' depth. */
+static __device__ inline void multiply_eight(struct sums &sum, const float (&panels)[2][DEPTH][PANEL_LINE], int d) {
+    int lane = (int)threadIdx.x % WARP, row = product_row(0), col = product_col(0, 0) - lane % 4 * 2 + lane / 4;
+    unsigned high[4], low[4];
 #pragma unroll
-    for (int d = 0; d < DEPTH; d++) {
-        struct vector<float, 4> a = load_vector<float, 4>(&panels[0][d][row]);
-        struct vector<float, 4> b = load_vector<float, 4>(&panels[1][d][col]);
+    for (int i = 0; i < 4; i++) {
+        struct halves a = split(panels[0][d + lane % 4 + i / 2 * 4][row + i % 2 * 8]);
+        high[i] = a.high;
+        low[i] = a.low;
+    }
+#pragma unroll
+    for (int n = 0; n < EIGHTS; n++) {
+        struct halves b0 = split(panels[1][d + lane % 4][col + n * 8]);
+        struct halves b1 = split(panels[1][d + lane % 4 + 4][col + n * 8]);
+        multiply_add(sum.of[n], low, b0.high, b1.high);
+        multiply_add(sum.of[n], high, b0.low, b1.low);
+        multiply_add(sum.of[n], high, b0.high, b1.high);
+    }
+}
+
+/* Tensor cores do not round to nearest: no sum of theirs is longer than a panel. */
+static __device__ inline void multiply(struct sums &sum, const float (&panels)[2][DEPTH][PANEL_LINE]) {
+    struct sums part = {};
+#pragma unroll
+    for (int d = 0; d < DEPTH; d += 8)
+        multiply_eight(part, panels, d);
+#pragma unroll
+    for (int n = 0; n < EIGHTS; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                sum[i][j] += a.at[i] * b.at[j];
-    }
+            sum.of[n][i] += part.of[n][i];
 }
 
 struct product {
@@ -104,7 +148,7 @@ struct product {
 };
 
 /* sum += AᵀB of the tile. Panels take turns: one barrier each keeps writers off what is still read. */
-static __device__ inline void add_product(float (&sum)[4][4], struct shared &s, const struct tile &t,
+static __device__ inline void add_product(struct sums &sum, struct shared &s, const struct tile &t,
                                           const struct product &p) {
     float a[EACH], b[EACH];
     fetch(a, p.a, p.a_stride, t.rows, p.depth);
@@ -171,6 +215,9 @@ static __device__ inline void take_weights(const struct two_sided &b, struct sha
 
 /* Threads of a warp read pieces of 8 columns from 4 rows: a compromise of memory and banks. */
 static __device__ inline void take_factor(const struct two_sided &b, struct shared &s, const struct tile &t) {
+    __syncthreads(); /* the panels are read */
+    for (int i = (int)threadIdx.x; i < SIDE * WIDE; i += BLOCK)
+        s.left[i / WIDE][i % WIDE] = 0; /* numbers, before they stand in sums with factors of 0 */
     int64_t cols = b.q.cols;
     const float *across = b.across + t.col * cols + t.col;
     for (int i = (int)threadIdx.x; i < SIDE * SIDE; i += BLOCK) {
@@ -179,6 +226,7 @@ static __device__ inline void take_factor(const struct two_sided &b, struct shar
     }
     int k = (int)threadIdx.x;
     if (k < SIDE) s.inverse[k] = k < t.cols ? 1 / __ldg(across + k * cols + k) : 0;
+    __syncthreads();
 }
 
 static __device__ inline struct member_of_row take_row(const struct two_sided &b, const struct tile &t) {
@@ -277,16 +325,16 @@ static __device__ inline void round_tile(struct shared &s, const struct tile &t,
 
 /* w −= Eᵀ·U over the columns to the left. */
 static __device__ inline void add_columns(const struct two_sided &b, struct shared &s, const struct tile &t) {
-    float sum[4][4] = {};
+    struct sums sum = {};
     add_product(sum, s, t, {b.error + t.row, b.across + t.col, b.q.rows, b.q.cols, t.col});
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++)
-            s.w[product_row() + i][product_col() + j] -= sum[i][j];
+    for (int n = 0; n < EIGHTS; n++)
+        for (int i = 0; i < 4; i++)
+            s.w[product_row(i)][product_col(n, i)] -= sum.of[n][i];
 }
 
 /* above = Uᵀ·left over the rows above, as they are done. */
 static __device__ inline void add_rows(const struct two_sided &b, struct shared &s, const struct tile &t) {
-    float sum[4][4] = {};
+    struct sums sum = {};
     int block = (int)(t.row / SIDE);
     unsigned tiles = (unsigned)(t.col / SIDE) + 1;
     for (int from = 0, ready; from < block; from += ready) {
@@ -296,17 +344,9 @@ static __device__ inline void add_rows(const struct two_sided &b, struct shared 
                     {b.down + row * b.q.rows + t.row, b.left + row * b.q.cols + t.col, b.q.rows, b.q.cols,
                      (int64_t)ready * SIDE});
     }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++)
-            s.above[product_row() + i][product_col() + j] = sum[i][j];
-}
-
-/* Numbers, before they stand in sums with factors of 0. */
-static __device__ inline void clear_left(struct shared &s) {
-    __syncthreads(); /* the panels are read */
-    for (int i = (int)threadIdx.x; i < SIDE * WIDE; i += BLOCK)
-        s.left[i / WIDE][i % WIDE] = 0;
-    __syncthreads();
+    for (int n = 0; n < EIGHTS; n++)
+        for (int i = 0; i < 4; i++)
+            s.above[product_row(i)][product_col(n, i)] = sum.of[n][i];
 }
 
 static __device__ inline void store_left(const struct two_sided &b, const struct shared &s, const struct tile &t) {
@@ -327,22 +367,28 @@ static __device__ inline void store_rest(const struct two_sided &b, const struct
     }
 }
 
-static __global__ void __launch_bounds__(BLOCK, 2) round_both(struct two_sided b) {
+/* All first rows of tiles begin before any second one does. */
+static __global__ void __launch_bounds__(BLOCK, 2)
+    round_both(const struct two_sided *all, unsigned count, unsigned *begun) {
     extern __shared__ __align__(16) unsigned char memory[];
     struct shared &s = *(struct shared *)memory;
-    if (threadIdx.x == 0) s.begun = atomicAdd(b.begun, 1u);
+    if (threadIdx.x == 0) {
+        s.begun = atomicAdd(begun, 1u);
+        s.problem = all[s.begun % count];
+    }
     __syncthreads();
-    int block = (int)s.begun;
+    const struct two_sided &b = s.problem;
+    int block = (int)(s.begun / count);
     struct tile t = {(int64_t)block * SIDE, 0, 0, 0};
+    if (t.row >= b.q.rows) return;
     t.rows = (int)min((int64_t)SIDE, b.q.rows - t.row);
     struct member_of_row m = take_row(b, t);
     for (unsigned tiles = 1; t.col < b.q.cols; t.col += SIDE, tiles++) {
         t.cols = (int)min((int64_t)SIDE, b.q.cols - t.col);
         take_weights(b, s, t);
-        take_factor(b, s, t);
         add_columns(b, s, t);
         add_rows(b, s, t);
-        clear_left(s);
+        take_factor(b, s, t);
         round_tile(s, t, m, (1 << b.q.bits) - 1);
         store_left(b, s, t);
         publish(b, block, tiles);
@@ -353,39 +399,84 @@ static __global__ void __launch_bounds__(BLOCK, 2) round_both(struct two_sided b
 
 /* --- Host --- */
 
-static enum rc launch(struct backend_state *state, const struct quantize_args *a, const struct two_sided *b,
-                      unsigned blocks, struct err *e) {
-    size_t rows = (size_t)b->q.rows * sizeof *b->row_order;
-    CUDA_TRY(cudaMemcpyAsync(b->row_order, a->rows->order, rows, cudaMemcpyHostToDevice, state->stream));
-    CUDA_TRY(cudaMemsetAsync(b->begun, 0, (1 + (size_t)blocks) * sizeof *b->begun, state->stream));
+/* What all problems have of their own, in one piece of memory. */
+struct workspace {
+    struct two_sided *problems; /* [count] */
+    unsigned *begun, *done;     /* blocks; [count][blocks] tiles of each */
+    int32_t *row_order;         /* [count][rows] */
+    float *left;                /* one after the other */
+    unsigned blocks;            /* of the tallest */
+    int64_t rows, weights;      /* of the tallest; of all */
+};
+
+static enum rc workspace_get(struct backend_state *state, const struct gptq_rows_args *all, int count,
+                             struct workspace *ws, struct err *e) {
+    *ws = {};
+    for (int i = 0; i < count; i++) {
+        const struct mat *w = &all[i].a->w;
+        ws->rows = w->rows > ws->rows ? w->rows : ws->rows;
+        ws->weights += w->rows * w->cols;
+    }
+    ws->blocks = blocks_for(ws->rows, SIDE);
+    size_t counters = 1 + (size_t)count * ws->blocks, orders = (size_t)count * (size_t)ws->rows;
+    void *memory;
+    TRY(cuda_alloc(state,
+                   (size_t)count * sizeof *ws->problems + (counters + orders + (size_t)ws->weights) * sizeof(float),
+                   &memory, e));
+    ws->problems = (struct two_sided *)memory;
+    ws->begun = (unsigned *)(ws->problems + count);
+    ws->done = ws->begun + 1;
+    ws->row_order = (int32_t *)(ws->begun + counters);
+    ws->left = (float *)(ws->row_order + orders);
+    return RC_OK;
+}
+
+static struct two_sided problem_of(const struct gptq_rows_args *from, const struct workspace *ws, int i, float *left) {
+    struct two_sided b = {};
+    b.q = *from->a->out;
+    b.w = from->a->w;
+    b.across = from->a->factor->upper;
+    b.down = from->a->rows->upper;
+    b.order = from->c.order;
+    b.group = from->c.group;
+    b.dead = from->c.dead;
+    b.error = from->c.error;
+    b.left = left;
+    b.row_order = ws->row_order + i * ws->rows;
+    b.done = ws->done + (size_t)i * ws->blocks;
+    return b;
+}
+
+static enum rc describe(struct backend_state *state, const struct gptq_rows_args *all, int count,
+                        const struct workspace *ws, struct err *e) {
+    float *left = ws->left;
+    for (int i = 0; i < count; i++) {
+        struct two_sided b = problem_of(&all[i], ws, i, left);
+        size_t rows = (size_t)b.q.rows * sizeof *b.row_order;
+        CUDA_TRY(cudaMemcpyAsync(b.row_order, all[i].a->rows->order, rows, cudaMemcpyHostToDevice, state->stream));
+        CUDA_TRY(cudaMemcpyAsync(ws->problems + i, &b, sizeof b, cudaMemcpyHostToDevice, state->stream));
+        left += b.q.rows * b.q.cols;
+    }
+    size_t counters = 1 + (size_t)count * ws->blocks;
+    CUDA_TRY(cudaMemsetAsync(ws->begun, 0, counters * sizeof *ws->begun, state->stream));
+    return RC_OK;
+}
+
+static enum rc launch(struct backend_state *state, const struct workspace *ws, int count, struct err *e) {
+    static_assert(sizeof(struct shared) <= 99 * 1024, "a block has no more on some cards");
     const int bytes = (int)sizeof(struct shared);
     CUDA_TRY(cudaFuncSetAttribute(round_both, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    round_both<<<blocks, BLOCK, sizeof(struct shared), state->stream>>>(*b);
+    round_both<<<(unsigned)count * ws->blocks, BLOCK, sizeof(struct shared), state->stream>>>(
+        ws->problems, (unsigned)count, ws->begun);
     LAUNCHED();
     return RC_OK;
 }
 
-enum rc cuda_gptq_rows(struct backend_state *state, const struct quantize_args *a, const struct gptq_columns *c,
-                       struct err *e) {
-    static_assert(sizeof(struct shared) <= 99 * 1024, "a block has no more on some cards");
-    size_t rows = (size_t)a->w.rows, cols = (size_t)a->w.cols;
-    unsigned blocks = blocks_for(a->w.rows, SIDE);
-    void *memory;
-    TRY(cuda_alloc(state, (rows * cols + rows + 1 + blocks) * sizeof(float), &memory, e));
-    struct two_sided b = {};
-    b.q = *a->out;
-    b.w = a->w;
-    b.across = a->factor->upper;
-    b.down = a->rows->upper;
-    b.order = c->order;
-    b.group = c->group;
-    b.dead = c->dead;
-    b.error = c->error;
-    b.left = (float *)memory;
-    b.row_order = (int32_t *)(b.left + rows * cols);
-    b.begun = (unsigned *)(b.row_order + rows);
-    b.done = b.begun + 1;
-    enum rc rc = launch(state, a, &b, blocks, e);
-    cuda_free(state, memory);
+enum rc cuda_gptq_rows(struct backend_state *state, const struct gptq_rows_args *all, int count, struct err *e) {
+    struct workspace ws;
+    TRY(workspace_get(state, all, count, &ws, e));
+    enum rc rc = describe(state, all, count, &ws, e);
+    if (rc == RC_OK) rc = launch(state, &ws, count, e);
+    cuda_free(state, ws.problems);
     return rc;
 }
