@@ -269,7 +269,7 @@ static enum rc workspace_get(struct backend_state *state, const struct quantize_
     return RC_OK;
 }
 
-enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+static enum rc one(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     struct steps steps;
     struct rounding r;
     TRY(steps_init(a, &steps, e));
@@ -280,4 +280,10 @@ enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, st
     }
     steps_release(&steps);
     return rc;
+}
+
+enum rc cuda_gptq(struct backend_state *state, const struct quantize_args *a, int count, struct err *e) {
+    for (int i = 0; i < count; i++)
+        TRY(one(state, &a[i], e));
+    return RC_OK;
 }
