@@ -439,7 +439,11 @@ struct backend {
     enum rc (*scale)(struct backend_state *state, const struct scale_args *a, struct err *e);
     enum rc (*column_share)(struct backend_state *state, const struct column_share_args *a, struct err *e);
     enum rc (*factor)(struct backend_state *state, const struct factor_args *a, struct err *e);
-    enum rc (*quantize)(struct backend_state *state, const struct quantize_args *a, struct err *e);
+    /* `count` of them, independent of one another: a device may do two-sided ones that follow each other side by side;
+     * what each takes of workspace, about 2 floats a weight, adds up then. The first failure ends it and says no more
+     * than it would alone, so a caller whose Linears are not one and the same calls for each; no `out` is whole then.
+     */
+    enum rc (*quantize)(struct backend_state *state, const struct quantize_args *a, int count, struct err *e);
     enum rc (*dequantize)(struct backend_state *state, const struct dequantize_args *a, struct err *e);
     enum rc (*error)(struct backend_state *state, const struct error_args *a, struct error_report *report,
                      struct err *e);

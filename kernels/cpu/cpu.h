@@ -67,7 +67,7 @@ enum rc cpu_combine(const struct combine_args *a, struct err *e);
 enum rc cpu_scale(struct backend_state *state, const struct scale_args *a, struct err *e);
 enum rc cpu_column_share(struct backend_state *state, const struct column_share_args *a, struct err *e);
 enum rc cpu_factor(struct backend_state *state, const struct factor_args *a, struct err *e);
-enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
+enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, int count, struct err *e);
 /* … of which cpu_quantize checks the arguments. */
 enum rc cpu_fp8(struct backend_state *state, const struct quantize_args *a, struct err *e);
 enum rc cpu_gptq(struct backend_state *state, const struct quantize_args *a, struct err *e);

@@ -100,11 +100,17 @@ static enum rc quantize_rows(struct backend_state *state, const struct quantize_
     return RC_OK;
 }
 
-enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
+static enum rc quantize_one(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     TRY(check_quantize(a, e));
     TRY(CHECK_TYPE(DTYPE_F32, e, a->w));
     TRY(CHECK_TYPE(DTYPE_F64, e, a->h));
     TRY(check_finite(state, &a->w, e));
     if (a->candidate.method == METHOD_FP8) return cpu_fp8(state, a, e);
     return candidate_uses_gptq(&a->candidate) ? cpu_gptq(state, a, e) : quantize_rows(state, a, e);
+}
+
+enum rc cpu_quantize(struct backend_state *state, const struct quantize_args *a, int count, struct err *e) {
+    for (int i = 0; i < count; i++)
+        TRY(quantize_one(state, &a[i], e));
+    return RC_OK;
 }

@@ -198,7 +198,7 @@ enum rc cuda_scale(struct backend_state *state, const struct scale_args *a, stru
 enum rc cuda_column_share(struct backend_state *state, const struct column_share_args *a, struct err *e);
 enum rc cuda_factor(struct backend_state *state, const struct factor_args *a, struct err *e);
 void cuda_solver_close(struct backend_state *state);
-enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e);
+enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, int count, struct err *e);
 enum rc cuda_dequantize(struct backend_state *state, const struct dequantize_args *a, struct err *e);
 enum rc cuda_error(struct backend_state *state, const struct error_args *a, struct error_report *report, struct err *e);
 enum rc cuda_scaled_error(struct backend_state *state, const struct scaled_error_args *a, struct err *e);

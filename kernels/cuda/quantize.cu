@@ -149,10 +149,7 @@ static enum rc check_gram_type(const struct quantize_args *a, struct err *e) {
     return err_set(e, RC_UNSUPPORTED, "quantize: H must be fp32 or fp64");
 }
 
-enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
-    TRY(check_quantize(a, e));
-    TRY(check_gram_type(a, e));
-    if (candidate_uses_gptq(&a->candidate)) return cuda_gptq(state, a, e);
+static enum rc quantize_one(struct backend_state *state, const struct quantize_args *a, struct err *e) {
     int64_t count = a->w.rows * a->w.cols;
     struct findings found = {(unsigned long long)count, 0, 0}, *device;
     void *memory;
@@ -164,5 +161,25 @@ enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a
     TRY(cuda_download(state, device, sizeof found, &found, e));
     if (found.bad < (unsigned long long)count) return cuda_refuse_weight(state, &a->w, found.bad, e);
     *a->report = {(int64_t)found.constant, (int64_t)found.rtn};
+    return RC_OK;
+}
+
+/* How many two-sided ones follow each other from the first on; one of another kind is by itself. */
+static int side_by_side(const struct quantize_args *a, int count) {
+    int n = 0;
+    while (n < count && a[n].rows != NULL)
+        n++;
+    return n > 0 ? n : 1;
+}
+
+enum rc cuda_quantize(struct backend_state *state, const struct quantize_args *a, int count, struct err *e) {
+    for (int i = 0; i < count; i++) {
+        TRY(check_quantize(&a[i], e));
+        TRY(check_gram_type(&a[i], e));
+    }
+    for (int i = 0, n; i < count; i += n) {
+        n = side_by_side(a + i, count - i);
+        TRY(candidate_uses_gptq(&a[i].candidate) ? cuda_gptq(state, a + i, n, e) : quantize_one(state, &a[i], e));
+    }
     return RC_OK;
 }

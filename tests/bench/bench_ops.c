@@ -234,7 +234,7 @@ static void time_quantize(const char *id) {
     const double count = (double)HIDDEN * INTERMEDIATE;
     char name[64];
     snprintf(name, sizeof name, "quantize %s (G weights)", id);
-    TIME(name, 0.0, count, w.data, b->quantize(state, &a, &err));
+    TIME(name, 0.0, count, w.data, b->quantize(state, &a, 1, &err));
     struct dequantize_args d = {.q = &q, .out = w_hat};
     TIME("dequantize", 0.0, count * (1 + (double)dtype_size(w_hat.type)), w_hat.data, b->dequantize(state, &d, &err));
     quantized_release(b, state, &q);
@@ -268,7 +268,7 @@ static void time_gptq(const char *id, int64_t rows, int64_t cols) {
     snprintf(name, sizeof name, "factor %lld", (long long)cols);
     TIME(name, columns * columns * columns * 2 / 3, 0.0, f.upper, b->factor(state, &factor, &err));
     snprintf(name, sizeof name, "%s %lldx%lld", id, (long long)rows, (long long)cols);
-    TIME(name, columns * columns * (double)rows * (1 + 2 * c.descend), 0.0, w.data, b->quantize(state, &a, &err));
+    TIME(name, columns * columns * (double)rows * (1 + 2 * c.descend), 0.0, w.data, b->quantize(state, &a, 1, &err));
     factor_release(b, state, &f);
     quantized_release(b, state, &q);
     release(h);
@@ -294,7 +294,7 @@ static void time_two_sided(int64_t rows, int64_t cols) {
     char name[64];
     snprintf(name, sizeof name, "gptq3g64 two-sided %lldx%lld", (long long)rows, (long long)cols);
     double flops = (double)rows * (double)cols * (double)(rows + cols);
-    TIME(name, flops, 0.0, w.data, b->quantize(state, &a, &err));
+    TIME(name, flops, 0.0, w.data, b->quantize(state, &a, 1, &err));
     factor_release(b, state, &across);
     factor_release(b, state, &down);
     quantized_release(b, state, &q);
@@ -325,7 +325,7 @@ static void time_awq(int64_t rows, int64_t cols) {
     snprintf(name, sizeof name, "scaled_error %lldx%lld", (long long)rows, (long long)cols);
     TIME(name, 2.0 * (double)rows * (double)cols * (double)cols, 0.0, sum, b->scaled_error(state, &a, &err));
     snprintf(name, sizeof name, "awq4g64 %lldx%lld (G weights)", (long long)rows, (long long)cols);
-    TIME(name, 0.0, (double)rows * (double)cols, w.data, b->quantize(state, &quantize, &err));
+    TIME(name, 0.0, (double)rows * (double)cols, w.data, b->quantize(state, &quantize, 1, &err));
     quantized_release(b, state, &q);
     b->free(state, sum);
     release(h);

@@ -106,7 +106,7 @@ static void compare_case(FILE *file, const struct inputs *in, const struct candi
     struct quantize_report report;
     struct mat w = put_matrix(in->w, in->rows, in->cols, 0);
     struct quantize_args a = {.w = w, .candidate = *c, .h = in->h, .out = &q, .report = &report};
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     uint8_t *codes = get_bytes(q.codes, in->rows * in->cols);
     float *scale = get_floats(q.scale, in->rows * q.groups), *zero = get_floats(q.zero, in->rows * q.groups);
     for (int64_t i = 0; i < in->rows * q.groups; i++) {

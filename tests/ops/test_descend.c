@@ -60,7 +60,7 @@ static struct outcome quantize(const float *w, int64_t rows, const struct candid
     struct quantized q = device_quantized(rows, cols, c);
     struct quantize_report report;
     struct quantize_args a = {put_matrix(w, rows, cols, 3), *c, by->h, &by->factor, NULL, &q, &report};
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     struct outcome o = {q.groups, get_bytes(q.codes, rows * cols), get_floats(q.scale, rows * q.groups),
                         get_floats(q.zero, rows * q.groups)};
     if (q.group_of == NULL) return o;
@@ -293,15 +293,15 @@ static void what_does_not_fit_together_is_refused(void **state) {
     struct quantize_report report;
     struct quantize_args good = {put_matrix(host_bf16(N * K, 0.02), N, K, 0), c, by.h, &by.factor, NULL, &q, &report};
     struct quantize_args a = good;
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     a.h = (struct mat){0};
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "quantize: h: [0, 0] where [64, 64]");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "quantize: h: [0, 0] where [64, 64]");
     a = good;
     a.candidate.descend = DESCEND_MAX + 1;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_UNSUPPORTED, "9 sweeps");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_UNSUPPORTED, "9 sweeps");
     a.candidate.descend = 1;
     a.candidate.method = METHOD_RTN;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_UNSUPPORTED, "only gptq's codes descend");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_UNSUPPORTED, "only gptq's codes descend");
     release(&by);
 }
 

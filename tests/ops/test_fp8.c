@@ -44,7 +44,7 @@ static struct outcome quantize(const float *w, int64_t rows, int64_t cols, enum 
     struct outcome o = {.q = device_quantized(rows, cols, &c)};
     struct quantize_args a = {.w = put_matrix(w, rows, cols, 3), .candidate = c, .out = &o.q, .report = &o.report};
     memset(&o.report, 0xff, sizeof o.report);
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     o.codes = get_bytes(o.q.codes, rows * cols);
     o.scale = get_floats(o.q.scale, rows);
     o.zero = get_floats(o.q.zero, rows);
@@ -142,7 +142,7 @@ static void a_weight_that_is_no_number_is_named(void **state) {
     float *w = host_zeros(40);
     w[27] = NAN;
     struct quantize_args a = {.w = put_matrix(w, 2, 20, 0), .candidate = c, .out = &q, .report = &report};
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "row 1, column 7 is NaN");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "row 1, column 7 is NaN");
 }
 
 static void buffers_of_codes_are_not_those_of_floats(void **state) {
@@ -153,10 +153,10 @@ static void buffers_of_codes_are_not_those_of_floats(void **state) {
     struct quantize_args a = {.w = put_matrix(host_zeros(40), 2, 20, 0), .report = &report};
     a.candidate = fp8;
     a.out = &of_rtn;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another candidate");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another candidate");
     a.candidate = rtn;
     a.out = &of_fp8;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another candidate");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another candidate");
 }
 
 /* Columns whose groups are said one by one, as GPTQ's order by activation leaves them. */
@@ -169,7 +169,7 @@ static void columns_in_another_order_take_their_own_group(void **state) {
     struct quantized q = device_quantized(N, K, &c), indexed;
     struct quantize_report report;
     struct quantize_args a = {.w = put_matrix(w, N, K, 0), .candidate = c, .out = &q, .report = &report};
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     int32_t group_of[K];
     for (int k = 0; k < K; k++)
         group_of[k] = k * 7 % GROUPS;

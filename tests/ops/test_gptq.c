@@ -111,7 +111,7 @@ static void codes_do_not_depend_on_the_unit_of_h(void **state) {
         struct quantized q = device_quantized(N, K, &c);
         struct quantize_report report;
         struct quantize_args a = {put_matrix(w, N, K, 0), c, {0}, &calibration.factor, NULL, &q, &report};
-        assert_ok(dev.b->quantize(dev.s, &a, &err));
+        assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
         codes[i] = get_bytes(q.codes, N * K);
         release(&calibration.factor);
     }
@@ -188,7 +188,7 @@ static struct outcome quantize(const float *w, int64_t rows, int64_t cols, const
     struct outcome o = {.q = device_quantized(rows, cols, c)};
     struct quantize_args a = {put_matrix(w, rows, cols, 3), *c, {0}, f, NULL, &o.q, &o.report};
     memset(&o.report, 0xff, sizeof o.report);
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     o.codes = get_bytes(o.q.codes, rows * cols);
     o.scale = get_floats(o.q.scale, rows * o.q.groups);
     o.zero = get_floats(o.q.zero, rows * o.q.groups);
@@ -360,7 +360,7 @@ static void ranges_are_weighted_by_what_cannot_be_made_up_for(void **state) {
         struct quantized q = device_quantized(N, K, &c);
         struct quantize_report report;
         struct quantize_args a = {put_matrix(w, N, K, 0), c, put_gram(damped, K), NULL, NULL, &q, &report};
-        assert_ok(dev.b->quantize(dev.s, &a, &err));
+        assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
         assert_memory_equal(gptq.scale, get_floats(q.scale, N * q.groups), (size_t)(N * q.groups) * sizeof(float));
         assert_memory_equal(gptq.codes, get_bytes(q.codes, N * K), N * K);
         release(&calibration.factor);
@@ -450,33 +450,33 @@ static void what_does_not_fit_together_is_refused(void **state) {
     struct quantized q = device_quantized(N, K, &candidate);
     struct quantize_report report;
     struct quantize_args good = {put_matrix(w, N, K, 0), candidate, {0}, &c.factor, NULL, &q, &report}, a = good;
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     a.factor = NULL;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "factor of H has no buffers");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "factor of H has no buffers");
     struct factor other = c.factor;
     other.cols = K - 1;
     a.factor = &other;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "of 63 channels where 64");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "of 63 channels where 64");
     other = c.factor;
     other.order = host_bytes(K * sizeof *other.order);
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group"); /* 0 everywhere */
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another order or group"); /* 0 everywhere */
     for (int k = 0; k < K; k++)
         other.order[k] = (k * 5) % K;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another order or group");
     other.order[0] = K;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another order or group");
     a.candidate.order = ORDER_STATIC_GROUPS;
     other.order[0] = -1;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another order or group");
     other.order[0] = other.order[1];
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another order or group");
     a = good;
     a.candidate.order = ORDER_ACTIVATION;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another candidate");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another candidate");
     w[K + 5] = NAN;
     a = good;
     a.w = put_matrix(w, N, K, 0);
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "row 1, column 5 is NaN");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "row 1, column 5 is NaN");
     release(&c.factor);
 }
 
@@ -506,7 +506,7 @@ static void check_golden(const json_t *golden) {
     struct quantized q = device_quantized(rows, cols, &c);
     struct quantize_report report;
     assert_ok(dev.b->quantize(
-        dev.s, &(struct quantize_args){put_matrix(w, rows, cols, 3), c, a.h, &f, NULL, &q, &report}, &err));
+        dev.s, &(struct quantize_args){put_matrix(w, rows, cols, 3), c, a.h, &f, NULL, &q, &report}, 1, &err));
     const float *want = floats_of(golden, "codes", rows * cols);
     const uint8_t *codes = get_bytes(q.codes, rows * cols);
     for (int64_t i = 0; i < rows * cols; i++)

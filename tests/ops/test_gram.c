@@ -134,7 +134,7 @@ static struct linear_case linear_case(int64_t tokens, int64_t rows, int64_t cols
     struct quantize_report report;
     l.args.w = put_matrix(l.w, rows, cols, 3);
     assert_ok(dev.b->quantize(
-        dev.s, &(struct quantize_args){.w = l.args.w, .candidate = *c, .out = &q, .report = &report}, &err));
+        dev.s, &(struct quantize_args){.w = l.args.w, .candidate = *c, .out = &q, .report = &report}, 1, &err));
     l.args.w_hat = put_matrix(l.w, rows, cols, 1);
     assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){.q = &q, .out = l.args.w_hat}, &err));
     l.w_hat = get_matrix(l.args.w_hat);

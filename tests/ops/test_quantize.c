@@ -17,7 +17,7 @@ static struct outcome quantize(const float *w, int64_t rows, int64_t cols, const
     struct outcome o = {.q = device_quantized(rows, cols, c)};
     struct quantize_args a = {.w = put_matrix(w, rows, cols, 3), .candidate = *c, .out = &o.q, .report = &o.report};
     memset(&o.report, 0xff, sizeof o.report);
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     o.codes = get_bytes(o.q.codes, rows * cols);
     o.scale = get_floats(o.q.scale, rows * o.q.groups);
     o.zero = get_floats(o.q.zero, rows * o.q.groups);
@@ -217,7 +217,7 @@ static void a_weight_that_is_no_number_is_named(void **state) {
             struct quantized q = device_quantized(N, K, &c);
             struct quantize_report report;
             struct quantize_args a = {.w = put_matrix(w, N, K, 0), .candidate = c, .out = &q, .report = &report};
-            assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, cases[i].part);
+            assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, cases[i].part);
         }
 }
 

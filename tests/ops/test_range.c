@@ -58,7 +58,7 @@ static struct outcome quantize(const float *w, const struct candidate *c, const 
     struct outcome o = {.q = device_quantized(N, K, c)};
     struct quantize_args a = {.w = put_matrix(w, N, K, 3), .candidate = *c, .out = &o.q, .report = &o.report};
     if (by != NULL) a.h = by->h;
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     o.codes = get_bytes(o.q.codes, N * K);
     o.scale = get_floats(o.q.scale, N * o.q.groups);
     o.zero = get_floats(o.q.zero, N * o.q.groups);
@@ -323,19 +323,19 @@ static void what_a_range_needs_must_be_there(void **state) {
     struct quantized q = device_quantized(N, K, &c);
     struct quantize_report report;
     struct quantize_args a = {.w = put_matrix(weights(97, 0), N, K, 0), .candidate = c, .out = &q, .report = &report};
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "quantize: h: [0, 0] where [200, 200]");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "quantize: h: [0, 0] where [200, 200]");
     a.candidate.range = RANGE_OUTPUT;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "quantize: h");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "quantize: h");
     a.h = device_gram(K);
     a.h.type = DTYPE_BF16;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_UNSUPPORTED, "");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_UNSUPPORTED, "");
     a.candidate.range = RANGE_RATIO;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "0 of 10000");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "0 of 10000");
     a.candidate.clip = PARTS + 1;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "10001 of 10000");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "10001 of 10000");
     a.candidate = candidate_default(METHOD_GPTQ, 4, 64);
     a.candidate.range = RANGE_OUTPUT;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_UNSUPPORTED, "gptq does not round to nearest");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_UNSUPPORTED, "gptq does not round to nearest");
 }
 
 int main(void) {

@@ -78,7 +78,7 @@ static double *difference(const struct scene *s, int i) {
     assert_ok(dev.b->scale(dev.s, &(struct scale_args){.m = s->w[i], .out = as_it_is}, &err));
     float *w = get_matrix(as_it_is);
     assert_ok(dev.b->scale(dev.s, &(struct scale_args){s->w[i], NULL, s->args.by_col, scaled}, &err));
-    assert_ok(dev.b->quantize(dev.s, &quantize, &err));
+    assert_ok(dev.b->quantize(dev.s, &quantize, 1, &err));
     assert_ok(dev.b->dequantize(dev.s, &(struct dequantize_args){&q, s->args.inverse, scaled}, &err));
     float *w_hat = get_matrix(scaled);
     double *d = host_doubles(rows * cols);

@@ -66,7 +66,7 @@ static struct outcome quantize(const float *w, int64_t rows, const struct candid
     a.out = &q;
     a.report = &o.report;
     memset(&o.report, 0xff, sizeof o.report);
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     o.groups = q.groups;
     o.codes = get_bytes(q.codes, rows * cols);
     o.scale = get_floats(q.scale, rows * q.groups);
@@ -348,34 +348,34 @@ static void what_does_not_fit_together_is_refused(void **state) {
     float *w = host_bf16(N * K, 0.02);
     struct quantize_args good = {put_matrix(w, N, K, 0), c, put_gram(h, K), &by.factor, &down.factor, &q, &report},
                          a = good;
-    assert_ok(dev.b->quantize(dev.s, &a, &err));
+    assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
     a.rows = &by.factor;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "factor of the rows is of 64 channels where 6");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "factor of the rows is of 64 channels where 6");
     struct factor other = down.factor;
     a.rows = &other;
     other.upper = NULL;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "factor of the rows has no buffers");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "factor of the rows has no buffers");
     other = down.factor;
     other.order = host_bytes(N * sizeof *other.order); /* 0 everywhere */
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "order of the rows");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "order of the rows");
     other.order[0] = N;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "order of the rows");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "order of the rows");
     a = good;
     a.candidate.descend = 1;
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_UNSUPPORTED, "by H alone");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_UNSUPPORTED, "by H alone");
     a.candidate = (struct candidate){.method = METHOD_RTN, .bits = 4, .group = 16};
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "only gptq goes by a factor of the rows");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "only gptq goes by a factor of the rows");
     a = good;
     other = by.factor;
     other.order = host_bytes(K * sizeof *other.order);
     for (int k = 0; k < K; k++)
         other.order[k] = (k * 5) % K;
     a.factor = &other; /* its groups are scattered, which a group-aware order's are not */
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "another order or group");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "another order or group");
     w[K + 5] = NAN;
     a = good;
     a.w = put_matrix(w, N, K, 0);
-    assert_refused(dev.b->quantize(dev.s, &a, &err), RC_INVALID, "row 1, column 5 is NaN");
+    assert_refused(dev.b->quantize(dev.s, &a, 1, &err), RC_INVALID, "row 1, column 5 is NaN");
     release(&by);
     release(&down);
 }

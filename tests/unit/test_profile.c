@@ -361,7 +361,7 @@ static int64_t buffers_of(struct bare_job *b, const struct linear *linear, const
     bare_must(b, upload_new(&b->job, linear->weight, &w, &b->err));
     bare_must(b, quantized_alloc(b->job.backend, b->job.device, linear->rows, linear->cols, &c, &q, &b->err));
     struct quantize_args a = {.w = matf(w, linear->rows, linear->cols), .candidate = c, .out = &q, .report = &report};
-    bare_must(b, b->job.backend->quantize(b->job.device, &a, &b->err));
+    bare_must(b, b->job.backend->quantize(b->job.device, &a, 1, &b->err));
     bare_must(b, pack(&q, &c, &p, &b->err));
     int64_t bytes = p.codes_bytes + p.scales_bytes + p.zeros_bytes;
     packed_release(&p);

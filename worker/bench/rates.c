@@ -115,7 +115,7 @@ enum rc rate_gemm(const struct job *job, const struct model *model, int64_t toke
 /* --- quantize --- */
 
 static enum rc quantize(const struct call *c, struct err *e) {
-    return c->job->backend->quantize(c->job->device, c->args, e);
+    return c->job->backend->quantize(c->job->device, c->args, 1, e);
 }
 
 /* `enough` 0: once. */

@@ -137,7 +137,7 @@ static enum rc quantize(const struct group_quantize_args *a, struct mat w, struc
         TRY(ready_rows(a->group, a->index, e));
         q.rows = &a->group->rows[a->index];
     }
-    return job->backend->quantize(job->device, &q, e);
+    return job->backend->quantize(job->device, &q, 1, e);
 }
 
 enum rc group_quantize(const struct group_quantize_args *a, struct err *e) {

@@ -11,7 +11,7 @@ enum rc quantize_weights(const struct job *job, struct mat w, const struct candi
     TRY(quantized_alloc(b, job->device, w.rows, w.cols, candidate, &q, e));
     struct quantize_args a = {.w = w, .candidate = *candidate, .out = &q, .report = report ? report : &unread};
     struct dequantize_args back = {.q = &q, .out = out};
-    enum rc rc = b->quantize(job->device, &a, e);
+    enum rc rc = b->quantize(job->device, &a, 1, e);
     if (rc == RC_OK) rc = b->dequantize(job->device, &back, e);
     quantized_release(b, job->device, &q);
     return rc;
