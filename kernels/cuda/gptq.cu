@@ -193,10 +193,6 @@ static enum rc round_block(struct backend_state *state, const struct quantize_ar
     return RC_OK;
 }
 
-static struct gptq_columns columns_of(const struct rounding *r) {
-    return {r->w, r->error, r->order, r->group, r->dead};
-}
-
 static enum rc round_one_sided(struct backend_state *state, const struct quantize_args *a, const struct steps *steps,
                                const struct rounding *r, struct err *e) {
     TRY(take(state, a, r, true, e));

@@ -9,14 +9,17 @@
  * goes on, however many there is room for. Sums have a fixed order. */
 #include "kernels/cuda/grid.cuh"
 
-static const int SIDE = 64;                               /* rows and columns of a tile */
-static const int QUAD = BLOCK / SIDE, HELD = SIDE / QUAD; /* threads of a row, and what each has of its sums' terms */
-static const int DEPTH = 32;                              /* of a product's panels */
-static const int EACH = DEPTH * SIDE / BLOCK;             /* elements of a panel that one thread brings */
+static const int SIDE = 64;                         /* rows and columns of a tile */
+static const int PART = 16, PARTS_OF = SIDE / PART; /* of one of its parts, which one warp rounds */
+static const int PAIR = WARP / PART,
+                 HELD = PART / PAIR;          /* threads of a row there, and what each has of its sums' terms */
+static const int DEPTH = 32;                  /* of a product's panels */
+static const int EACH = DEPTH * SIDE / BLOCK; /* elements of a panel that one thread brings */
 /* Lines of shared memory, so that threads of a warp, which are at neighbouring rows on an anti-diagonal, meet in no
- * bank; nor those that read a fragment of a panel. */
-static const int LINE = SIDE + 2, WIDE = SIDE + 16, PANEL_LINE = SIDE + 8;
-static_assert(QUAD == 4 && HELD == 16 && BLOCK == 256, "who has which cell is laid out for these");
+ * bank; nor those that read a fragment. */
+static const int LINE = SIDE + 2, WIDE = SIDE + 8;
+static_assert(SIDE % DEPTH == 0 && PAIR == 2 && BLOCK == 2 * PARTS_OF * WARP,
+              "who has which cell is laid out for these");
 
 /* One candidate of one Linear. */
 struct two_sided {
@@ -38,58 +41,65 @@ struct tile {
 
 struct shared {
     struct two_sided problem;
-    float w[SIDE][LINE];      /* corrected by the columns before; then the error */
+    __align__(16) float w[SIDE][WIDE]; /* corrected by the columns before; then the error */
     float above[SIDE][LINE];  /* what rows above the tile add; then what the weight leaves to those below, as left */
     __half2 grid[SIDE][LINE]; /* scale and zero, which are 16-bit floats; then the code */
     union {
         struct {
-            float across[SIDE][WIDE]; /* U_jk at [k][j], j < k; else 0 */
-            float left[SIDE][WIDE];   /* R_q/U_qq of the tile at [k][q] */
+            __align__(16) float across[SIDE][WIDE]; /* U_jk at [k][j], j < k, but for `beside`; else 0 */
+            __align__(16) float left[SIDE][WIDE];   /* R_q/U_qq of the tile at [k][q] */
         };
-        float panels[2][2][DEPTH][PANEL_LINE];
+        float panels[2][2][DEPTH][WIDE];
     };
     float inverse[SIDE]; /* 1/U_kk */
+    float beside[SIDE];  /* U_jk, j = k − 1 in the same part */
+    int32_t rows[SIDE];  /* of the steps */
     unsigned begun;
     int ready;
 };
 
-/* One thread's part of the factor within its tile's rows: that of row p, with U_qp for q = 16i + 4·part + m at 4i + m.
- * The row right above comes last and apart, since it is rounded one step before p. */
+/* A thread's part of the rows' factor: within a part of the tile, that of its row p with U_qp for
+ * q = 8·(i / 4) + 4·half + i % 4 at i. The row right above comes last and apart, since it is rounded one step before p.
+ */
 struct member_of_row {
-    int p, part;
+    int part, p, half; /* p from the part's first row on */
+    bool there;
     float down[HELD], last, inverse; /* 1/U_pp */
 };
 
 /* --- The products: in TF32 on the tensor cores, as kernels/lab/tf32x3.cu does it, which is as exact as fp32 --- */
 
-/* A panel's rows are `stride` apart; columns from `count` on and rows from `depth` on are 0. Other blocks wrote what is
- * read: not through the cache of the SM. */
-static __device__ inline void fetch(float (&held)[EACH], const float *from, int64_t stride, int count, int64_t depth) {
-    int c = (int)threadIdx.x % SIDE;
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int d = (int)threadIdx.x / SIDE + i * (BLOCK / SIDE);
-        held[i] = d < depth && c < count ? __ldcg(from + d * stride + c) : 0;
-    }
+/* One of a product's factors, [depth, SIDE], as one thread brings it. */
+struct source {
+    const float *at;
+    int64_t step;
+    bool there;
+};
+static __device__ inline struct source source_of(const float *from, int64_t stride, int count) {
+    int c = (int)threadIdx.x % SIDE, d = (int)threadIdx.x / SIDE;
+    return {from + d * stride + c, BLOCK / SIDE * stride, c < count};
 }
 
-static __device__ inline void put(float (&panel)[DEPTH][PANEL_LINE], const float (&held)[EACH]) {
+/* The next panel; columns that are not there are 0. Other blocks wrote what is read: not through the cache of the SM.
+ */
+static __device__ inline void fetch(float (&held)[EACH], struct source &s) {
+#pragma unroll
+    for (int i = 0; i < EACH; i++, s.at += s.step)
+        held[i] = s.there ? __ldcg(s.at) : 0;
+}
+
+static __device__ inline void put(float (&panel)[DEPTH][WIDE], const float (&held)[EACH]) {
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         panel[threadIdx.x / SIDE + i * (BLOCK / SIDE)][threadIdx.x % SIDE] = held[i];
 }
 
-static const int EIGHTS = 4; /* of columns in a warp's part of the product, which is 16 × 32 */
-
-/* A thread's part: rows l / 4 and l / 4 + 8 of its warp's, of each eight columns the pair 2·(l mod 4). */
-struct sums {
-    float of[EIGHTS][4];
-};
-static __device__ inline int product_row(int i) {
-    return (int)(threadIdx.x / (2 * WARP) * 16 + threadIdx.x % WARP / 4) + i / 2 * 8;
+/* Where the four sums of a thread are in those of a fragment [16, 8]. */
+static __device__ inline int fragment_row(int i) {
+    return (int)threadIdx.x % WARP / 4 + i / 2 * 8;
 }
-static __device__ inline int product_col(int eight, int i) {
-    return (int)(threadIdx.x / WARP % 2 * 32 + threadIdx.x % 4 * 2) + eight * 8 + i % 2;
+static __device__ inline int fragment_col(int i) {
+    return (int)threadIdx.x % 4 * 2 + i % 2;
 }
 
 /* x = high + low, of which the tensor cores read the first 11 bits each. */
@@ -103,34 +113,64 @@ static __device__ inline struct halves split(float x) {
 
 /* c [16, 8] += a [16, 8] · b [8, 8] */
 static __device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* c [16, 8·N] += a [16, 8] · b [8, 8·N]. A sum's three products lie apart, as each has to wait for the one before. */
+template <int N>
+static __device__ inline void multiply_exactly(float (&c)[N][4], const float (&a)[4], const float (&b)[N][2]) {
+    unsigned high[4], low[4];
+    struct halves of_b[N][2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        struct halves h = split(a[i]);
+        high[i] = h.high;
+        low[i] = h.low;
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * N; i++)
+        of_b[i / 2][i % 2] = split(b[i / 2][i % 2]);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        multiply_add(c[n], low, of_b[n][0].high, of_b[n][1].high);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        multiply_add(c[n], high, of_b[n][0].low, of_b[n][1].low);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        multiply_add(c[n], high, of_b[n][0].high, of_b[n][1].high);
+}
+
+static const int EIGHTS = 4; /* of columns in a warp's part of the product, which is 16 × 32 */
+
+struct sums {
+    float of[EIGHTS][4];
+};
+static __device__ inline int product_row(int i) {
+    return (int)(threadIdx.x / (2 * WARP)) * 16 + fragment_row(i);
+}
+static __device__ inline int product_col(int eight, int i) {
+    return (int)(threadIdx.x / WARP % 2) * 32 + eight * 8 + fragment_col(i);
 }
 
 /* Eight of the panels' depth. */
-static __device__ inline void multiply_eight(struct sums &sum, const float (&panels)[2][DEPTH][PANEL_LINE], int d) {
-    int lane = (int)threadIdx.x % WARP, row = product_row(0), col = product_col(0, 0) - lane % 4 * 2 + lane / 4;
-    unsigned high[4], low[4];
+static __device__ inline void multiply_eight(struct sums &sum, const float (&panels)[2][DEPTH][WIDE], int d) {
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    float a[4], b[EIGHTS][2];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        struct halves a = split(panels[0][d + lane % 4 + i / 2 * 4][row + i % 2 * 8]);
-        high[i] = a.high;
-        low[i] = a.low;
-    }
+    for (int i = 0; i < 4; i++)
+        a[i] = panels[0][d + lane % 4 + i / 2 * 4][warp / 2 * 16 + lane / 4 + i % 2 * 8];
 #pragma unroll
-    for (int n = 0; n < EIGHTS; n++) {
-        struct halves b0 = split(panels[1][d + lane % 4][col + n * 8]);
-        struct halves b1 = split(panels[1][d + lane % 4 + 4][col + n * 8]);
-        multiply_add(sum.of[n], low, b0.high, b1.high);
-        multiply_add(sum.of[n], high, b0.low, b1.low);
-        multiply_add(sum.of[n], high, b0.high, b1.high);
-    }
+    for (int i = 0; i < 2 * EIGHTS; i++)
+        b[i / 2][i % 2] = panels[1][d + lane % 4 + i % 2 * 4][warp % 2 * 32 + i / 2 * 8 + lane / 4];
+    multiply_exactly(sum.of, a, b);
 }
 
 /* Tensor cores do not round to nearest: no sum of theirs is longer than a panel. */
-static __device__ inline void multiply(struct sums &sum, const float (&panels)[2][DEPTH][PANEL_LINE]) {
+static __device__ inline void multiply(struct sums &sum, const float (&panels)[2][DEPTH][WIDE]) {
     struct sums part = {};
 #pragma unroll
     for (int d = 0; d < DEPTH; d += 8)
@@ -143,26 +183,27 @@ static __device__ inline void multiply(struct sums &sum, const float (&panels)[2
 }
 
 struct product {
-    const float *a, *b; /* [depth, rows], [depth, cols] */
+    const float *a, *b; /* [depth, rows], [depth, cols]; depth a multiple of DEPTH */
     int64_t a_stride, b_stride, depth;
 };
 
 /* sum += AᵀB of the tile. Panels take turns: one barrier each keeps writers off what is still read. */
 static __device__ inline void add_product(struct sums &sum, struct shared &s, const struct tile &t,
                                           const struct product &p) {
+    struct source of_a = source_of(p.a, p.a_stride, t.rows), of_b = source_of(p.b, p.b_stride, t.cols);
     float a[EACH], b[EACH];
-    fetch(a, p.a, p.a_stride, t.rows, p.depth);
-    fetch(b, p.b, p.b_stride, t.cols, p.depth);
+    if (p.depth == 0) return;
+    fetch(a, of_a);
+    fetch(b, of_b);
     __syncthreads(); /* the panels of the product before are read, and the tile's left */
-    for (int64_t at = 0; at < p.depth; at += DEPTH) {
-        int turn = (int)(at / DEPTH % 2);
+    for (int at = 0, depth = (int)p.depth; at < depth; at += DEPTH) {
+        int turn = at / DEPTH % 2;
         put(s.panels[turn][0], a);
         put(s.panels[turn][1], b);
         __syncthreads();
-        int64_t next = at + DEPTH;
-        if (next < p.depth) {
-            fetch(a, p.a + next * p.a_stride, p.a_stride, t.rows, p.depth - next);
-            fetch(b, p.b + next * p.b_stride, p.b_stride, t.cols, p.depth - next);
+        if (at + DEPTH < depth) {
+            fetch(a, of_a);
+            fetch(b, of_b);
         }
         multiply(sum, s.panels[turn]);
     }
@@ -196,21 +237,47 @@ static __device__ inline void publish(const struct two_sided &b, int block, unsi
 
 /* --- A tile's weights --- */
 
-static __device__ inline void take_weights(const struct two_sided &b, struct shared &s, const struct tile &t) {
-    for (int i = (int)threadIdx.x; i < SIDE * SIDE; i += BLOCK) {
-        int p = i / SIDE, k = i % SIDE;
-        float w = 0;
-        __half2 grid = __floats2half2_rn(1, 0);
-        if (p < t.rows && k < t.cols) {
-            int64_t row = b.row_order[t.row + p], column = b.order[t.col + k];
-            int64_t parameter = row * b.q.groups + b.group[t.col + k];
-            float stored = load_stored(b.w.data, b.w.type, row * b.w.stride + column);
-            w = b.dead[column] || !isfinite(stored) ? 0 : stored; /* what is no number has been found before */
-            grid = __floats2half2_rn(b.q.scale[parameter], b.q.zero[parameter]);
-        }
-        s.w[p][k] = w;
-        s.grid[p][k] = grid;
+/* One column of the tile as one thread sees it: every fourth of its rows. */
+struct own_column {
+    int64_t column, group; /* any, where it is not there */
+    bool there, dead;
+};
+
+/* EACH rows from `first` on, their reads under way together. */
+static __device__ inline void take_rows(const struct two_sided &b, struct shared &s, const struct tile &t,
+                                        const struct own_column &c, enum dtype type, int first) {
+    float stored[EACH], scale[EACH], zero[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int64_t row = s.rows[min(first + i * (BLOCK / SIDE), t.rows - 1)], parameter = row * b.q.groups + c.group;
+        stored[i] = load_stored(b.w.data, type, row * b.w.stride + c.column);
+        scale[i] = b.q.scale[parameter];
+        zero[i] = b.q.zero[parameter];
     }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int p = first + i * (BLOCK / SIDE), k = (int)threadIdx.x % SIDE;
+        bool there = c.there && p < t.rows, counts = there && !c.dead && isfinite(stored[i]); /* found before */
+        s.w[p][k] = counts ? stored[i] : 0;
+        s.grid[p][k] = there ? __floats2half2_rn(scale[i], zero[i]) : __floats2half2_rn(1, 0);
+    }
+}
+
+static __device__ inline void take_weights(const struct two_sided &b, struct shared &s, const struct tile &t) {
+    int k = (int)threadIdx.x % SIDE;
+    int64_t step = t.col + min(k, t.cols - 1), column = b.order[step];
+    struct own_column c = {column, b.group[step], k < t.cols, b.dead[column] != 0};
+    for (int p = (int)threadIdx.x / SIDE; p < SIDE; p += EACH * (BLOCK / SIDE))
+        if (b.w.type == DTYPE_BF16)
+            take_rows(b, s, t, c, DTYPE_BF16, p);
+        else if (b.w.type == DTYPE_F16)
+            take_rows(b, s, t, c, DTYPE_F16, p);
+        else
+            take_rows(b, s, t, c, DTYPE_F32, p);
+}
+
+static __device__ inline bool is_beside(int j, int k) {
+    return j == k - 1 && k % PART > 0;
 }
 
 /* Threads of a warp read pieces of 8 columns from 4 rows: a compromise of memory and banks. */
@@ -222,20 +289,26 @@ static __device__ inline void take_factor(const struct two_sided &b, struct shar
     const float *across = b.across + t.col * cols + t.col;
     for (int i = (int)threadIdx.x; i < SIDE * SIDE; i += BLOCK) {
         int k = i % 8 + i / WARP % 8 * 8, j = i / 8 % 4 + i / BLOCK * 4;
-        s.across[k][j] = j < k && k < t.cols ? __ldg(across + j * cols + k) : 0;
+        s.across[k][j] = j < k && !is_beside(j, k) && k < t.cols ? __ldg(across + j * cols + k) : 0;
     }
     int k = (int)threadIdx.x;
-    if (k < SIDE) s.inverse[k] = k < t.cols ? 1 / __ldg(across + k * cols + k) : 0;
+    if (k < SIDE) {
+        s.inverse[k] = k < t.cols ? 1 / __ldg(across + k * cols + k) : 0;
+        s.beside[k] = is_beside(k - 1, k) && k < t.cols ? __ldg(across + (k - 1) * cols + k) : 0;
+    }
     __syncthreads();
 }
 
 static __device__ inline struct member_of_row take_row(const struct two_sided &b, const struct tile &t) {
-    struct member_of_row m = {(int)threadIdx.x / QUAD, (int)threadIdx.x % QUAD, {}, 0, 0};
-    if (m.p >= t.rows) return m;
-    const float *down = b.down + t.row * b.q.rows + t.row + m.p; /* of the tile's first row to p */
+    int lane = (int)threadIdx.x % WARP;
+    struct member_of_row m = {(int)threadIdx.x / WARP % PARTS_OF, lane / PAIR, lane % PAIR, false, {}, 0, 0};
+    m.there = m.part * PART + m.p < t.rows;
+    if (!m.there) return m;
+    int64_t first = t.row + m.part * PART;
+    const float *down = b.down + first * b.q.rows + first + m.p; /* of the part's first row to p */
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
-        int q = i / 4 * 16 + m.part * 4 + i % 4;
+        int q = i / 4 * 8 + m.half * 4 + i % 4;
         if (q < m.p - 1) m.down[i] = __ldg(down + q * b.q.rows);
     }
     if (m.p > 0) m.last = __ldg(down + (m.p - 1) * b.q.rows);
@@ -243,81 +316,158 @@ static __device__ inline struct member_of_row take_row(const struct two_sided &b
     return m;
 }
 
+/* --- A part of a tile --- */
+
+/* Where it is in the tile. */
+struct part {
+    int row, col;
+};
+
+/* w −= E·U over the tile's columns to the left. One warp. */
+static __device__ inline void add_columns_before(struct shared &s, const struct part &at) {
+    int lane = (int)threadIdx.x % WARP;
+    float sum[2][4] = {};
+#pragma unroll 2
+    for (int d = 0; d < at.col; d += 8) {
+        float a[4], b[2][2];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            a[i] = s.w[at.row + lane / 4 + i % 2 * 8][d + lane % 4 + i / 2 * 4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            b[i / 2][i % 2] = s.across[at.col + i / 2 * 8 + lane / 4][d + lane % 4 + i % 2 * 4];
+        multiply_exactly(sum, a, b);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        s.w[at.row + fragment_row(i % 4)][at.col + i / 4 * 8 + fragment_col(i % 4)] -= sum[i / 4][i % 4];
+}
+
+static const int EIGHTS_ABOVE = (SIDE - PART) / 8;
+
+/* above += Uᵀ·left over the tile's rows above. One warp. */
+static __device__ inline void add_rows_before(const struct two_sided &p, struct shared &s, const struct tile &t,
+                                              const struct part &at) {
+    int lane = (int)threadIdx.x % WARP;
+    float sum[2][4] = {};
+    const float *down = p.down + (t.row + lane % 4) * p.q.rows + t.row + at.row + lane / 4;
+    float a[EIGHTS_ABOVE][4];
+#pragma unroll
+    for (int i = 0; i < 4 * EIGHTS_ABOVE; i++) {
+        int d = i / 4 * 8 + i / 2 % 2 * 4;
+        bool there = d < at.row && at.row + lane / 4 + i % 2 * 8 < t.rows;
+        a[i / 4][i % 4] = there ? __ldg(down + d * p.q.rows + i % 2 * 8) : 0;
+    }
+#pragma unroll
+    for (int d = 0; d < EIGHTS_ABOVE * 8; d += 8) {
+        if (d >= at.row) break;
+        float b[2][2];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            b[i / 2][i % 2] = s.left[at.col + i / 2 * 8 + lane / 4][d + lane % 4 + i % 2 * 4];
+        multiply_exactly(sum, a[d / 8], b);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        s.above[at.row + fragment_row(i % 4)][at.col + i / 4 * 8 + fragment_col(i % 4)] += sum[i / 4][i % 4];
+}
+
 /* What a row's next weight needs but for what the step before it brings. */
 struct cell {
     float w, above;
-    float across; /* U of the column before */
-    float inverse_diagonal, inverse_scale;
-    struct grid grid;
+    float beside; /* U of the column before */
+    float inverse_diagonal, scale, inverse_scale, zero;
 };
 
-static __device__ inline float quad_sum(float value) {
-    value += __shfl_xor_sync(0xffffffffu, value, 1);
-    return value + __shfl_xor_sync(0xffffffffu, value, 2);
+static __device__ inline float pair_sum(float value) {
+    return value + __shfl_xor_sync(0xffffffffu, value, 1);
 }
 
-/* All threads of a warp. The sums' terms that are not known yet are 0: of columns in `errors`, of rows in `down`. */
-static __device__ inline struct cell prepare(const struct shared &s, const struct member_of_row &m,
-                                             const float (&errors)[HELD], int k, int top) {
-    k = min(max(k, 0), SIDE - 1);
+/* All threads of a warp. Terms that are not known yet count 0: of columns in s.across, of rows in `down`. */
+static __device__ inline struct cell prepare(const struct shared &s, const struct part &at,
+                                             const struct member_of_row &m, int k) {
+    k = at.col + min(max(k, 0), PART - 1);
+    int p = at.row + m.p;
     float behind = 0, above = 0;
 #pragma unroll
-    for (int i = 0; i < HELD; i += 4) {
-        struct vector<float, 4> across = load_vector<float, 4>(&s.across[k][i * 4 + m.part * 4]);
-        struct vector<float, 4> left = load_vector<float, 4>(&s.left[k][i * 4 + m.part * 4]);
+    for (int n = 0; n < PART / 8; n++) {
+        int i = n * 8 + m.half * 4;
+        struct vector<float, 4> across = load_vector<float, 4>(&s.across[k][at.col + i]);
+        struct vector<float, 4> error = load_vector<float, 4>(&s.w[p][at.col + i]);
+        struct vector<float, 4> left = load_vector<float, 4>(&s.left[k][at.row + i]);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            behind += errors[i + j] * across.at[j];
-            above += m.down[i + j] * left.at[j];
+            behind += error.at[j] * across.at[j];
+            above += m.down[n * 4 + j] * left.at[j];
         }
     }
-    float2 grid = __half22float2(s.grid[m.p][k]);
-    struct cell c = {s.w[m.p][k] - quad_sum(behind), s.above[m.p][k] + quad_sum(above), s.across[k][max(k - 1, 0)]};
-    c.inverse_diagonal = s.inverse[k];
-    c.inverse_scale = __fdividef(1, grid.x); /* nearest asks for no more */
-    c.grid = {grid.x, grid.y, top};
-    return c;
+    float2 grid = __half22float2(s.grid[p][k]);
+    return {s.w[p][k] - pair_sum(behind),
+            s.above[p][k] + pair_sum(above),
+            s.beside[k],
+            s.inverse[k],
+            grid.x,
+            __fdividef(1, grid.x),
+            grid.y};
 }
 
 struct rounded {
     float code, error, left;
 };
 
-/* `error` is the row's last, `fresh` what the row above left in this column. What leaves fp32 is not left to others. */
+/* `error` is the row's last, `fresh` what the row above left in this column. Nothing branches: all rows of a warp wait
+ * for this. What leaves fp32 is not left to others. */
 static __device__ inline struct rounded round_cell(const struct member_of_row &m, const struct cell &c, float error,
-                                                   float fresh) {
-    float w = c.w - error * c.across, target = c.above + fresh * m.last + w;
-    float code = nearest(c.grid, c.inverse_scale, target), steps = code - c.grid.zero;
-    float left = fmaf(steps, c.grid.scale, -target) * m.inverse;
-    return {code, fmaf(-steps, c.grid.scale, w) * c.inverse_diagonal, fabsf(left) < INFINITY ? left : 0};
+                                                   float fresh, float top) {
+    float w = c.w - error * c.beside, target = c.above + w + fresh * m.last;
+    float code = (fminf(fmaxf(fmaf(target, c.inverse_scale, c.zero), 0.0f), top) + MAGIC) - MAGIC,
+          steps = code - c.zero;
+    float left = fmaf(steps, c.scale, -target) * m.inverse;
+    return {code, fmaf(-steps, c.scale, w) * c.inverse_diagonal, fabsf(left) < INFINITY ? left : 0};
 }
 
-/* Row p rounds its column step − p. The four threads of a row know the same. Rows that are not at work yet, or no more,
- * go along where others of their warp are: so the next weight's sums hide the wait for this one. */
-static __device__ inline void round_tile(struct shared &s, const struct tile &t, const struct member_of_row &m,
-                                         int top) {
-    float errors[HELD] = {}, error = 0;
-    int cols = m.p < t.rows ? t.cols : -1;
-    struct cell cell = prepare(s, m, errors, 0, top); /* of row 0; others prepare theirs one step before */
-    for (int step = 0; step < t.rows + t.cols - 1; step++, __syncthreads()) {
-        int k = step - m.p;
+/* Row p rounds its column step − p; one warp. Both threads of a row know the same. Rows that are not at work yet, or no
+ * more, go along: so the next weight's sums hide the wait for this one. */
+static __device__ inline void round_part(struct shared &s, const struct part &at, const struct member_of_row &m,
+                                         int cols, float top) {
+    float error = 0, left = 0;
+    int p = at.row + m.p;
+    if (!m.there) cols = -1;
+    struct cell cell = prepare(s, at, m, 0); /* of row 0; others prepare theirs one step before */
+#pragma unroll 2
+    for (int step = 0; step < 2 * PART; step++) {
+        int k = step - m.p, col = at.col + k;
+        float fresh = __shfl_up_sync(0xffffffffu, left, PAIR);
+        struct cell next = prepare(s, at, m, k + 1);
+        struct rounded r = round_cell(m, cell, error, fresh, top);
         bool now = k >= 0 && k < cols;
-        if (!__any_sync(0xffffffffu, k >= -1 && k < cols)) continue;
-        float fresh = s.left[min(max(k, 0), SIDE - 1)][max(m.p - 1, 0)];
-        struct cell next = prepare(s, m, errors, k + 1, top);
-        struct rounded r = round_cell(m, cell, error, fresh);
         cell = next;
+        left = r.left;
         error = now ? r.error : 0;
-        if (now && m.part == 0) {
-            s.w[m.p][k] = r.error;
-            s.above[m.p][k] = r.left;
-            s.left[k][m.p] = r.left;
-            s.grid[m.p][k] = __floats2half2_rn(r.code, 0);
+        __syncwarp();
+        if (now && m.half == 0) {
+            s.w[p][col] = r.error;
+            s.above[p][col] = r.left;
+            s.left[col][p] = r.left;
+            s.grid[p][col] = __floats2half2_rn(r.code, 0);
         }
-        int own = k - m.part * 4;
-#pragma unroll
-        for (int i = 0; i < HELD; i++)
-            if (own == i / 4 * 16 + i % 4) errors[i] = error;
+        __syncwarp();
+    }
+}
+
+/* Parts of an anti-diagonal at a time. Half of the warps bring what the rows above add, the others do the rest. */
+static __device__ inline void round_tile(const struct two_sided &b, struct shared &s, const struct tile &t,
+                                         const struct member_of_row &m) {
+    bool rounds = threadIdx.x / WARP < PARTS_OF;
+    float top = (float)((1 << b.q.bits) - 1);
+    for (int diagonal = 0; diagonal < 2 * PARTS_OF - 1; diagonal++) {
+        struct part at = {m.part * PART, (diagonal - m.part) * PART};
+        bool there = at.col >= 0 && at.col < t.cols && at.row < t.rows;
+        if (there && rounds) add_columns_before(s, at);
+        if (there && !rounds) add_rows_before(b, s, t, at);
+        __syncthreads();
+        if (there && rounds) round_part(s, at, m, min(PART, t.cols - at.col), top);
+        __syncthreads();
     }
 }
 
@@ -358,12 +508,11 @@ static __device__ inline void store_left(const struct two_sided &b, const struct
 
 /* What only this block and the host ask for, after others wait no more. */
 static __device__ inline void store_rest(const struct two_sided &b, const struct shared &s, const struct tile &t) {
-    for (int i = (int)threadIdx.x; i < SIDE * SIDE; i += BLOCK) {
-        int k = i / SIDE, p = i % SIDE;
-        if (p >= t.rows || k >= t.cols) continue;
-        int64_t row = b.row_order[t.row + p], column = b.order[t.col + k];
-        b.error[(t.col + k) * b.q.rows + t.row + p] = s.w[p][k];
-        b.q.codes[row * b.q.cols + column] = (uint8_t)__low2float(s.grid[p][k]);
+    int k = (int)threadIdx.x % SIDE, p = k;
+    uint8_t *codes = b.q.codes + (k < t.cols ? b.order[t.col + k] : 0);
+    for (int from = (int)threadIdx.x / SIDE; from < SIDE; from += BLOCK / SIDE) {
+        if (k < t.cols && from < t.rows) codes[s.rows[from] * b.q.cols] = (uint8_t)__low2float(s.grid[from][k]);
+        if (p < t.rows && from < t.cols) b.error[(t.col + from) * b.q.rows + t.row + p] = s.w[p][from];
     }
 }
 
@@ -382,6 +531,8 @@ static __global__ void __launch_bounds__(BLOCK, 2)
     struct tile t = {(int64_t)block * SIDE, 0, 0, 0};
     if (t.row >= b.q.rows) return;
     t.rows = (int)min((int64_t)SIDE, b.q.rows - t.row);
+    if ((int)threadIdx.x < t.rows) s.rows[threadIdx.x] = b.row_order[t.row + threadIdx.x];
+    __syncthreads();
     struct member_of_row m = take_row(b, t);
     for (unsigned tiles = 1; t.col < b.q.cols; t.col += SIDE, tiles++) {
         t.cols = (int)min((int64_t)SIDE, b.q.cols - t.col);
@@ -389,7 +540,7 @@ static __global__ void __launch_bounds__(BLOCK, 2)
         add_columns(b, s, t);
         add_rows(b, s, t);
         take_factor(b, s, t);
-        round_tile(s, t, m, (1 << b.q.bits) - 1);
+        round_tile(b, s, t, m);
         store_left(b, s, t);
         publish(b, block, tiles);
         store_rest(b, s, t);

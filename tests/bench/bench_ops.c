@@ -275,14 +275,16 @@ static void time_gptq(const char *id, int64_t rows, int64_t cols) {
     release(w);
 }
 
-/* The factor of the rows is made before: all candidates share it. */
-static void time_two_sided(int64_t rows, int64_t cols) {
+enum { AT_ONCE = 6 };
+
+/* So many candidates in one call. The factor of the rows is made before: all share it. */
+static void time_two_sided(int64_t rows, int64_t cols, int count) {
     struct candidate c;
-    struct quantized q;
+    struct quantized q[AT_ONCE];
     struct factor across, down;
     struct quantize_report report;
+    struct quantize_args a[AT_ONCE];
     must(candidate_from_id("gptq3g64", &c, &err));
-    must(quantized_alloc(b, state, rows, cols, &c, &q, &err));
     must(factor_alloc(b, state, cols, &across, &err));
     must(factor_alloc(b, state, rows, &down, &err));
     struct mat h = gram_of(cols), g = gram_of(rows), w = weights(rows, cols);
@@ -290,14 +292,18 @@ static void time_two_sided(int64_t rows, int64_t cols) {
     struct factor_args of_g = {g, ORDER_ACTIVATION, 0, 0.5, &down};
     must(b->factor(state, &of_h, &err));
     must(b->factor(state, &of_g, &err));
-    struct quantize_args a = {w, c, h, &across, &down, &q, &report};
+    for (int i = 0; i < count; i++) {
+        must(quantized_alloc(b, state, rows, cols, &c, &q[i], &err));
+        a[i] = (struct quantize_args){w, c, h, &across, &down, &q[i], &report};
+    }
     char name[64];
-    snprintf(name, sizeof name, "gptq3g64 two-sided %lldx%lld", (long long)rows, (long long)cols);
-    double flops = (double)rows * (double)cols * (double)(rows + cols);
-    TIME(name, flops, 0.0, w.data, b->quantize(state, &a, 1, &err));
+    snprintf(name, sizeof name, "%d two-sided %lldx%lld", count, (long long)rows, (long long)cols);
+    double flops = (double)count * (double)rows * (double)cols * (double)(rows + cols);
+    TIME(name, flops, 0.0, w.data, b->quantize(state, a, count, &err));
+    for (int i = 0; i < count; i++)
+        quantized_release(b, state, &q[i]);
     factor_release(b, state, &across);
     factor_release(b, state, &down);
-    quantized_release(b, state, &q);
     release(h);
     release(g);
     release(w);
@@ -369,11 +375,14 @@ static void time_quantizers(void) {
     time_gptq("gptq4g64-minmax", HIDDEN, HIDDEN);
     time_gptq("gptq4g64-minmax-descend1", HIDDEN, HIDDEN);
     time_gptq("gptq4g64-minmax-descend4", HIDDEN, HIDDEN);
-    time_two_sided(576, 576);
-    time_two_sided(1536, 576);
-    time_two_sided(HIDDEN, HIDDEN);
-    time_two_sided(INTERMEDIATE, HIDDEN);
-    time_two_sided(HIDDEN, INTERMEDIATE);
+    for (int count = 1; count <= AT_ONCE; count += AT_ONCE - 1) {
+        time_two_sided(576, 576, count);
+        time_two_sided(1536, 576, count);
+        time_two_sided(HIDDEN, HIDDEN, count);
+    }
+    time_two_sided(INTERMEDIATE, HIDDEN, 1);
+    time_two_sided(HIDDEN, INTERMEDIATE, 1);
+    time_two_sided(HIDDEN, INTERMEDIATE, 2);
     time_awq(HIDDEN, HIDDEN);
     time_awq(INTERMEDIATE, HIDDEN);
     time_awq(HIDDEN, INTERMEDIATE);
