@@ -105,6 +105,51 @@ static void both_sides_are_gone_by(void **state) {
     golden_close(&g);
 }
 
+/* --- how many go together --- */
+
+static int64_t bytes_there;
+
+static int64_t some_room(struct backend_state *state) {
+    (void)state;
+    return bytes_there;
+}
+
+static int together(const struct model *model, int64_t weights, int64_t room) {
+    struct backend b = backend_cpu;
+    struct job job = {.backend = &b};
+    b.room = some_room;
+    bytes_there = room;
+    return input_group_together(&job, model, weights);
+}
+
+/* Small Linears as many as make 32 Mi weights or the widest one's, none of them beyond what there is room for: per
+ * weight a code, half a byte of parameters and two floats. */
+static void as_many_go_together_as_there_is_room_for(void **state) {
+    (void)state;
+    enum { MI = 1 << 20 };
+    const int64_t plenty = (int64_t)1 << 40;
+    struct linear linears[] = {{.block = 0, .input = INPUT_ATTENTION, .rows = 1024, .cols = 1024},
+                               {.block = 0, .input = INPUT_MLP, .rows = 8192, .cols = 1024},
+                               {.block = -1, .input = INPUT_HEAD, .rows = 131072, .cols = 1024}};
+    struct model model = {.linears = linears, .linear_count = 3};
+    int64_t one = input_group_bytes(&model, 1);
+    assert_int_equal(input_group_bytes(&model, 3) - one, 2 * 8 * MI * 19 / 2);
+    assert_int_equal(input_group_bytes(&model, 4) - one, 3 * 8 * MI * 19 / 2);
+    assert_int_equal(input_group_bytes(&model, 100), input_group_bytes(&model, 4));
+    assert_int_equal(together(&model, MI, plenty), 32);
+    assert_int_equal(together(&model, MI / 2, plenty), GROUP_TOGETHER_MAX);
+    assert_int_equal(together(&model, 8 * MI, plenty), 4);
+    assert_int_equal(together(&model, 8 * MI, one + 8 * MI * 19 / 2), 2);
+    assert_int_equal(together(&model, 8 * MI, one + 8 * MI * 19 / 2 - 1), 1);
+    assert_int_equal(together(&model, 8 * MI, 0), 1);
+    assert_int_equal(together(&model, 128 * MI, plenty), 1); /* lm_head */
+    linears[1].rows = 40 * 1024;
+    assert_int_equal(input_group_bytes(&model, 2), input_group_bytes(&model, 1));
+    assert_int_equal(together(&model, MI, plenty), 32);
+    assert_int_equal(together(&model, 10 * MI, plenty), 4);
+    assert_int_equal(together(&model, 40 * MI, plenty), 1);
+}
+
 /* --- jobs --- */
 
 static int quantized, factored, most_together;
@@ -187,12 +232,6 @@ static void rows_are_factored_once_for_all_candidates(void **state) {
     run_release(&single);
 }
 
-/* A device that has no more room than for one at a time. */
-static int64_t no_room(struct backend_state *state) {
-    (void)state;
-    return 0;
-}
-
 #define TOGETHER(candidates)                                                                                           \
     PROFILE(candidates, ",'layers':'layers\\\\.1\\\\.','scores':['fisher','kfac'],'fisher_windows':2")
 
@@ -213,7 +252,8 @@ static void going_together_changes_no_bit(void **state) {
                  "{'bits':3,'group':16,'two_sided':true,'order':['natural','static_groups'],'symmetric':[false,true]}");
     struct backend wide = backend_cpu, narrow = backend_cpu;
     struct run together, alone;
-    narrow.room = no_room;
+    narrow.room = some_room; /* for no more than one at a time */
+    bytes_there = 0;
     run_on(&together, &wide, spec);
     assert_int_equal(quantized, 11 * PER_BLOCK);
     assert_int_equal(most_together, 6);
@@ -309,6 +349,7 @@ static void held_out_text_loses_less(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(both_sides_are_gone_by),
+        cmocka_unit_test(as_many_go_together_as_there_is_room_for),
         cmocka_unit_test(a_profile_measures_what_an_eval_runs),
         cmocka_unit_test(rows_are_factored_once_for_all_candidates),
         cmocka_unit_test(going_together_changes_no_bit),
