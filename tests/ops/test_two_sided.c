@@ -439,7 +439,9 @@ static void one_of_several_is_refused(void **state) {
     float *w = host_bf16(s.rows[0] * s.cols, 0.02);
     w[s.cols + 5] = NAN;
     struct mat good = s.args[0].w, bad = put_matrix(w, s.rows[0], s.cols, 3);
-    for (int i = 0; i < TOGETHER; i++) {
+    static const int places[] = {0, 1, 3, TOGETHER - 1};
+    FOR_EACH(p, places) {
+        int i = places[p];
         s.args[i].w = bad;
         assert_refused(dev.b->quantize(dev.s, s.args, TOGETHER, &err), RC_INVALID, "row 1, column 5 is NaN");
         s.args[i].w = good;
