@@ -48,8 +48,8 @@ static int64_t widest_linear(const struct model *model) {
     return widest;
 }
 
-/* Of one call's candidates together. Many devices are busy with so many; and the memory for the widest Linear is there
- * for all. */
+/* Of one call's candidates: about what keeps a device busy; and the memory that the widest Linear takes is there for
+ * all. */
 static int64_t weights_together(const struct model *model) {
     static const int64_t enough = 32 << 20;
     int64_t widest = widest_linear(model);
