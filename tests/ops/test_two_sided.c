@@ -55,24 +55,28 @@ struct outcome {
     struct quantize_report report;
 };
 
+static struct outcome get_outcome(const struct quantized *q, const struct quantize_report *report) {
+    struct outcome o = {.groups = q->groups, .report = *report};
+    o.codes = get_bytes(q->codes, q->rows * q->cols);
+    o.scale = get_floats(q->scale, q->rows * q->groups);
+    o.zero = get_floats(q->zero, q->rows * q->groups);
+    if (q->group_of != NULL) o.group_of = (int32_t *)(void *)get_floats((const float *)(void *)q->group_of, q->cols);
+    return o;
+}
+
 /* Two-sided where there are rows. */
 static struct outcome quantize(const float *w, int64_t rows, const struct candidate *c, const struct side *by,
                                const struct side *down) {
     int64_t cols = by->factor.cols;
-    struct outcome o = {0};
+    struct quantize_report report;
     struct quantized q = device_quantized(rows, cols, c);
     struct quantize_args a = {.w = put_matrix(w, rows, cols, 3), .candidate = *c, .factor = &by->factor};
     a.rows = down ? &down->factor : NULL;
     a.out = &q;
-    a.report = &o.report;
-    memset(&o.report, 0xff, sizeof o.report);
+    a.report = &report;
+    memset(&report, 0xff, sizeof report);
     assert_ok(dev.b->quantize(dev.s, &a, 1, &err));
-    o.groups = q.groups;
-    o.codes = get_bytes(q.codes, rows * cols);
-    o.scale = get_floats(q.scale, rows * q.groups);
-    o.zero = get_floats(q.zero, rows * q.groups);
-    if (q.group_of != NULL) o.group_of = (int32_t *)(void *)get_floats((const float *)(void *)q.group_of, cols);
-    return o;
+    return get_outcome(&q, &report);
 }
 
 /* Parameters may differ where one lies near the middle of two half-precision numbers. */
@@ -336,6 +340,119 @@ static void extreme_weights_stay_finite(void **state) {
     release(&down);
 }
 
+enum { TOGETHER = 11 };
+
+/* What goes in one call: `by` which of the factors, and whether also by that of the rows. */
+static const struct {
+    struct candidate c;
+    int by;
+    bool two_sided;
+} mixed[TOGETHER] = {
+    {{.method = METHOD_GPTQ, .bits = 3, .group = 64, .order = ORDER_STATIC_GROUPS}, 0, true},
+    {{.method = METHOD_GPTQ, .bits = 2, .order = ORDER_STATIC_GROUPS, .zero = ZERO_INTEGER}, 0, true},
+    {{.method = METHOD_GPTQ, .bits = 8, .group = 16, .order = ORDER_STATIC_GROUPS, .symmetric = true}, 0, true},
+    {{.method = METHOD_RTN, .bits = 4, .group = 32}, 0, false},
+    {{.method = METHOD_GPTQ, .bits = 4, .group = 100, .order = ORDER_NATURAL}, 1, true},
+    {{.method = METHOD_GPTQ, .bits = 3, .group = 64, .order = ORDER_STATIC_GROUPS}, 0, false},
+    {{.method = METHOD_GPTQ, .bits = 3, .group = 32, .order = ORDER_NATURAL}, 1, false},
+    {{.method = METHOD_HQQ, .bits = 3, .group = 64}, 0, false},
+    {{.method = METHOD_GPTQ, .bits = 5, .group = 64, .order = ORDER_STATIC_GROUPS, .range = RANGE_WEIGHTED}, 0, true},
+    {{.method = METHOD_GPTQ, .bits = 3, .group = 32, .order = ORDER_ACTIVATION}, 2, true},
+    {{.method = METHOD_GPTQ, .bits = 4, .group = 64, .order = ORDER_STATIC_GROUPS, .range = RANGE_MSE}, 0, true},
+};
+
+/* A Linear, or more than one, and what its candidates go by. */
+struct several {
+    const float *w[2]; /* [N, K] */
+    int64_t rows[2], cols;
+    struct side by[3], down[2];
+    struct quantize_args args[TOGETHER];
+    struct quantized q[TOGETHER];
+    struct quantize_report report[TOGETHER];
+};
+
+static void make_several(struct several *s, int linears) {
+    enum { K = 200 };
+    static const enum column_order their_orders[] = {ORDER_STATIC_GROUPS, ORDER_NATURAL, ORDER_ACTIVATION};
+    static const int64_t rows[] = {150, 70};
+    double *h = correlated(2 * K, K);
+    s->cols = K;
+    FOR_EACH(o, their_orders) s->by[o] = side(h, K, their_orders[o], 32, 0.01);
+    for (int l = 0; l < 2; l++) {
+        s->rows[l] = rows[l];
+        s->w[l] = host_bf16(rows[l] * K, 0.02);
+        s->down[l] = rows_side(correlated(2 * rows[l], rows[l]), rows[l]);
+    }
+    for (int i = 0; i < TOGETHER; i++) {
+        int l = i % linears;
+        struct quantize_args *a = &s->args[i];
+        *a = (struct quantize_args){.w = put_matrix(s->w[l], s->rows[l], K, 3), .candidate = mixed[i].c};
+        s->q[i] = device_quantized(s->rows[l], K, &mixed[i].c);
+        if (mixed[i].c.method == METHOD_GPTQ) a->factor = &s->by[mixed[i].by].factor;
+        if (mixed[i].two_sided) a->rows = &s->down[l].factor;
+        a->out = &s->q[i];
+        a->report = &s->report[i];
+        memset(a->report, 0xff, sizeof *a->report);
+    }
+}
+
+static void release_several(struct several *s) {
+    for (int i = 0; i < 3; i++)
+        release(&s->by[i]);
+    for (int l = 0; l < 2; l++)
+        release(&s->down[l]);
+}
+
+/* One after the other, or side by side: of one Linear, and of two that take turns. */
+static void several_at_once_are_as_each_alone(void **state) {
+    (void)state;
+    for (int linears = 1; linears <= 2; linears++) {
+        struct several s, alone;
+        seed(288);
+        make_several(&s, linears);
+        assert_ok(dev.b->quantize(dev.s, s.args, TOGETHER, &err));
+        seed(288);
+        make_several(&alone, linears);
+        for (int i = 0; i < TOGETHER; i++) {
+            assert_ok(dev.b->quantize(dev.s, &alone.args[i], 1, &err));
+            struct outcome got = get_outcome(&s.q[i], &s.report[i]);
+            struct outcome want = get_outcome(&alone.q[i], &alone.report[i]);
+            size_t weights = (size_t)(s.q[i].rows * s.cols), parameters = (size_t)(s.q[i].rows * want.groups);
+            assert_memory_equal(got.codes, want.codes, weights);
+            assert_memory_equal(got.scale, want.scale, parameters * sizeof(float));
+            assert_memory_equal(got.zero, want.zero, parameters * sizeof(float));
+            assert_int_equal(got.report.constant_groups, want.report.constant_groups);
+            assert_int_equal(got.report.rtn_groups, want.report.rtn_groups);
+            if (want.group_of) assert_memory_equal(got.group_of, want.group_of, (size_t)s.cols * sizeof(int32_t));
+        }
+        release_several(&s);
+        release_several(&alone);
+    }
+}
+
+/* Wherever the one lies that is refused. */
+static void one_of_several_is_refused(void **state) {
+    (void)state;
+    struct several s;
+    seed(289);
+    make_several(&s, 1);
+    float *w = host_bf16(s.rows[0] * s.cols, 0.02);
+    w[s.cols + 5] = NAN;
+    struct mat good = s.args[0].w, bad = put_matrix(w, s.rows[0], s.cols, 3);
+    static const int places[] = {0, 1, 3, TOGETHER - 1};
+    FOR_EACH(p, places) {
+        int i = places[p];
+        s.args[i].w = bad;
+        assert_refused(dev.b->quantize(dev.s, s.args, TOGETHER, &err), RC_INVALID, "row 1, column 5 is NaN");
+        s.args[i].w = good;
+        s.args[i].out = &s.q[(i + 1) % TOGETHER]; /* none has its neighbour's form */
+        assert_refused(dev.b->quantize(dev.s, s.args, TOGETHER, &err), RC_INVALID, "another candidate");
+        s.args[i].out = &s.q[i];
+    }
+    assert_ok(dev.b->quantize(dev.s, s.args, TOGETHER, &err));
+    release_several(&s);
+}
+
 static void what_does_not_fit_together_is_refused(void **state) {
     (void)state;
     enum { N = 6, K = 64 };
@@ -391,6 +508,8 @@ int main(void) {
         cmocka_unit_test(the_objective_is_below_that_of_one_side),
         cmocka_unit_test(codes_do_not_depend_on_the_unit_of_g),
         cmocka_unit_test(extreme_weights_stay_finite),
+        cmocka_unit_test(several_at_once_are_as_each_alone),
+        cmocka_unit_test(one_of_several_is_refused),
         cmocka_unit_test(what_does_not_fit_together_is_refused),
     };
     return RUN_ON_BACKENDS("two_sided", tests);

@@ -23,7 +23,7 @@ static inline enum rc maker_round(struct artifact_maker *m, struct quantize_args
     int32_t *group_of = a.out->group_of;
     if (candidate_uses_gptq(&a.candidate)) a.candidate = candidate_rtn(&a.candidate);
     a.out->group_of = NULL;
-    enum rc rc = backend_cpu.quantize(m->device, &a, e);
+    enum rc rc = backend_cpu.quantize(m->device, &a, 1, e);
     a.out->group_of = group_of;
     for (int64_t k = 0; group_of && k < a.out->cols; k++)
         group_of[k] = (int32_t)(k % a.out->groups);

@@ -106,7 +106,7 @@ static void check_codes(struct scene *s, int n, const struct candidate *c, struc
     struct quantized q;
     MUST(quantized_alloc(&backend_cpu, s->job.device, w.rows, w.cols, c, &q, &err));
     struct group_quantize_args a = {.group = &s->group, .index = n, .candidate = c, .scale = scale, .out = &q};
-    MUST(group_quantize(&a, &err));
+    MUST(group_quantize(&a, 1, &err));
     for (int64_t i = 0; i < w.rows * w.cols; i++) {
         const json_t *row = json_array_get(want, (size_t)(i / w.cols));
         int code = (int)json_integer_value(json_array_get(row, (size_t)(i % w.cols)));

@@ -352,7 +352,7 @@ static enum rc compare_codes(void *ctx, const struct job *job, const struct gram
         struct quantized q;
         struct group_quantize_args a = {&group, i, &c->candidate, &scale, &q};
         TRY(quantized_alloc(job->backend, job->device, in->w[i].rows, in->w[i].cols, &c->candidate, &q, e));
-        TRY(group_quantize(&a, e));
+        TRY(group_quantize(&a, 1, e));
         c->equal += !memcmp(q.codes, c->made->codes[in->index[i]], (size_t)(q.rows * q.cols));
         quantized_release(job->backend, job->device, &q);
     }
@@ -449,7 +449,7 @@ static int equal_linears(struct measured *m, const struct candidate *c, uint8_t 
         golden_must(g, upload_linear(&g->job, l, &w, &g->err));
         golden_must(g, quantized_alloc(b, g->job.device, l->rows, l->cols, c, &q, &g->err));
         struct group_quantize_args a = {.group = &group, .candidate = c, .out = &q};
-        golden_must(g, group_quantize(&a, &g->err));
+        golden_must(g, group_quantize(&a, 1, &g->err));
         equal += !memcmp(q.codes, codes[index], (size_t)(l->rows * l->cols));
         quantized_release(b, g->job.device, &q);
         input_group_release(&group);

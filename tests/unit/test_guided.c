@@ -61,7 +61,7 @@ static enum rc compare_codes(void *ctx, const struct job *job, const struct gram
         struct quantized q;
         struct group_quantize_args a = {.group = &group, .index = n, .candidate = &c, .out = &q};
         TRY(quantized_alloc(job->backend, job->device, in->w[n].rows, in->w[n].cols, &c, &q, e));
-        TRY(group_quantize(&a, e));
+        TRY(group_quantize(&a, 1, e));
         h->equal += !memcmp(q.codes, h->codes[in->index[n]], (size_t)(q.rows * q.cols));
         h->linears++;
         quantized_release(job->backend, job->device, &q);

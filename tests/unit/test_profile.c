@@ -489,9 +489,9 @@ static void scores_are_held_against_a_sweep(void **state) {
 
 static int quantized_linears;
 
-static enum rc counting_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
-    quantized_linears++;
-    return backend_cpu.quantize(state, a, e);
+static enum rc counting_quantize(struct backend_state *state, const struct quantize_args *a, int count, struct err *e) {
+    quantized_linears += count;
+    return backend_cpu.quantize(state, a, count, e);
 }
 
 /* Where a candidate before has had RTN's error on the same grid measured, it is taken from there. */

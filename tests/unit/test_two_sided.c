@@ -3,6 +3,7 @@
 #include "tests/unit/golden_model.h"
 #include "tests/unit/run_job.h"
 
+#include "kernels/cpu/cpu.h"
 #include "worker/pipeline/calibrate.h"
 #include "worker/pipeline/gradwalk.h"
 
@@ -55,7 +56,7 @@ static void compare_linear(struct outcome *o, const struct gram_input *in, int n
     golden_must(g, quantized_alloc(&backend_cpu, g->job.device, in->w[n].rows, in->w[n].cols, &c, &q, &g->err));
     struct quantize_args a = {
         .w = in->w[n], .candidate = c, .factor = &cols, .rows = &rows, .out = &q, .report = &report};
-    golden_must(g, backend_cpu.quantize(g->job.device, &a, &g->err));
+    golden_must(g, backend_cpu.quantize(g->job.device, &a, 1, &g->err));
     o->equal += !memcmp(q.codes, o->codes[in->index[n]], (size_t)(q.rows * q.cols));
     o->linears++;
     quantized_release(&backend_cpu, g->job.device, &q);
@@ -104,9 +105,54 @@ static void both_sides_are_gone_by(void **state) {
     golden_close(&g);
 }
 
+/* --- how many go together --- */
+
+static int64_t bytes_there;
+
+static int64_t some_room(struct backend_state *state) {
+    (void)state;
+    return bytes_there;
+}
+
+static int together(const struct model *model, int64_t weights, int64_t room) {
+    struct backend b = backend_cpu;
+    struct job job = {.backend = &b};
+    b.room = some_room;
+    bytes_there = room;
+    return input_group_together(&job, model, weights);
+}
+
+/* Small Linears as many as make 32 Mi weights or the widest one's, none of them beyond what there is room for: per
+ * weight a code, half a byte of parameters and two floats. */
+static void as_many_go_together_as_there_is_room_for(void **state) {
+    (void)state;
+    enum { MI = 1 << 20 };
+    const int64_t plenty = (int64_t)1 << 40;
+    struct linear linears[] = {{.block = 0, .input = INPUT_ATTENTION, .rows = 1024, .cols = 1024},
+                               {.block = 0, .input = INPUT_MLP, .rows = 8192, .cols = 1024},
+                               {.block = -1, .input = INPUT_HEAD, .rows = 131072, .cols = 1024}};
+    struct model model = {.linears = linears, .linear_count = 3};
+    int64_t one = input_group_bytes(&model, 1);
+    assert_int_equal(input_group_bytes(&model, 3) - one, 2 * 8 * MI * 19 / 2);
+    assert_int_equal(input_group_bytes(&model, 4) - one, 3 * 8 * MI * 19 / 2);
+    assert_int_equal(input_group_bytes(&model, 100), input_group_bytes(&model, 4));
+    assert_int_equal(together(&model, MI, plenty), 32);
+    assert_int_equal(together(&model, MI / 2, plenty), GROUP_TOGETHER_MAX);
+    assert_int_equal(together(&model, 8 * MI, plenty), 4);
+    assert_int_equal(together(&model, 8 * MI, one + 8 * MI * 19 / 2), 2);
+    assert_int_equal(together(&model, 8 * MI, one + 8 * MI * 19 / 2 - 1), 1);
+    assert_int_equal(together(&model, 8 * MI, 0), 1);
+    assert_int_equal(together(&model, 128 * MI, plenty), 1); /* lm_head */
+    linears[1].rows = 40 * 1024;
+    assert_int_equal(input_group_bytes(&model, 2), input_group_bytes(&model, 1));
+    assert_int_equal(together(&model, MI, plenty), 32);
+    assert_int_equal(together(&model, 10 * MI, plenty), 4);
+    assert_int_equal(together(&model, 40 * MI, plenty), 1);
+}
+
 /* --- jobs --- */
 
-static int quantized, factored;
+static int quantized, factored, most_together;
 static uint64_t all_codes; /* of what was quantized two-sided, whatever the order */
 
 static uint64_t hash(const void *data, size_t size, uint64_t h) {
@@ -115,15 +161,19 @@ static uint64_t hash(const void *data, size_t size, uint64_t h) {
     return h;
 }
 
-static enum rc watch_quantize(struct backend_state *state, const struct quantize_args *a, struct err *e) {
-    enum rc rc = backend_cpu.quantize(state, a, e);
-    const struct quantized *q = a->out;
-    if (!a->rows) return rc;
+static void note_codes(const struct quantized *q) {
     size_t parameters = (size_t)(q->rows * q->groups) * sizeof(float);
     uint64_t h = hash(q->codes, (size_t)(q->rows * q->cols), 0xcbf29ce484222325);
     all_codes += hash(q->zero, parameters, hash(q->scale, parameters, h));
     quantized++;
-    return rc;
+}
+
+static enum rc watch_quantize(struct backend_state *state, const struct quantize_args *a, int count, struct err *e) {
+    TRY(backend_cpu.quantize(state, a, count, e));
+    if (count > most_together) most_together = count;
+    for (int i = 0; i < count; i++)
+        if (a[i].rows) note_codes(a[i].out);
+    return RC_OK;
 }
 
 static enum rc watch_factor(struct backend_state *state, const struct factor_args *a, struct err *e) {
@@ -135,7 +185,7 @@ static void watch(struct run *r, const char *spec, const char *artifact) {
     struct backend watching = backend_cpu;
     watching.quantize = watch_quantize;
     watching.factor = watch_factor;
-    quantized = factored = 0;
+    quantized = factored = most_together = 0;
     all_codes = 0;
     run_init(r);
     r->backend = &watching;
@@ -175,11 +225,86 @@ static void rows_are_factored_once_for_all_candidates(void **state) {
         const char *name = json_string_value(json_object_get(data, "name"));
         const json_t *other = row_of(&many, name, "gptq3g64-guided-twosided");
         const json_t *one_sided = row_of(&many, name, "gptq3g64-descend2-guided");
-        assert_true(json_equal(json_object_get(data, "drift"), json_object_get(other, "drift")));
+        assert_true(json_equal(data, other));
         assert_false(json_equal(json_object_get(data, "drift"), json_object_get(one_sided, "drift")));
     }
     run_release(&many);
     run_release(&single);
+}
+
+#define TOGETHER(candidates)                                                                                           \
+    PROFILE(candidates, ",'layers':'layers\\\\.1\\\\.','scores':['fisher','kfac'],'fisher_windows':2")
+
+static void run_on(struct run *r, struct backend *b, const char *spec) {
+    b->quantize = watch_quantize;
+    quantized = most_together = 0;
+    run_init(r);
+    r->backend = b;
+    must_run(r, CALIBRATION_TEXT, spec, NULL);
+}
+
+/* Those of one factor go together, two-sided ones alone, and it is not to be seen in what they are found to be. */
+static void going_together_changes_no_bit(void **state) {
+    (void)state;
+    static const char spec[] =
+        TOGETHER("{'bits':3,'group':32,'two_sided':[true,false]},{'method':'rtn','bits':3,'group':64},"
+                 "{'bits':[2,3,4],'group':64,'two_sided':true,'range':['minmax','mse']},"
+                 "{'bits':3,'group':16,'two_sided':true,'order':['natural','static_groups'],'symmetric':[false,true]}");
+    struct backend wide = backend_cpu, narrow = backend_cpu;
+    struct run together, alone;
+    narrow.room = some_room; /* for no more than one at a time */
+    bytes_there = 0;
+    run_on(&together, &wide, spec);
+    assert_int_equal(quantized, 11 * PER_BLOCK);
+    assert_int_equal(most_together, 6);
+    run_on(&alone, &narrow, spec);
+    assert_int_equal(quantized, 11 * PER_BLOCK);
+    assert_int_equal(most_together, 1);
+    assert_int_equal(json_array_size(alone.rows), 13 * PER_BLOCK);
+    assert_true(json_equal(alone.rows, together.rows));
+    run_release(&together);
+    run_release(&alone);
+}
+
+static int64_t limit; /* of device memory */
+
+static enum rc limited_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e) {
+    state->limit = limit;
+    return backend_cpu.alloc(state, bytes, memory, e);
+}
+
+static enum rc run_within(const char *spec, int64_t bytes) {
+    struct backend device = backend_cpu;
+    struct run r;
+    device.own_memory = device.loads_ahead = true;
+    device.alloc = limited_alloc;
+    device.quantize = watch_quantize;
+    limit = bytes;
+    most_together = 0;
+    run_init(&r);
+    r.backend = &device;
+    enum rc rc = run_job(&r, FIXTURE "tiny", CALIBRATION_TEXT, spec, NULL, NULL);
+    run_release(&r);
+    return rc;
+}
+
+/* A device that is too small for several at once takes as many as it can. */
+static void what_one_fits_in_is_enough_for_many(void **state) {
+    (void)state;
+#define BITS(bits)                                                                                                     \
+    PROFILE("{'bits':" bits ",'group':64,'two_sided':true}", ",'layers':'layers\\\\.1\\\\.','scores':['drift']")
+    int64_t too_little = 1 << 20, enough = 1 << 26;
+    while (enough - too_little > 1 << 12) {
+        int64_t half = (too_little + enough) / 2;
+        if (run_within(BITS("4"), half) == RC_OK)
+            enough = half;
+        else
+            too_little = half;
+    }
+    assert_int_equal(run_within(BITS("[2,3,4,5,6,8]"), enough), RC_OK);
+    assert_in_range(most_together, 1, 5);
+    assert_int_equal(run_within(BITS("[2,3,4,5,6,8]"), 2 * enough), RC_OK);
+    assert_int_equal(most_together, 6);
 }
 
 /* Scores of the loss come beside, and G serves both. */
@@ -224,8 +349,11 @@ static void held_out_text_loses_less(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(both_sides_are_gone_by),
+        cmocka_unit_test(as_many_go_together_as_there_is_room_for),
         cmocka_unit_test(a_profile_measures_what_an_eval_runs),
         cmocka_unit_test(rows_are_factored_once_for_all_candidates),
+        cmocka_unit_test(going_together_changes_no_bit),
+        cmocka_unit_test(what_one_fits_in_is_enough_for_many),
         cmocka_unit_test(scores_change_nothing),
         cmocka_unit_test(held_out_text_loses_less),
     };

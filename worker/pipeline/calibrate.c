@@ -122,7 +122,7 @@ static enum rc make_linear(struct hand *h, int i, struct err *e) {
     const struct candidate c = candidate_for(&l->candidate, l->linear);
     struct group_quantize_args a = {.group = &h->group, .index = i, .candidate = &c, .scale = &h->scale, .out = &l->q};
     TRY(quantized_alloc(job->backend, job->device, l->linear->rows, l->linear->cols, &l->candidate, &l->q, e));
-    return group_quantize(&a, e);
+    return group_quantize(&a, 1, e);
 }
 
 static enum rc make_group(struct hand *h, struct err *e) {

@@ -28,9 +28,36 @@ void input_group_release(struct input_group *g) {
         factor_release(g->job->backend, g->job->device, &g->rows[i]);
 }
 
-/* The factors of the rows of all the Linears that read one input, what is worked on to make the widest, and what
- * weights leave to the rows after them. */
-static int64_t two_sided_bytes(const struct model *model, int64_t weights) {
+/* What the weights that are quantized in one call take, in a call of two-sided candidates each one's: codes and their
+ * parameters; and two floats, as they are scaled and worked on, or what each leaves to columns and to rows. */
+static int64_t in_work_bytes(int64_t weights) {
+    return weights + weights / 2 + 2 * (int64_t)sizeof(float) * weights;
+}
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* But for lm_head: after the walk hidden states are gone. */
+static int64_t widest_linear(const struct model *model) {
+    int64_t widest = 0;
+    for (int64_t i = 0; i < model->linear_count; i++) {
+        const struct linear *linear = &model->linears[i];
+        if (linear->block >= 0 && linear->rows * linear->cols > widest) widest = linear->rows * linear->cols;
+    }
+    return widest;
+}
+
+/* Of one call's candidates: about what keeps a device busy; and the memory that the widest Linear takes is there for
+ * all. */
+static int64_t weights_together(const struct model *model) {
+    static const int64_t enough = 32 << 20;
+    int64_t widest = widest_linear(model);
+    return widest > enough ? widest : enough;
+}
+
+/* The factors of the rows of all the Linears that read one input, and what is worked on to make the widest. */
+static int64_t rows_bytes(const struct model *model) {
     int64_t kept[INPUT_COUNT] = {0}, most = 0, square = 0, floats = sizeof(float);
     for (int64_t i = 0; i < model->linear_count; i++) {
         const struct linear *linear = &model->linears[i];
@@ -39,21 +66,27 @@ static int64_t two_sided_bytes(const struct model *model, int64_t weights) {
         if (linear->block == 0 && (kept[linear->input] += rows) > most) most = kept[linear->input];
         if (rows > square) square = rows;
     }
-    return floats * (most + 4 * square + weights);
+    return floats * (most + 4 * square);
 }
 
-/* A Linear's codes and their parameters, its weights as they are scaled, rounded and worked on; the scaled H in fp32,
- * its factor, and two fp64 squares to make it; once it is made, H in fp32 again to descend by. */
-int64_t input_group_bytes(const struct model *model, bool two_sided) {
-    int64_t widest = 0, square = 0, floats = sizeof(float);
+/* What is in work, and a Linear's weights as they are rounded; the scaled H in fp32, its factor, and two fp64 squares
+ * to make it; once it is made, H in fp32 again to descend by. */
+int64_t input_group_bytes(const struct model *model, int two_sided) {
+    int64_t widest = widest_linear(model), square = 0, floats = sizeof(float);
     for (int64_t i = 0; i < model->linear_count; i++) {
         const struct linear *linear = &model->linears[i];
-        if (linear->block < 0) continue; /* after the walk: hidden states are gone by then */
-        if (linear->rows * linear->cols > widest) widest = linear->rows * linear->cols;
-        if (linear->cols * linear->cols > square) square = linear->cols * linear->cols;
+        if (linear->block >= 0 && linear->cols * linear->cols > square) square = linear->cols * linear->cols;
     }
-    int64_t bytes = widest + widest / 2 + 3 * floats * widest + 6 * floats * square;
-    return two_sided ? bytes + two_sided_bytes(model, widest) : bytes;
+    int64_t together = two_sided > 1 ? least(two_sided, GROUP_TOGETHER_MAX) : 1;
+    int64_t in_work = least(together * widest, weights_together(model));
+    int64_t bytes = in_work_bytes(in_work) + floats * widest + 6 * floats * square;
+    return two_sided > 0 ? bytes + rows_bytes(model) : bytes;
+}
+
+int input_group_together(const struct job *job, const struct model *model, int64_t weights) {
+    int64_t spare = job->backend->room(job->device) - input_group_bytes(model, 1);
+    int64_t more = least(weights_together(model) / weights - 1, spare / in_work_bytes(weights));
+    return more > 0 ? (int)least(1 + more, GROUP_TOGETHER_MAX) : 1;
 }
 
 struct candidate candidate_for(const struct candidate *c, const struct linear *linear) {
@@ -122,36 +155,60 @@ static bool is_scaled(const struct group_quantize_args *a) {
     return a->scale && a->scale->by_col;
 }
 
-static enum rc quantize(const struct group_quantize_args *a, struct mat w, struct err *e) {
-    const struct job *job = a->group->job;
+/* What the candidate goes by, made where it is not there. */
+static enum rc ready(const struct group_quantize_args *a, struct quantize_args *q, struct err *e) {
     const struct candidate *c = a->candidate;
     struct factored_gram *gram = group_gram(a->group, a->scale, c);
-    struct quantize_report unread;
-    struct quantize_args q = {.w = w, .candidate = *c, .out = a->out, .report = &unread};
-    if (candidate_needs_gram(c)) q.h = gram->h;
+    if (candidate_needs_gram(c)) q->h = gram->h;
     if (candidate_uses_gptq(c)) {
-        TRY(ready_factor(job, gram, c, e));
-        q.factor = &gram->factor;
+        TRY(ready_factor(a->group->job, gram, c, e));
+        q->factor = &gram->factor;
     }
     if (c->two_sided) {
         TRY(ready_rows(a->group, a->index, e));
-        q.rows = &a->group->rows[a->index];
+        q->rows = &a->group->rows[a->index];
     }
-    return job->backend->quantize(job->device, &q, 1, e);
+    return RC_OK;
 }
 
-enum rc group_quantize(const struct group_quantize_args *a, struct err *e) {
+static enum rc quantize(const struct group_quantize_args *a, int count, struct mat w, struct err *e) {
+    const struct job *job = a->group->job;
+    struct quantize_args q[GROUP_TOGETHER_MAX];
+    struct quantize_report unread[GROUP_TOGETHER_MAX];
+    for (int i = 0; i < count; i++) {
+        q[i] = (struct quantize_args){.w = w, .candidate = *a[i].candidate, .out = a[i].out, .report = &unread[i]};
+        TRY(ready(&a[i], &q[i], e));
+    }
+    return job->backend->quantize(job->device, q, count, e);
+}
+
+/* The last factor is the only one; and weights are scaled for one candidate. */
+static bool go_together(const struct group_quantize_args *a, int count) {
+    for (int i = 1; i < count; i++)
+        if (a[i].group != a->group || a[i].index != a->index || is_scaled(&a[i]) || is_scaled(a) ||
+            !candidates_share_factor(a->candidate, a[i].candidate))
+            return false;
+    return count <= GROUP_TOGETHER_MAX;
+}
+
+enum rc group_quantize(const struct group_quantize_args *a, int count, struct err *e) {
     const struct job *job = a->group->job;
     struct mat w = a->group->w[a->index];
     if (job_cancelled(job)) return err_set(e, RC_CANCELLED, "cancelled");
-    if (!is_scaled(a)) return quantize(a, w, e);
+    if (!go_together(a, count)) return err_set(e, RC_INTERNAL, "candidates that are not to be quantized together");
+    if (!is_scaled(a)) return quantize(a, count, w, e);
     float *scaled = NULL;
     TRY(device_floats(job, w.rows * w.cols, &scaled, e));
     struct scale_args s = {.m = w, .by_col = a->scale->by_col, .out = matf(scaled, w.rows, w.cols)};
     enum rc rc = job->backend->scale(job->device, &s, e);
-    if (rc == RC_OK) rc = quantize(a, s.out, e);
+    if (rc == RC_OK) rc = quantize(a, 1, s.out, e);
     job->backend->free(job->device, scaled);
     return rc;
+}
+
+enum rc group_dequantize(const struct group_quantize_args *a, struct mat out, struct err *e) {
+    struct dequantize_args back = {.q = a->out, .by_col = is_scaled(a) ? a->scale->inverse : NULL, .out = out};
+    return a->group->job->backend->dequantize(a->group->job->device, &back, e);
 }
 
 enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat out, struct err *e) {
@@ -160,9 +217,8 @@ enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat
     struct quantized q;
     TRY(quantized_alloc(job->backend, job->device, out.rows, out.cols, a->candidate, &q, e));
     own.out = &q;
-    struct dequantize_args back = {.q = &q, .by_col = is_scaled(a) ? a->scale->inverse : NULL, .out = out};
-    enum rc rc = group_quantize(&own, e);
-    if (rc == RC_OK) rc = job->backend->dequantize(job->device, &back, e);
+    enum rc rc = group_quantize(&own, 1, e);
+    if (rc == RC_OK) rc = group_dequantize(&own, out, e);
     quantized_release(job->backend, job->device, &q);
     return rc;
 }

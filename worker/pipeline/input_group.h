@@ -50,8 +50,13 @@ struct input_group {
 /* What an input of a block is tied to, and whether it can be folded. Block −1: lm_head's. */
 void input_group_fold(struct input_group *g, const struct model *model, int block, enum linear_input input);
 void input_group_release(struct input_group *g);
-/* Device memory that quantizing the Linears of any one input takes beside Gram matrices, about at most. */
-int64_t input_group_bytes(const struct model *model, bool two_sided);
+/* Device memory that quantizing the Linears of any one input takes beside Gram matrices, about at most; of the
+ * candidates `two_sided` are two-sided, and as many as input_group_together says go in one call. */
+int64_t input_group_bytes(const struct model *model, int two_sided);
+/* How many two-sided candidates of a Linear of so many weights to quantize in one call, at least one: few Linears keep
+ * a device busy alone. No more than there is room for beside what one takes. */
+enum { GROUP_TOGETHER_MAX = 32 };
+int input_group_together(const struct job *job, const struct model *model, int64_t weights);
 
 /* By what AWQ multiplies each column of the group's weights, and divides the input's channels. */
 struct awq_scale {
@@ -82,10 +87,12 @@ struct group_quantize_args {
     struct awq_scale *scale; /* of columns and of H; or NULL */
     struct quantized *out;   /* by quantized_alloc; of the scaled weights */
 };
-enum rc group_quantize(const struct group_quantize_args *a, struct err *e);
+/* `count` ≤ GROUP_TOGETHER_MAX; where it is more than 1 they are of one Linear, share a factor, and have no scale. */
+enum rc group_quantize(const struct group_quantize_args *a, int count, struct err *e);
 
-/* What the reference's input then meets: out [N, K] fp32 = ŵ with the scale taken out again; a->out is not looked at.
- */
+/* What the reference's input then meets: out [N, K] fp32 = ŵ of a->out with the scale taken out again. */
+enum rc group_dequantize(const struct group_quantize_args *a, struct mat out, struct err *e);
+/* Both; a->out is not looked at. */
 enum rc group_quantize_effective(const struct group_quantize_args *a, struct mat out, struct err *e);
 
 /* The whole way for one Linear: every Linear of the group under this candidate, as far as AWQ looks at them.

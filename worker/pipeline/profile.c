@@ -177,12 +177,10 @@ struct bench {
     float *w_hat;                        /* [N, K] of the widest */
 };
 
-/* What one candidate does to a Linear, AWQ's scale taken out again; `difference` as in struct error_args. */
-static enum rc measure(struct bench *b, const struct group_quantize_args *a, struct mat w_hat, struct mat difference,
-                       struct error_report *report, struct err *e) {
+/* What a candidate does to a Linear, AWQ's scale taken out again of `w_hat`; `difference` as in struct error_args. */
+static enum rc measure(struct bench *b, int n, struct mat w_hat, struct mat difference, struct error_report *report,
+                       struct err *e) {
     const struct job *job = b->group->job;
-    int n = a->index;
-    TRY(group_quantize_effective(a, w_hat, e));
     struct error_args error = {.w = b->in->w[n], .w_hat = w_hat, .difference = difference};
     if (spec_wants_drift(b->p->spec)) error.h = b->in->h;
     if (b->drift_den[n] > 0) error.drift_den = &b->drift_den[n];
@@ -238,47 +236,101 @@ static enum rc measure_rtn(struct bench *b, int n, const struct candidate *c, st
         *drift = other->method == METHOD_RTN ? row->drift : row->rtn_drift;
         return RC_OK;
     }
-    TRY(measure(b, &simple, w_hat, (struct mat){0}, &report, e));
+    TRY(group_quantize_effective(&simple, w_hat, e));
+    TRY(measure(b, n, w_hat, (struct mat){0}, &report, e));
     *drift = error_ratio(report.drift_num, report.drift_den);
     return RC_OK;
 }
 
-/* Where the difference is wanted for the score that follows; NULL: none does. */
-static struct gram_slot *slot_of(const struct bench *b, int n, const struct candidate *c) {
-    return b->in->slots[n] ? &b->in->slots[n][c - b->p->table.candidates] : NULL;
+static size_t place_of(const struct bench *b, const struct candidate *c) {
+    return (size_t)(c - b->p->table.candidates);
 }
 
-static enum rc fill_row(struct bench *b, int n, const struct candidate *c, struct awq_scale *scale, struct err *e) {
+/* Where the difference is wanted for the score that follows; NULL: none does. */
+static struct gram_slot *slot_of(const struct bench *b, int n, const struct candidate *c) {
+    return b->in->slots[n] ? &b->in->slots[n][place_of(b, c)] : NULL;
+}
+
+/* Candidates of one Linear that are quantized in one call. */
+struct batch {
+    int n; /* of the input's Linears */
+    int count;
+    const struct candidate *listed[GROUP_TOGETHER_MAX]; /* in the table */
+    struct candidate own[GROUP_TOGETHER_MAX];           /* as this Linear has them */
+    struct quantized q[GROUP_TOGETHER_MAX];
+    struct group_quantize_args args[GROUP_TOGETHER_MAX];
+};
+
+static enum rc fill_row(struct bench *b, const struct batch *batch, int i, struct err *e) {
     struct profile *p = b->p;
-    const struct linear *linear = p->table.linears[b->place[n]];
-    struct drift_row *row = drift_at(&p->table, b->place[n], (size_t)(c - p->table.candidates));
-    struct candidate own = candidate_for(c, linear);
-    struct error_report report;
+    int n = batch->n;
+    const struct candidate *c = batch->listed[i];
+    const struct group_quantize_args *a = &batch->args[i];
+    struct mat w_hat = matf(b->w_hat, batch->q[i].rows, batch->q[i].cols), none = {0};
+    struct drift_row *row = drift_at(&p->table, b->place[n], place_of(b, c));
     struct gram_slot *slot = slot_of(b, n, c);
-    struct mat w_hat = matf(b->w_hat, linear->rows, linear->cols), none = {0};
-    struct group_quantize_args chosen = {.group = b->group, .index = n, .candidate = &own, .scale = scale};
-    TRY(measure(b, &chosen, w_hat, slot ? slot->d : none, &report, e));
+    struct error_report report;
+    TRY(group_dequantize(a, w_hat, e));
+    TRY(measure(b, n, w_hat, slot ? slot->d : none, &report, e));
     if (slot) slot->filled = true;
-    *row = drift_row_measured(&report, spec_wants_drift(p->spec), candidate_bytes(c, linear->rows, linear->cols));
+    *row = drift_row_measured(&report, spec_wants_drift(p->spec), candidate_bytes(c, w_hat.rows, w_hat.cols));
     TRY(measure_kfac(b, n, w_hat, row, e));
     if (spec_wants_drift(p->spec)) TRY(measure_rtn(b, n, c, w_hat, &row->rtn_drift, e));
-    if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, scale, c)->factor.damp;
-    if (candidate_uses_awq(c)) row->awq_gain = scale->by_col ? scale->gain : -1;
+    if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, a->scale, c)->factor.damp;
+    if (candidate_uses_awq(c)) row->awq_gain = a->scale->by_col ? a->scale->gain : -1;
     p->computed++;
     return RC_OK;
 }
 
-static bool is_unknown(const struct bench *b, int n, size_t c) {
-    return b->in->mine[n] && !drift_at(&b->p->table, b->place[n], c)->known;
+static enum rc quantize_batch(struct bench *b, struct batch *batch, struct awq_scale *scale, struct err *e) {
+    const struct job *job = b->group->job;
+    struct mat w = b->in->w[batch->n];
+    for (int i = 0; i < batch->count; i++) {
+        batch->own[i] = candidate_for(batch->listed[i], b->p->table.linears[b->place[batch->n]]);
+        batch->args[i] = (struct group_quantize_args){b->group, batch->n, &batch->own[i], scale, &batch->q[i]};
+        TRY(quantized_alloc(job->backend, job->device, w.rows, w.cols, &batch->own[i], &batch->q[i], e));
+    }
+    return group_quantize(batch->args, batch->count, e);
 }
 
-static enum rc fill_rows(struct bench *b, size_t c, struct awq_scale *scale, struct err *e) {
-    struct profile *p = b->p;
-    for (int n = 0; n < b->in->count; n++) {
-        if (!is_unknown(b, n, c)) continue;
-        if (fill_row(b, n, &p->table.candidates[c], scale, e) != RC_OK)
-            return err_context(e, "%s", p->table.linears[b->place[n]]->name);
-        if (!b->in->slots[n]) TRY(send_row(p, b->group->job, b->place[n], c, e));
+static enum rc fill_batch(struct bench *b, struct batch *batch, struct awq_scale *scale, struct err *e) {
+    const struct job *job = b->group->job;
+    enum rc rc = quantize_batch(b, batch, scale, e);
+    for (int i = 0; i < batch->count && rc == RC_OK; i++)
+        rc = fill_row(b, batch, i, e);
+    for (int i = 0; i < batch->count; i++)
+        quantized_release(job->backend, job->device, &batch->q[i]);
+    return rc;
+}
+
+/* But for rows that wait for a score. */
+static enum rc send_batch(const struct bench *b, const struct batch *batch, struct err *e) {
+    for (int i = 0; i < batch->count && !b->in->slots[batch->n]; i++)
+        TRY(send_row(b->p, b->group->job, b->place[batch->n], place_of(b, batch->listed[i]), e));
+    return RC_OK;
+}
+
+/* Candidates that are handed over together: one, or some that are two-sided and share a factor. */
+struct together {
+    const struct candidate *items[CANDIDATES_MAX];
+    int count;
+};
+
+static bool is_unknown(const struct bench *b, int n, const struct candidate *c) {
+    return b->in->mine[n] && !drift_at(&b->p->table, b->place[n], place_of(b, c))->known;
+}
+
+static enum rc fill_linear(struct bench *b, int n, const struct together *t, struct awq_scale *scale, struct err *e) {
+    struct mat w = b->in->w[n];
+    int most = t->count > 1 ? input_group_together(b->group->job, b->p->source.model, w.rows * w.cols) : 1;
+    for (int i = 0; i < t->count;) {
+        struct batch batch = {.n = n};
+        for (; i < t->count && batch.count < most; i++)
+            if (is_unknown(b, n, t->items[i])) batch.listed[batch.count++] = t->items[i];
+        if (batch.count == 0) break;
+        if (fill_batch(b, &batch, scale, e) != RC_OK)
+            return err_context(e, "%s", b->p->table.linears[b->place[n]]->name);
+        TRY(send_batch(b, &batch, e));
     }
     return RC_OK;
 }
@@ -291,30 +343,41 @@ static enum rc find_scale(const struct bench *b, const struct candidate *c, stru
     return awq_search(b->group, all, scale, e);
 }
 
-static enum rc fill_candidate(struct bench *b, size_t c, struct err *e) {
-    const struct candidate *candidate = &b->p->table.candidates[c];
-    struct awq_scale scale = {0};
-    bool any = false;
+static bool any_unknown_of(const struct bench *b, const struct together *t) {
     for (int n = 0; n < b->in->count; n++)
-        any = any || is_unknown(b, n, c);
-    if (!any) return RC_OK;
-    enum rc rc = candidate_uses_awq(candidate) ? find_scale(b, candidate, &scale, e) : RC_OK;
-    if (rc == RC_OK) rc = fill_rows(b, c, &scale, e);
+        for (int i = 0; i < t->count; i++)
+            if (is_unknown(b, n, t->items[i])) return true;
+    return false;
+}
+
+static enum rc fill_together(struct bench *b, const struct together *t, struct err *e) {
+    struct awq_scale scale = {0};
+    if (t->count == 0 || !any_unknown_of(b, t)) return RC_OK;
+    enum rc rc = candidate_uses_awq(t->items[0]) ? find_scale(b, t->items[0], &scale, e) : RC_OK;
+    for (int n = 0; n < b->in->count && rc == RC_OK; n++)
+        rc = fill_linear(b, n, t, &scale, e);
     awq_scale_release(b->group->job, &scale);
     return rc;
 }
 
-/* Those that share a factor of H one after the other, else as they are listed. */
+/* Those that share a factor of H one after the other, the two-sided of them together; else as they are listed. */
 static enum rc fill_candidates(struct bench *b, struct err *e) {
     const struct drift_table *t = &b->p->table;
     bool done[CANDIDATES_MAX] = {0};
-    for (size_t c = 0; c < t->candidate_count; c++)
+    for (size_t c = 0; c < t->candidate_count; c++) {
+        struct together two_sided = {.count = 0};
         for (size_t other = c; other < t->candidate_count; other++) {
-            bool now = other == c || candidates_share_factor(&t->candidates[c], &t->candidates[other]);
+            const struct candidate *candidate = &t->candidates[other];
+            bool now = other == c || candidates_share_factor(&t->candidates[c], candidate);
             if (done[other] || !now) continue;
-            TRY(fill_candidate(b, other, e));
             done[other] = true;
+            if (candidate->two_sided)
+                two_sided.items[two_sided.count++] = candidate;
+            else
+                TRY(fill_together(b, &(struct together){{candidate}, 1}, e));
         }
+        TRY(fill_together(b, &two_sided, e));
+    }
     return RC_OK;
 }
 
@@ -364,8 +427,10 @@ static bool any_candidate(const struct profile *p, bool (*is)(const struct candi
 }
 
 static int64_t quantizing_bytes(const struct profile *p) {
-    if (!any_candidate(p, candidate_needs_gram)) return 0;
-    return input_group_bytes(p->source.model, any_candidate(p, candidate_is_two_sided));
+    int two_sided = 0;
+    for (size_t c = 0; c < p->table.candidate_count; c++)
+        two_sided += candidate_is_two_sided(&p->table.candidates[c]);
+    return any_candidate(p, candidate_needs_gram) ? input_group_bytes(p->source.model, two_sided) : 0;
 }
 
 static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct err *e) {
