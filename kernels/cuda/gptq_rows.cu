@@ -8,6 +8,7 @@
  * Blocks wait for each other. None waits but for blocks that began before it, which its number says: so one at least
  * goes on, however many there is room for. Sums have a fixed order. */
 #include "kernels/cuda/grid.cuh"
+#include "kernels/cuda/tf32x3.cuh"
 
 static const int SIDE = 64;                         /* rows and columns of a tile */
 static const int PART = 16, PARTS_OF = SIDE / PART; /* of one of its parts, which one warp rounds */
@@ -67,7 +68,7 @@ struct member_of_row {
     float down[HELD], last, inverse; /* 1/U_pp */
 };
 
-/* --- The products: in TF32 on the tensor cores, as kernels/lab/tf32x3.cu does it, which is as exact as fp32 --- */
+/* --- The products --- */
 
 /* One of a product's factors, [depth, SIDE], as one thread brings it. */
 struct source {
@@ -92,56 +93,6 @@ static __device__ inline void put(float (&panel)[DEPTH][WIDE], const float (&hel
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         panel[threadIdx.x / SIDE + i * (BLOCK / SIDE)][threadIdx.x % SIDE] = held[i];
-}
-
-/* Where the four sums of a thread are in those of a fragment [16, 8]. */
-static __device__ inline int fragment_row(int i) {
-    return (int)threadIdx.x % WARP / 4 + i / 2 * 8;
-}
-static __device__ inline int fragment_col(int i) {
-    return (int)threadIdx.x % 4 * 2 + i % 2;
-}
-
-/* x = high + low, of which the tensor cores read the first 11 bits each. */
-struct halves {
-    unsigned high, low;
-};
-static __device__ inline struct halves split(float x) {
-    unsigned high = __float_as_uint(x) & 0xffffe000u;
-    return {high, __float_as_uint(x - __uint_as_float(high))};
-}
-
-/* c [16, 8] += a [16, 8] · b [8, 8] */
-static __device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/* c [16, 8·N] += a [16, 8] · b [8, 8·N]. A sum's three products lie apart, as each has to wait for the one before. */
-template <int N>
-static __device__ inline void multiply_exactly(float (&c)[N][4], const float (&a)[4], const float (&b)[N][2]) {
-    unsigned high[4], low[4];
-    struct halves of_b[N][2];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        struct halves h = split(a[i]);
-        high[i] = h.high;
-        low[i] = h.low;
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * N; i++)
-        of_b[i / 2][i % 2] = split(b[i / 2][i % 2]);
-#pragma unroll
-    for (int n = 0; n < N; n++)
-        multiply_add(c[n], low, of_b[n][0].high, of_b[n][1].high);
-#pragma unroll
-    for (int n = 0; n < N; n++)
-        multiply_add(c[n], high, of_b[n][0].low, of_b[n][1].low);
-#pragma unroll
-    for (int n = 0; n < N; n++)
-        multiply_add(c[n], high, of_b[n][0].high, of_b[n][1].high);
 }
 
 static const int EIGHTS = 4; /* of columns in a warp's part of the product, which is 16 × 32 */

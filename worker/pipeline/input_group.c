@@ -48,13 +48,9 @@ static int64_t widest_linear(const struct model *model) {
     return widest;
 }
 
-/* Of one call's candidates: about what keeps a device busy; and the memory that the widest Linear takes is there for
- * all. */
-static int64_t weights_together(const struct model *model) {
-    static const int64_t enough = 32 << 20;
-    int64_t widest = widest_linear(model);
-    return widest > enough ? widest : enough;
-}
+/* Of one call's candidates: what keeps a small model's device busy has its memory reserved, or else what the widest
+ * Linear takes; what keeps a large one's busy goes together where there is room left. */
+enum { WEIGHTS_RESERVED = 32 << 20, WEIGHTS_TOGETHER = 256 << 20 };
 
 /* The factors of the rows of all the Linears that read one input, and what is worked on to make the widest. */
 static int64_t rows_bytes(const struct model *model) {
@@ -78,14 +74,14 @@ int64_t input_group_bytes(const struct model *model, int two_sided) {
         if (linear->block >= 0 && linear->cols * linear->cols > square) square = linear->cols * linear->cols;
     }
     int64_t together = two_sided > 1 ? least(two_sided, GROUP_TOGETHER_MAX) : 1;
-    int64_t in_work = least(together * widest, weights_together(model));
+    int64_t in_work = least(together * widest, widest > WEIGHTS_RESERVED ? widest : WEIGHTS_RESERVED);
     int64_t bytes = in_work_bytes(in_work) + floats * widest + 6 * floats * square;
     return two_sided > 0 ? bytes + rows_bytes(model) : bytes;
 }
 
 int input_group_together(const struct job *job, const struct model *model, int64_t weights) {
     int64_t spare = job->backend->room(job->device) - input_group_bytes(model, 1);
-    int64_t more = least(weights_together(model) / weights - 1, spare / in_work_bytes(weights));
+    int64_t more = least(WEIGHTS_TOGETHER / weights - 1, spare / in_work_bytes(weights));
     return more > 0 ? (int)least(1 + more, GROUP_TOGETHER_MAX) : 1;
 }
 

@@ -51,7 +51,7 @@ struct input_group {
 void input_group_fold(struct input_group *g, const struct model *model, int block, enum linear_input input);
 void input_group_release(struct input_group *g);
 /* Device memory that quantizing the Linears of any one input takes beside Gram matrices, about at most; of the
- * candidates `two_sided` are two-sided, and as many as input_group_together says go in one call. */
+ * candidates `two_sided` are two-sided, of which some go in one call. */
 int64_t input_group_bytes(const struct model *model, int two_sided);
 /* How many two-sided candidates of a Linear of so many weights to quantize in one call, at least one: few Linears keep
  * a device busy alone. No more than there is room for beside what one takes. */
