@@ -65,7 +65,7 @@ struct candidate candidate_best(int bits, int group) {
     struct candidate c = candidate_default(METHOD_GPTQ, bits, group);
     c.guided = true;
     c.sequential = false;
-    c.descend = 2;
+    c.two_sided = true;
     return c;
 }
 

@@ -99,8 +99,8 @@ static inline bool candidate_needs_unweighed_gram(const struct candidate *c) {
 bool candidates_any(const struct candidate *c, size_t count, bool (*is)(const struct candidate *));
 
 /* JSON of a spec: {"method": "hqq", "bits": [2,3,4], "group": 64, …}; a list inside a candidate is a product. Members
- * that are not given have the method's default; without a method they are those of candidate_best, whose sweeps a
- * two-sided candidate does without.
+ * that are not given have the method's default; without a method they are those of candidate_best; whoever asks for
+ * descent or for no guidance then gets one side, and whoever asks for one side gets descent.
  * Stores the expansion, without duplicates, in the order written, as the struct list of struct candidate at `member`;
  * at most CANDIDATES_MAX. */
 enum { CANDIDATES_MAX = 256 };

@@ -158,13 +158,16 @@ static void check_taken(const struct values values[OPTIONS], struct decode *d) {
     }
 }
 
-/* Who names no method gets the one that does least damage for its bytes. */
+/* Who names no method gets the one that does least damage for its bytes; without two sides that is one whose codes
+ * descend. */
 static void choose_method(struct values values[OPTIONS]) {
+    static const int sweeps = 2;
     const struct candidate best = candidate_best(bit_widths[0], GROUP_DEFAULT);
     if (values[OPTION_METHOD].given) return;
     values[OPTION_METHOD] = (struct values){.items = {best.method}, .count = 1, .given = true};
     if (!values[OPTION_GUIDED].given) values[OPTION_GUIDED] = (struct values){{best.guided}, 1, true, true};
-    if (!values[OPTION_DESCEND].given) values[OPTION_DESCEND] = (struct values){{best.descend}, 1, true, true};
+    if (!values[OPTION_TWO_SIDED].given) values[OPTION_TWO_SIDED] = (struct values){{best.two_sided}, 1, true, true};
+    if (!values[OPTION_DESCEND].given) values[OPTION_DESCEND] = (struct values){{sweeps}, 1, true, true};
 }
 
 /* What the members ask of each other before they are multiplied. */
@@ -175,6 +178,13 @@ static void check_members(const struct values values[OPTIONS], struct decode *d)
         problem_at(d, "method", "\"none\" must be a candidate of its own");
     if (has_value(&values[OPTION_SYMMETRIC], true) && values[OPTION_ZERO].given)
         problem_at(d, "zero", "a symmetric candidate has no zero point; leave \"zero\" out");
+}
+
+/* Of two that exclude each other what was asked for stands; two sides need guidance. */
+static void choose_sides(struct candidate *c, const struct values values[OPTIONS]) {
+    bool descends = c->descend > 0 && !values[OPTION_DESCEND].assumed;
+    if (values[OPTION_TWO_SIDED].assumed && (descends || !c->guided)) c->two_sided = false;
+    if (values[OPTION_DESCEND].assumed && c->two_sided) c->descend = 0;
 }
 
 static void set_options(struct candidate *c, const struct values values[OPTIONS], const int picked[OPTIONS]) {
@@ -188,7 +198,7 @@ static void set_options(struct candidate *c, const struct values values[OPTIONS]
     if (values[OPTION_DESCEND].given) c->descend = picked[OPTION_DESCEND];
     if (values[OPTION_GUIDED].given) c->guided = picked[OPTION_GUIDED];
     if (values[OPTION_TWO_SIDED].given) c->two_sided = picked[OPTION_TWO_SIDED];
-    if (c->two_sided && values[OPTION_DESCEND].assumed) c->descend = 0;
+    choose_sides(c, values);
     if (c->guided) c->sequential = false;
     if (values[OPTION_SEQUENTIAL].given) c->sequential = picked[OPTION_SEQUENTIAL];
     if (values[OPTION_PER].given) c->fp8_scale = (enum fp8_scale)picked[OPTION_PER];

@@ -427,6 +427,7 @@ static __device__ inline void round_tile(const struct two_sided &b, struct share
 /* w −= Eᵀ·U over the columns to the left. */
 static __device__ inline void add_columns(const struct two_sided &b, struct shared &s, const struct tile &t) {
     struct sums sum = {};
+    __syncthreads(); /* others took the weights */
     add_product(sum, s, t, {b.error + t.row, b.across + t.col, b.q.rows, b.q.cols, t.col});
     for (int n = 0; n < EIGHTS; n++)
         for (int i = 0; i < 4; i++)

@@ -1,8 +1,9 @@
 /* Products of fp32 on the tensor cores: x = high + low, both TF32, and three products of those (kernels/lab/tf32x3.cu).
  *
- * Fragments are those of mma.m16n8k8: lane l of a warp has of a [16, 8] the rows l / 4 and l / 4 + 8 at the columns l mod 4
- * and l mod 4 + 4; of b [8, 8] the same rows at the column l / 4; of c [16, 8] the rows l / 4 and l / 4 + 8 at the columns
- * 2·(l mod 4) and the next. Tensor cores do not round sums to nearest: long ones are best cut and added up outside. */
+ * Fragments are those of mma.m16n8k8: lane l of a warp has of a [16, 8] the rows l / 4 and l / 4 + 8 at the columns l
+ * mod 4 and l mod 4 + 4; of b [8, 8] the same rows at the column l / 4; of c [16, 8] the rows l / 4 and l / 4 + 8 at
+ * the columns 2·(l mod 4) and the next. Tensor cores do not round sums to nearest: long ones are best cut and added up
+ * outside. */
 #ifndef HSAQ_KERNELS_CUDA_TF32X3_CUH
 #define HSAQ_KERNELS_CUDA_TF32X3_CUH
 

@@ -278,7 +278,11 @@ static void methods_have_their_defaults(void **state) {
                "gptq4g64-damp0.01-static gptq4g64-static gptq4g64-damp1-static");
     expect_ids("[{\"method\":[\"gptq\",\"awq+gptq\"],\"bits\":4,\"descend\":[0,2]}]",
                "gptq4g64 gptq4g64-descend2 awq+gptq4g64 awq+gptq4g64-descend2");
-    expect_ids("[{\"bits\":[3,4],\"group\":32}]", "gptq3g32-descend2-guided gptq4g32-descend2-guided");
+    expect_ids("[{\"bits\":[3,4],\"group\":32}]", "gptq3g32-guided-twosided gptq4g32-guided-twosided");
+    expect_ids("[{\"bits\":4,\"guided\":false}]", "gptq4g64-descend2");
+    expect_ids("[{\"bits\":4,\"descend\":2}]", "gptq4g64-descend2-guided");
+    expect_ids("[{\"bits\":4,\"descend\":[0,1]}]", "gptq4g64-guided-twosided gptq4g64-descend1-guided");
+    expect_ids("[{\"bits\":4,\"two_sided\":false,\"descend\":0}]", "gptq4g64-guided");
     expect_ids("[{\"bits\":4,\"guided\":false,\"descend\":0}]", "gptq4g64");
     expect_ids("[{\"bits\":4,\"two_sided\":[false,true]}]", "gptq4g64-descend2-guided gptq4g64-guided-twosided");
     expect_ids("[{\"method\":\"gptq\",\"bits\":4,\"guided\":true,\"two_sided\":true}]", "gptq4g64-guided-twosided");

@@ -327,8 +327,8 @@ static void a_profile_of_nothing_but_a_model_is_guided(void **state) {
     const struct candidate *all = candidates->items;
     char id[CANDIDATE_ID_SIZE];
     assert_int_equal(candidates->count, 18);
-    assert_string_equal(candidate_id(&all[0], id), "gptq2g32-descend2-guided");
-    assert_string_equal(candidate_id(&all[17], id), "gptq8g128-descend2-guided");
+    assert_string_equal(candidate_id(&all[0], id), "gptq2g32-guided-twosided");
+    assert_string_equal(candidate_id(&all[17], id), "gptq8g128-guided-twosided");
     assert_true(asks_for(&f, "drift") && asks_for(&f, "fisher") && !asks_for(&f, "kfac"));
     arena_release(&f.arena);
     expect_ok(&f, "{" PROFILE "," CANDIDATES "}");
