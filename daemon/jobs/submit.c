@@ -59,6 +59,7 @@ static void fault(struct request *r, const char *pointer, const char *detail) {
     if (p->count < PROBLEMS_MAX) {
         snprintf(p->items[p->count].pointer, sizeof p->items[0].pointer, "%.191s", pointer);
         snprintf(p->items[p->count].detail, sizeof p->items[0].detail, "%.255s", detail);
+        utf8_repair(p->items[p->count].detail);
     }
     p->count++;
 }
