@@ -146,7 +146,7 @@ static bool has_value(const struct values *values, int value) {
 }
 
 /* Every member means something to every method it is multiplied with. */
-static void check_taken(const struct values values[OPTIONS], struct decode *d) {
+static void check_taken(const struct values values[OPTIONS], bool lists, struct decode *d) {
     for (int m = METHOD_NONE; m < METHODS; m++) {
         if (!has_value(&values[OPTION_METHOD], m)) continue;
         for (int i = OPTION_BITS; i < OPTIONS; i++)
@@ -154,7 +154,7 @@ static void check_taken(const struct values values[OPTIONS], struct decode *d) {
                 problem_at(d, candidate_options[i].name, "means nothing to %s; leave it out%s", method_names[m],
                            values[OPTION_METHOD].count > 1 ? ", or write a candidate of its own" : "");
         if (candidate_takes((enum method)m, OPTION_BITS) && !values[OPTION_BITS].given)
-            problem_at(d, "bits", "is required: 2, 3, 4, 5, 6 or 8, or a list of these");
+            problem_at(d, "bits", "is required: 2, 3, 4, 5, 6 or 8%s", lists ? ", or a list of these" : "");
     }
 }
 
@@ -171,9 +171,9 @@ static void choose_method(struct values values[OPTIONS]) {
 }
 
 /* What the members ask of each other before they are multiplied. */
-static void check_members(const struct values values[OPTIONS], struct decode *d) {
+static void check_members(const struct values values[OPTIONS], bool lists, struct decode *d) {
     const struct values *methods = &values[OPTION_METHOD];
-    check_taken(values, d);
+    check_taken(values, lists, d);
     if (has_value(methods, METHOD_NONE) && methods->count > 1)
         problem_at(d, "method", "\"none\" must be a candidate of its own");
     if (has_value(&values[OPTION_SYMMETRIC], true) && values[OPTION_ZERO].given)
@@ -249,7 +249,7 @@ static void decode_product(const json_t *object, bool lists, struct list *list, 
         decode_option((enum option)i, object, lists, &values[i], d);
     refuse_unknown(object, d);
     choose_method(values);
-    if (decode_faults(d) == before) check_members(values, d);
+    if (decode_faults(d) == before) check_members(values, lists, d);
     if (decode_faults(d) != before) return;
     size_t size = product_size(values);
     if (list->count + size > CANDIDATES_MAX) {

@@ -102,7 +102,8 @@ static void wrong_type(struct decode *d, const char *expected, const json_t *val
 
 static bool check_range(const struct field *f, double value, struct decode *d) {
     if ((f->min == 0 && f->max == 0) || (value >= f->min && value <= f->max)) return true;
-    problem_here(d, "must be between %.17g and %.17g", f->min, f->max);
+    /* Enough for the largest bound, 2^53 − 1, and few enough for 1e-06 to be that. */
+    problem_here(d, "must be between %.16g and %.16g", f->min, f->max);
     return false;
 }
 

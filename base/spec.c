@@ -83,18 +83,25 @@ static void choose_scores(struct spec_profile *profile) {
     profile->scores = (struct list){.items = scores, .count = spec_wants_guided(profile) || profile->around ? 2 : 1};
 }
 
+/* The default candidates are guided, and they and `around` bring a score along: what to do goes by what was written. */
+static void head_check(const struct spec_profile *profile, struct decode *d) {
+    if (profile->around)
+        problem_at(d, "head", "is not measured around an allocation; leave it out, or around");
+    else if (spec_wants_guided(profile))
+        problem_at(d, "head",
+                   "has no guided candidate, as the default is; leave it out, or give candidates that are not");
+    else if (spec_wants_loss(profile))
+        problem_at(d, "head", "has no fisher, kfac or diag score; leave it out, or them");
+}
+
 static void profile_check(void *object, struct decode *d) {
     struct spec_profile *profile = object;
     if (profile->candidates.count == 0) profile->candidates = candidates_default(d->arena);
     choose_scores(profile);
     devices_check(&profile->common, d);
-    bool loss = spec_wants_loss(profile);
-    if (profile->around && !loss)
+    if (profile->around && !spec_wants_loss(profile))
         problem_at(d, "around", "is for fisher, kfac and diag; ask for one of them in scores, or leave scores out");
-    if (profile->head && (loss || spec_wants_guided(profile)))
-        problem_at(d, "head",
-                   loss ? "has no fisher, kfac or diag score; leave it out, or them"
-                        : "has no guided candidate; leave it out, or guided");
+    if (profile->head) head_check(profile, d);
 }
 
 static const struct field profile_fields[] = {

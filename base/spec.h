@@ -17,12 +17,14 @@
 /* Which queue a kind waits in: numeric kinds in the lane of their device, pure arithmetic in `cpu`. */
 enum lane_type { LANE_DEVICE, LANE_CPU };
 
+enum { AFTER_MAX = 64 };
+
 /* Members that every spec may carry. */
 struct spec_common {
     const char *kind;
     const char *label;
     int64_t priority;    /* −100…100, higher first */
-    struct list after;   /* const char *: job ids */
+    struct list after;   /* const char *: at most AFTER_MAX job ids */
     const char *device;  /* NULL: any */
     const char *devices; /* "all": split over every one; NULL: not split. Profile and eval alone */
 };

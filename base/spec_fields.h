@@ -6,15 +6,7 @@
 
 #include "base/spec.h"
 
-enum {
-    NAME_MAX_BYTES = 255,
-    LABEL_MAX = 200,
-    ARTIFACT_NAME_MAX = 128,
-    AFTER_MAX = 64,
-    ID_MAX = 64,
-    DEVICE_MAX = 32,
-    RULES_MAX = 256
-};
+enum { NAME_MAX_BYTES = 255, LABEL_MAX = 200, ARTIFACT_NAME_MAX = 128, ID_MAX = 64, DEVICE_MAX = 32, RULES_MAX = 256 };
 enum { WINDOWS_MAX = 1 << 20, LENGTH_MAX = 1 << 20, BLOCKS_MAX = 4096, TIE_MAX = 32, BITS_MIN = 2, BITS_MAX = 16 };
 #define SEED_MAX 9007199254740991.0 /* what every JSON reader keeps exactly */
 #define BYTES_MAX 1e18

@@ -194,6 +194,11 @@ static enum rc query_object(struct request *r, json_t *object, struct err *e) {
     return RC_OK;
 }
 
+static enum rc first_problem(const struct problems *problems, struct err *e) {
+    if (problems->count == 0) return RC_OK;
+    return err_at(e, problems->items[0].pointer, RC_INVALID, "%s", problems->items[0].detail);
+}
+
 enum rc request_decode_query(struct request *r, void *object, struct err *e) {
     struct problems *problems = request_problems(r);
     json_t *query = json_object();
@@ -203,9 +208,13 @@ enum rc request_decode_query(struct request *r, void *object, struct err *e) {
     json_decref(query);
     for (size_t i = before; i < problems->count && i < PROBLEMS_MAX; i++)
         problems->items[i].pointer[0] = '?';
-    if (rc == RC_OK && problems->count > 0)
-        rc = err_at(e, problems->items[0].pointer, RC_INVALID, "%s", problems->items[0].detail);
-    return rc;
+    return rc == RC_OK ? first_problem(problems, e) : rc;
+}
+
+/* Of a route that takes none. */
+static enum rc refuse_query(struct request *r, struct err *e) {
+    TRY(query_object(r, NULL, e));
+    return first_problem(request_problems(r), e);
 }
 
 enum rc request_decode_body(struct request *r, void *object, struct err *e) {
@@ -293,9 +302,14 @@ static enum rc finish_sink(struct request *r, struct err *e) {
     return sink->finish(r, r->sink_data, e);
 }
 
+static enum rc start(struct request *r, struct err *e) {
+    if (r->match.route->query == NULL && *r->query != '\0') TRY(refuse_query(r, e));
+    return r->match.route->handler(r, e);
+}
+
 void request_run(struct request *r) {
     struct err e = {0};
-    enum rc rc = r->sink != NULL ? finish_sink(r, &e) : r->match.route->handler(r, &e);
+    enum rc rc = r->sink != NULL ? finish_sink(r, &e) : start(r, &e);
     if (rc != RC_OK) respond_error(r, &e);
     bool waits = r->deferred || r->sink != NULL || r->stream != NULL || r->answer != NULL;
     if (!waits) respond_status(r, 500, "the handler of %s gave no answer", r->match.route->id);

@@ -8,7 +8,7 @@
 
 /* The name of the artifact that the job was making, for whoever deletes it; the caller frees. NULL: it makes none, or
  * has made it. */
-enum rc leftover_name(struct db *db, const char *job, char **name, struct err *e);
+enum rc leftover_name(struct db *db, const char *id, char **name, struct err *e);
 
 /* Once the job is gone. Nothing happens where the queue has another job that makes, or may yet make, an artifact of
  * that name, or where a process holds the folder. A kill midway leaves what the next of that name clears away. */

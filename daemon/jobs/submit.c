@@ -7,11 +7,12 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/spec.h"
+#include "base/utf8.h"
 #include "daemon/jobs/commands.h"
 #include "daemon/jobs/scheduler.h"
 #include "daemon/store/datasets.h"
 
-enum { NEEDS_MAX = 64 };
+enum { REFERENCES_MAX = 2, NEEDS_MAX = AFTER_MAX + REFERENCES_MAX };
 
 struct request {
     struct write_op op;
@@ -58,6 +59,7 @@ static void fault(struct request *r, const char *pointer, const char *detail) {
     if (p->count < PROBLEMS_MAX) {
         snprintf(p->items[p->count].pointer, sizeof p->items[0].pointer, "%.191s", pointer);
         snprintf(p->items[p->count].detail, sizeof p->items[0].detail, "%.255s", detail);
+        utf8_repair(p->items[p->count].detail);
     }
     p->count++;
 }
@@ -95,8 +97,7 @@ static enum rc check_references(struct db *db, struct request *r, struct err *e)
         snprintf(pointer, sizeof pointer, "/%s", ref->member);
         if (id) TRY(check_job(db, r, id, ref->kind, pointer, e));
     }
-    if (after->count > NEEDS_MAX / 2) fault(r, "/after", "names too many jobs; 32 are allowed");
-    for (size_t i = 0; i < after->count && i <= NEEDS_MAX / 2; i++) {
+    for (size_t i = 0; i < after->count; i++) {
         snprintf(pointer, sizeof pointer, "/after/%zu", i);
         TRY(check_job(db, r, ((const char *const *)after->items)[i], NULL, pointer, e));
     }

@@ -34,6 +34,7 @@ def test_two_rounds_are_sent_at_once_and_the_second_measures_another_model(lab):
                           "allocation": again})
     told = result_of(lab, second)
     assert told["around"]["allocation"] == allocation and told["around"]["bytes"] == result_of(lab, allocation)["bytes"]
+    assert set(told["around"]["refined"]) == {"epochs", "steps", "kl_before", "kl_after"}
     assert told["around"]["refined"]["steps"] == 2 and told["rows"]["cached"] == 0
     rows, others = lab.rows(first), lab.rows(second)
     assert [(row["name"], row["candidate"]) for row in rows] == [(row["name"], row["candidate"]) for row in others]

@@ -188,6 +188,8 @@ def test_unknown_things_are_named(service):
         answer = service.ask("POST", "/v1/jobs", body)
         assert_problem(answer, 422, pointer)
         assert name in answer.json["detail"]
+    long = {"kind": "eval", "model": "org/m", "dataset": "d", "artifact": "aaa" + "ä" * 126}  # cut within a character
+    assert "aaaää" in service.ask("POST", "/v1/jobs", long).json["errors"][0]["detail"]
     for method, target in (
         ("GET", "/v1/jobs/01X"), ("PATCH", "/v1/jobs/01X"), ("DELETE", "/v1/jobs/01X"), ("GET", "/v1/jobs/01X/rows"),
         ("GET", "/v1/jobs/01X/result"), ("GET", "/v1/jobs/01X/explain"), ("GET", "/v1/jobs/01X/events"),

@@ -1,5 +1,10 @@
-"""What every path has in common: methods, negotiation, keep-alive, health, metrics."""
+"""What every path has in common: methods, parameters, negotiation, keep-alive, health, metrics."""
 
+import json
+import re
+import subprocess
+
+from conftest import BUILD
 from service import assert_problem, service  # noqa: F401
 
 
@@ -18,6 +23,20 @@ def test_unknown_paths_and_methods(service):
     assert_problem(answer, 405)
     assert answer.headers["Allow"] == "PUT, GET, HEAD, DELETE"
     assert_problem(service.ask("GET", "/v1/cache?modle=x"), 422, "?modle")
+
+
+def test_unknown_parameters_are_refused_everywhere(service):
+    """Before anything is done: a DELETE must not be of more than was meant."""
+    described = subprocess.run([BUILD / "hsaqd", "--describe"], check=True, capture_output=True).stdout
+    service.put_dataset()
+    job = service.submit("rows=1")["id"]
+    service.wait_for(job, "succeeded")
+    for route in json.loads(described)["routes"]:
+        path = re.sub(r"{.*?}", job if "jobs" in route["path"] else "d", route["path"])
+        body = None if route["method"] in ("GET", "DELETE") else "{}"
+        assert_problem(service.ask(route["method"], path + "?surprise=1", body), 422, "?surprise")
+    assert service.ask("GET", "/v1/datasets/d").status == 200 and service.job(job)["state"] == "succeeded"
+    assert service.ask("GET", "/v1/version?").status == 200
 
 
 def test_head_is_get_without_a_body(service):

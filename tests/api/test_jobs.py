@@ -64,6 +64,17 @@ def test_bad_specs_are_refused_with_pointers(daemon):
     assert daemon.ask("GET", "/v1/jobs/nope").status == 404
 
 
+def test_a_job_may_come_after_as_many_as_the_contract_says(daemon):
+    first = daemon.submit(RUNNING_LONG)["id"]
+    eval_ = {"kind": "eval", "model": "org/m", "dataset": "d", "compare": first}
+    ids = [daemon.submit(after=[first])["id"] for _ in range(64)]
+    job = daemon.ask("POST", "/v1/jobs", {**eval_, "after": ids})
+    assert job.status == 202, job.body
+    waits = daemon.ask("GET", f"/v1/jobs/{job.json['id']}/explain").json["reasons"]
+    assert {r["job"] for r in waits if r["code"] == "dependency"} == {first, *ids}
+    assert faults(daemon.ask("POST", "/v1/jobs", {**eval_, "after": [*ids, first]})) == {"/after"}
+
+
 def test_idempotency_key_returns_the_first_job(daemon):
     spec = {"kind": "eval", "model": "org/m", "dataset": "d"}
     first = daemon.ask("POST", "/v1/jobs", spec, Idempotency_Key="k").json["id"]

@@ -117,7 +117,12 @@ def test_a_deleted_job_takes_its_half_made_artifact_along(daemon):
     assert folder.exists()  # a retry goes on with it
     delete(daemon, cancelled)
     assert not folder.exists()
+    folder = half_made(daemon)
+    (folder / ".key").unlink()  # as a kill in the middle of a removal leaves it
+    delete(daemon, post_ended(daemon, label="fail"))
+    assert not folder.exists()
     delete(daemon, post_ended(daemon, label="fail"))  # which has left nothing
+    assert "level=warn" not in (daemon.folder / "log").read_text()
 
 
 def test_a_half_made_artifact_stays_while_another_job_may_go_on_with_it(daemon):

@@ -212,6 +212,12 @@ static void what_does_not_fit_together_is_refused(void **state) {
     REFUSED(RC_INVALID, "scaled_error: sum", a.sum = NULL);
     REFUSED(RC_UNSUPPORTED, "rounds to nearest", a.candidate = &hqq);
     REFUSED(RC_UNSUPPORTED, "rounds to nearest", a.candidate = &searched);
+    struct mat stored[] = {s.w[0], s.w[0]};
+    stored[1].type = DTYPE_BF16;
+    struct candidate both[] = {s.candidate[0], s.candidate[0]};
+    if (!dev.b->weights_as_stored) {
+        REFUSED(RC_UNSUPPORTED, "computes in type", a.count = 2; a.w = stored; a.candidate = both);
+    }
 #undef REFUSED
 }
 

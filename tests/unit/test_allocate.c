@@ -271,7 +271,7 @@ static void rules_that_cannot_hold_are_refused_where_they_stand(void **state) {
          "64}}",
          "/rules/1/pin", "model.layers.0.self_attn.k_proj"},
         {"{\"match\":\"q_proj\",\"method\":\"gptq\"}", "/rules/0/method", "of method gptq"},
-        {"{\"match\":\"gate\",\"min_bits\":4}", "/rules/0/match", "none of the profile's Linears"},
+        {"{\"match\":\"gate\",\"min_bits\":4}", "/rules/0/match", "their names are like model.layers.0"},
         {"{\"tie\":[\"q_proj\",\"lm_head\"]}", "/rules/0/tie", "no block has two"},
         {"{\"match\":\"q_proj\",\"max_bits\":3},{\"match\":\"k_proj\",\"min_bits\":4},{\"tie\":[\"q_proj\",\"k_proj\"]"
          "}",

@@ -347,6 +347,7 @@ static void what_cannot_be_walked_around_is_refused(void **state) {
     refuse(&before, with_another(own, "model.layers.77.mlp.up_proj", "rtn4g64"), RC_INVALID, "layers.77");
     refuse(&before, with_another(own, "lm_head", "rtn4g64"), RC_UNSUPPORTED, "lm_head");
     refuse(&before, with_another(own, "model.layers.3.mlp.up_proj", "awq4g64"), RC_UNSUPPORTED, "AWQ");
+    refuse(&before, with_another(own, "model.layers.0.self_attn.q_proj", "awq4g64"), RC_UNSUPPORTED, "AWQ");
     run_release(&before);
 }
 

@@ -29,6 +29,18 @@ static void names_are_whole_and_the_rest_is_counted(void **state) {
     must_list(0, "not: one … and 9 more");
 }
 
+static void one_that_is_left_out_is_the_last_to_be_looked_at(void **state) {
+    (void)state;
+    struct strbuf text = STRBUF_INIT;
+    struct names names = {.text = &text, .room = 4};
+    names_add(&names, 1, "a");
+    names_add(&names, 1, "long");
+    names_add(&names, 1, "b"); /* would fit */
+    names_end(&names);
+    assert_string_equal(text.data, "a … and 2 more");
+    strbuf_release(&text);
+}
+
 static void a_list_has_its_separator(void **state) {
     (void)state;
     struct strbuf text = STRBUF_INIT;
@@ -91,6 +103,7 @@ static void linears_without_room_are_counted(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_are_whole_and_the_rest_is_counted),
+        cmocka_unit_test(one_that_is_left_out_is_the_last_to_be_looked_at),
         cmocka_unit_test(a_list_has_its_separator),
         cmocka_unit_test(linears_are_told_by_projection_and_block),
         cmocka_unit_test(linears_without_room_are_counted),

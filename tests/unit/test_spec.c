@@ -434,6 +434,31 @@ static void every_fault_has_its_pointer(void **state) {
     check_faults(cases, sizeof cases / sizeof *cases);
 }
 
+/* … of what was written, not of what it stands for. */
+static void details_say_what_to_do(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *detail;
+    } cases[] = {
+        {"{" PROFILE ",\"head\":true}", "or give candidates that are not"},
+        {"{" PROFILE "," GUIDED ",\"head\":true}", "or give candidates that are not"},
+        {"{" PROFILE "," CANDIDATES ",\"scores\":[\"kfac\"],\"head\":true}", "leave it out, or them"},
+        {"{" PROFILE "," CANDIDATES ",\"around\":\"J\",\"head\":true}", "leave it out, or around"},
+        {"{" PROFILE ",\"candidates\":[{\"method\":\"rtn\"}]}", "2, 3, 4, 5, 6 or 8, or a list of these"},
+        {"{" EVAL ",\"uniform\":{\"method\":\"rtn\"}}", "is required: 2, 3, 4, 5, 6 or 8"},
+        {"{" SWEEP ",\"noise\":0}", "must be between 1e-06 and 10"},
+        {"{" SWEEP ",\"noise\":1,\"seed\":-1}", "must be between 0 and 9007199254740991"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct fixture f;
+        assert_int_equal(decode(&f, cases[i].text), RC_INVALID);
+        size_t length = strlen(f.e.message), expected = strlen(cases[i].detail);
+        if (length < expected || strcmp(f.e.message + length - expected, cases[i].detail) != 0)
+            fail_msg("%s: %s", cases[i].text, f.e.message);
+        arena_release(&f.arena);
+    }
+}
+
 static void every_fault_of_a_sweep_has_its_pointer(void **state) {
     (void)state;
     static const struct fault cases[] = {
@@ -516,6 +541,7 @@ int main(void) {
         cmocka_unit_test(an_artifacts_name_is_one_folder),
         cmocka_unit_test(quantize_names_what_it_reads_and_makes),
         cmocka_unit_test(every_fault_has_its_pointer),
+        cmocka_unit_test(details_say_what_to_do),
         cmocka_unit_test(every_fault_of_a_sweep_has_its_pointer),
         cmocka_unit_test(a_profile_of_nothing_but_a_model_is_guided),
         cmocka_unit_test(a_profile_around_an_allocation_is_scored_by_gradients),

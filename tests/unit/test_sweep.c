@@ -348,6 +348,7 @@ static void layers_that_match_nothing_are_refused(void **state) {
     run_init(&r);
     assert_int_equal(run_job(&r, FIXTURE "tiny", HELDOUT, ALL(RTN3 ",'layers':'lm_head'"), NULL, NULL), RC_INVALID);
     assert_string_equal(r.err.pointer, "/layers");
+    assert_non_null(strstr(r.err.message, "their names are like model.layers.0.self_attn.q_proj"));
     run_release(&r);
 }
 

@@ -81,7 +81,8 @@ static void texts_that_are_too_short_are_refused_with_numbers(void **state) {
     assert_int_equal(windows_all(&text, 101, 0, &w, &dropped, &err), RC_INVALID);
     assert_true(strstr(err.message, "100 tokens") != NULL && strstr(err.message, "101") != NULL);
     assert_int_equal(windows_random(&text, 50, 3, 0, &w, &err), RC_INVALID);
-    assert_true(strstr(err.message, "2 windows of 50") != NULL && strstr(err.message, "3 were") != NULL);
+    assert_true(strstr(err.message, "2 windows of 50") != NULL && strstr(err.message, "3 were") != NULL &&
+                strstr(err.message, "use a longer text") != NULL);
     assert_int_equal(windows_first(&text, 1, 1, &w, &err), RC_INVALID);
     assert_int_equal(windows_first(&text, 0, 1, &w, &err), RC_INVALID);
     assert_int_equal(windows_first(&text, 10, 0, &w, &err), RC_INVALID);

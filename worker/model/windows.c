@@ -21,9 +21,11 @@ static enum rc windows_alloc(const struct tokens *tokens, int64_t length, int64_
                        "shorter windows",
                        (long long)tokens->count, (long long)length);
     if (count < 1 || count > available)
-        return err_set(e, RC_INVALID,
-                       "the dataset has %lld tokens, that is %lld windows of %lld, but %lld were asked for",
-                       (long long)tokens->count, (long long)available, (long long)length, (long long)count);
+        return err_set(
+            e, RC_INVALID,
+            "the dataset has %lld tokens, that is %lld windows of %lld, but %lld were asked for; use a longer "
+            "text, or fewer or shorter windows",
+            (long long)tokens->count, (long long)available, (long long)length, (long long)count);
     out->ids = malloc((size_t)(count * length) * sizeof *out->ids);
     if (out->ids == NULL)
         return err_set(e, RC_NO_MEMORY, "no memory for %lld windows of %lld tokens", (long long)count,

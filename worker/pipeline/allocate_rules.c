@@ -24,6 +24,14 @@ static enum rc fault(const struct rule *rule, const char *member, const char *me
     return err_at(e, pointer, RC_INVALID, "%s", message);
 }
 
+static enum rc fault_of_none(const struct profile_table *table, const struct rule *rule, struct err *e) {
+    const char *by = rule->spec->match ? "match" : rule->spec->tie.count ? "tie" : NULL;
+    char message[400];
+    snprintf(message, sizeof message, "is about none of the profile's Linears; their names are like %.300s",
+             table->linears[0].name);
+    return fault(rule, by, message, e);
+}
+
 static bool has_projection(const struct list *tie, const char *projection) {
     const char *const *names = tie->items;
     for (size_t i = 0; i < tie->count; i++)
@@ -134,8 +142,7 @@ static enum rc apply_to_selected(struct profile_table *table, const struct rule 
         TRY(selects(rule, &table->linears[i], &selected[i], e));
         any |= selected[i];
     }
-    const char *by = spec->match ? "match" : spec->tie.count ? "tie" : NULL;
-    if (!any) return fault(rule, by, "is about none of the profile's Linears", e);
+    if (!any) return fault_of_none(table, rule, e);
     if (spec->tie.count) TRY(tie(table, rule, selected, e));
     if (!spec->pin && !spec->has_min_bits && !spec->has_max_bits && !spec->has_method) return RC_OK;
     for (int i = 0; i < table->linear_count; i++)

@@ -6,7 +6,7 @@
 #include "worker/pipeline/carve.h"
 
 static struct mat view(struct mat whole, int64_t col, int64_t cols) {
-    char *data = (char *)whole.data + (size_t)col * dtype_size(whole.type);
+    char *data = whole.data ? (char *)whole.data + (size_t)col * dtype_size(whole.type) : NULL;
     return (struct mat){data, whole.rows, cols, whole.stride, whole.type};
 }
 

@@ -17,6 +17,7 @@ enum rc choose_linears(const struct model *model, const char *regex, bool head, 
     }
     match_free(match);
     if (rc == RC_OK && *count == 0)
-        return err_at(e, "/layers", RC_INVALID, "no Linear of %s matches \"%s\"", model->name, regex ? regex : "");
+        return err_at(e, "/layers", RC_INVALID, "no Linear of %s matches \"%s\"; their names are like %s", model->name,
+                      regex ? regex : "", model->linears[0].name);
     return rc;
 }

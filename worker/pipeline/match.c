@@ -39,7 +39,8 @@ enum rc match_test(const struct match *m, const char *text, bool *found, struct 
     if (rc < 0 && rc != PCRE2_ERROR_NOMATCH) {
         char reason[128];
         pcre2_get_error_message(rc, (PCRE2_UCHAR *)reason, sizeof reason);
-        return err_set(e, RC_INVALID, "regular expression \"%s\" on \"%s\": %s", m->regex, text, reason);
+        return err_set(e, RC_INVALID, "regular expression \"%s\" on \"%s\": %s; write a simpler one", m->regex, text,
+                       reason);
     }
     *found = rc >= 0;
     return RC_OK;

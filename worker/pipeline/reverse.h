@@ -76,13 +76,13 @@ struct reverse_walk {
 /* How many of the windows' positions have a label: those that predict one of the window's scored ones. */
 int64_t reverse_scored(const struct windows *windows);
 
-enum rc reverse_walk_run(const struct reverse_walk *walk, struct err *e);
+enum rc reverse_walk_run(const struct reverse_walk *r, struct err *e);
 
-/* The same in pieces: `walk`, which stays where it is meanwhile, says of how many windows of which length a run has at
+/* The same in pieces: `r`, which stays where it is meanwhile, says of how many windows of which length a run has at
  * most; a run goes over `windows`. */
 struct reverse;
-enum rc reverse_open(const struct reverse_walk *walk, struct reverse **r, struct err *e);
-enum rc reverse_run(struct reverse *r, const struct windows *windows, struct err *e);
-void reverse_close(struct reverse *r); /* NULL is fine */
+enum rc reverse_open(const struct reverse_walk *r, struct reverse **out, struct err *e);
+enum rc reverse_run(struct reverse *k, const struct windows *windows, struct err *e);
+void reverse_close(struct reverse *k); /* NULL is fine */
 
 #endif
