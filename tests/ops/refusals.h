@@ -5,12 +5,14 @@
 #include "tests/ops/harness.h"
 
 /* The valid arguments of an operation, one thing changed, must be refused with `part` in the message. */
-#define REFUSED(operation, rc, part, change)                                                                           \
+#define REFUSED_CALL(call, operation, rc, part, change)                                                                \
     do {                                                                                                               \
         struct operation##_args a = operation##_arguments();                                                           \
         change;                                                                                                        \
-        assert_refused(dev.b->operation(dev.s, &a, &err), rc, part);                                                   \
+        assert_refused(call, rc, part);                                                                                \
     } while (0)
+#define REFUSED(operation, rc, part, change)                                                                           \
+    REFUSED_CALL(dev.b->operation(dev.s, &a, &err), operation, rc, part, change)
 #define ACCEPTED(operation)                                                                                            \
     do {                                                                                                               \
         struct operation##_args a = operation##_arguments();                                                           \

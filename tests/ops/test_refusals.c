@@ -195,24 +195,27 @@ static struct quantize_args quantize_arguments(void) {
                                   .report = host_bytes(sizeof(struct quantize_report))};
 }
 
+#define QUANTIZE_REFUSED(rc, part, change) REFUSED_CALL(dev.b->quantize(dev.s, &a, 1, &err), quantize, rc, part, change)
+
 static void quantize_refuses_buffers_of_another_candidate(void **state) {
     (void)state;
-    ACCEPTED(quantize);
-    REFUSED(quantize, RC_INVALID, "another candidate", a.candidate.bits = 3);
-    REFUSED(quantize, RC_INVALID, "another candidate", a.candidate.group = 8);
-    REFUSED(quantize, RC_INVALID, "quantize: w: [4, 7] where [4, 8]", a.w.cols = 7);
-    REFUSED(quantize, RC_INVALID, "nowhere to report", a.report = NULL);
-    REFUSED(quantize, RC_INVALID, "no buffers", a.out->codes = NULL);
-    REFUSED(quantize, RC_INVALID, "3 groups of 4", a.out->groups = 3);
+    struct quantize_args good = quantize_arguments();
+    assert_ok(dev.b->quantize(dev.s, &good, 1, &err));
+    QUANTIZE_REFUSED(RC_INVALID, "another candidate", a.candidate.bits = 3);
+    QUANTIZE_REFUSED(RC_INVALID, "another candidate", a.candidate.group = 8);
+    QUANTIZE_REFUSED(RC_INVALID, "quantize: w: [4, 7] where [4, 8]", a.w.cols = 7);
+    QUANTIZE_REFUSED(RC_INVALID, "nowhere to report", a.report = NULL);
+    QUANTIZE_REFUSED(RC_INVALID, "no buffers", a.out->codes = NULL);
+    QUANTIZE_REFUSED(RC_INVALID, "3 groups of 4", a.out->groups = 3);
 }
 
 static void candidates_that_nobody_can_make_are_refused(void **state) {
     (void)state;
-    REFUSED(quantize, RC_UNSUPPORTED, "9 bits", a.candidate.bits = 9);
-    REFUSED(quantize, RC_UNSUPPORTED, "1 bits", a.candidate.bits = 1);
-    REFUSED(quantize, RC_INVALID, "group -1", a.candidate.group = -1);
-    REFUSED(quantize, RC_INVALID, "nothing to quantize", a.candidate.method = METHOD_NONE);
-    REFUSED(quantize, RC_UNSUPPORTED, "use rtn", a.candidate.method = METHOD_HQQ; a.candidate.symmetric = true);
+    QUANTIZE_REFUSED(RC_UNSUPPORTED, "9 bits", a.candidate.bits = 9);
+    QUANTIZE_REFUSED(RC_UNSUPPORTED, "1 bits", a.candidate.bits = 1);
+    QUANTIZE_REFUSED(RC_INVALID, "group -1", a.candidate.group = -1);
+    QUANTIZE_REFUSED(RC_INVALID, "nothing to quantize", a.candidate.method = METHOD_NONE);
+    QUANTIZE_REFUSED(RC_UNSUPPORTED, "use rtn", a.candidate.method = METHOD_HQQ; a.candidate.symmetric = true);
 }
 
 static struct dequantize_args dequantize_arguments(void) {
