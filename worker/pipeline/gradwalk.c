@@ -40,6 +40,7 @@ struct grad_walker {
     int owner[BLOCK_LINEARS_MAX]; /* of the block: which device measures */
     bool inputs[INPUT_COUNT];     /* of the block: that wanted Linears read */
     bool fits;                    /* what would be kept */
+    int64_t reserve;              /* of the device's room, for operations' workspaces */
     void *memory;                 /* [bytes] on the device: the next six */
     size_t bytes;
     char *differences;       /* of a block's wanted Linears, [candidates, N, K] each, activation type */
@@ -150,12 +151,17 @@ static enum rc decide_to_keep(void *ctx, struct err *e) {
     return RC_OK;
 }
 
+/* Before anything of the walk is open. */
+static int64_t reserve_of(const struct job *job) {
+    return reverse_reserve(job->backend->room(job->device));
+}
+
 /* What the walk is still to take of the device, beside hidden states that could as well be elsewhere, and quantizing.
  */
 static int64_t yet_to_take(const struct grad_walker *k) {
     static const struct reverse_hooks labels = {0};
     struct reverse_walk walk = {.job = k->job, .model = k->run->model, .windows = k->g->gram.windows, .hooks = &labels};
-    return reverse_bytes(&walk) + k->g->gram.device_reserved;
+    return reverse_bytes(&walk) + k->reserve + k->g->gram.device_reserved;
 }
 
 /* Half of what is left then is for hidden states. The same on all devices, as their progress is one. */
@@ -486,6 +492,7 @@ static enum rc run_member(void *ctx, int member, const struct job *job, struct e
                               .g = run->g,
                               .job = job,
                               .member = member,
+                              .reserve = reserve_of(job),
                               .h = &run->h[member],
                               .h_w = &run->h_w[member],
                               .outer = &run->outer[member]};
@@ -531,7 +538,7 @@ static struct grad_run measured_run(const struct grad_walk *g) {
 
 /* Of a device on which nothing of it is open yet. */
 static int64_t whole_bytes(struct grad_run *run, const struct job *job) {
-    struct grad_walker k = {.run = run, .g = run->g, .job = job};
+    struct grad_walker k = {.run = run, .g = run->g, .job = job, .reserve = reserve_of(job)};
     struct grams_args asked[GRAM_KINDS];
     int64_t bytes = (int64_t)lay_out(&k, NULL) + yet_to_take(&k);
     ask_grams(&k, asked);

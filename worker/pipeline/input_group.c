@@ -29,9 +29,18 @@ void input_group_release(struct input_group *g) {
 }
 
 /* What the weights that are quantized in one call take, in a call of two-sided candidates each one's: codes and their
- * parameters; and two floats, as they are scaled and worked on, or what each leaves to columns and to rows. */
+ * parameters; */
+static int64_t codes_bytes(int64_t weights) {
+    return weights + weights / 2;
+}
+
+/* and two floats, as they are scaled and worked on, or what each leaves to columns and to rows. */
+static int64_t rounding_bytes(int64_t weights) {
+    return 2 * (int64_t)sizeof(float) * weights;
+}
+
 static int64_t in_work_bytes(int64_t weights) {
-    return weights + weights / 2 + 2 * (int64_t)sizeof(float) * weights;
+    return codes_bytes(weights) + rounding_bytes(weights);
 }
 
 static int64_t least(int64_t a, int64_t b) {
@@ -62,14 +71,24 @@ static void add_linear(struct input_sizes *s, const struct linear *linear) {
     s->widest = most_of(s->widest, linear->rows * linear->cols);
 }
 
-/* What is in work, and a Linear's weights as they are rounded; the scaled H in fp32, its factor, and two fp64 squares
- * to make it; once it is made, H in fp32 again to descend by. On the other side the factors of the rows of all, and
- * what is worked on to make the widest. */
+/* What is there until the input is done: codes, a Linear's weights as they were rounded, H in fp32, scaled or to
+ * descend by, and its factor; on the other side the factors of the rows of all. */
+static int64_t held_bytes(const struct input_sizes *s, int64_t in_work, bool two_sided) {
+    int64_t held = s->widest + 2 * s->columns + (two_sided ? s->all_rows : 0);
+    return codes_bytes(in_work) + (int64_t)sizeof(float) * held;
+}
+
+/* What comes and goes beside it, one after the other: two fp64 squares to make a factor of either side, and what is
+ * rounded. */
+static int64_t passing_bytes(const struct input_sizes *s, int64_t in_work, bool two_sided) {
+    int64_t square = two_sided ? most_of(s->columns, s->widest_row) : s->columns;
+    return most_of(2 * (int64_t)sizeof(double) * square, rounding_bytes(in_work));
+}
+
 static int64_t sizes_bytes(const struct input_sizes *s, int two_sided) {
-    int64_t together = two_sided > 1 ? least(two_sided, GROUP_TOGETHER_MAX) : 1, floats = sizeof(float);
+    int64_t together = two_sided > 1 ? least(two_sided, GROUP_TOGETHER_MAX) : 1;
     int64_t in_work = least(together * s->widest, most_of(s->widest, WEIGHTS_RESERVED));
-    int64_t bytes = in_work_bytes(in_work) + floats * s->widest + 6 * floats * s->columns;
-    return two_sided > 0 ? bytes + floats * (s->all_rows + 4 * s->widest_row) : bytes;
+    return held_bytes(s, in_work, two_sided > 0) + passing_bytes(s, in_work, two_sided > 0);
 }
 
 /* Of any one input: its columns and its rows, not the worst of both sides, which are hardly of the same one. But for

@@ -13,7 +13,7 @@
 /* Device memory that hidden states leave to operations' workspaces and hooks. */
 static const int64_t device_reserve = (int64_t)1536 << 20;
 /* As far as it is counted in advance, no more than this part of the room: what fits in little works with less. */
-enum { RESERVE_PART = 8 };
+enum { RESERVE_PART = 4 };
 
 /* What a visit of a block costs, in products with its weights: on the way back it is computed anew. */
 enum { FORWARD_STEPS = 1, BACKWARD_STEPS = 2 };
@@ -107,15 +107,17 @@ static int64_t head_bytes(const struct reverse_walk *r) {
 
 /* Of open_all's; of hidden states the two that are worked on by turns. */
 int64_t reverse_bytes(const struct reverse_walk *r) {
-    const struct backend *b = r->job->backend;
+    enum dtype activation = r->job->backend->activation;
     struct walk walk = {.job = r->job, .model = r->model, .windows = r->windows};
     struct forward forward;
     int64_t windows = windows_of_chunk(r), state = windows * r->windows->length * r->model->arch.hidden;
     int64_t passes = (int64_t)forward_measure(&forward, &walk, windows, true) + (int64_t)backward_bytes(&forward);
-    int64_t states = state * (int64_t)(dtype_size(b->activation) + 4 * sizeof(float));
-    int64_t part = b->room(r->job->device) / RESERVE_PART;
-    return passes + states + block_feed_bytes(r->job, r->model, r->model->arch.blocks - 1, r->replaced) +
-           head_bytes(r) + (part < device_reserve ? part : device_reserve);
+    int64_t states = state * (int64_t)(dtype_size(activation) + 4 * sizeof(float));
+    return passes + states + block_feed_bytes(r->job, r->model, r->model->arch.blocks - 1, r->replaced) + head_bytes(r);
+}
+
+int64_t reverse_reserve(int64_t room) {
+    return room / RESERVE_PART < device_reserve ? room / RESERVE_PART : device_reserve;
 }
 
 /* Of the first `windows` ones: that all walks of the job have, and that are this one's. */

@@ -77,9 +77,10 @@ struct reverse_walk {
 /* How many of the windows' positions have a label: those that predict one of the window's scored ones. */
 int64_t reverse_scored(const struct windows *windows);
 
-/* Of a device's room that such a walk takes, with as few hidden states as it can do with, and leaves to operations'
- * workspaces. */
+/* Bytes of a device that such a walk takes, with as few hidden states as it can do with. */
 int64_t reverse_bytes(const struct reverse_walk *r);
+/* What of so much room is left to operations' workspaces. */
+int64_t reverse_reserve(int64_t room);
 
 enum rc reverse_walk_run(const struct reverse_walk *r, struct err *e);
 
