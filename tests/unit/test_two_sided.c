@@ -133,8 +133,8 @@ static void as_many_go_together_as_there_is_room_for(void **state) {
                                {.block = -1, .input = INPUT_HEAD, .rows = 131072, .cols = 1024}};
     struct model model = {.linears = linears, .linear_count = 3};
     int64_t one = input_group_bytes(&model, 1);
-    assert_int_equal(input_group_bytes(&model, 3) - one, 2 * 8 * MI * 19 / 2);
-    assert_int_equal(input_group_bytes(&model, 4) - one, 3 * 8 * MI * 19 / 2);
+    assert_int_equal(input_group_bytes(&model, 3) - one, 2 * 8 * MI * 3 / 2); /* the rows' factor takes more to make */
+    assert_int_equal(input_group_bytes(&model, 4) - one, 3 * 8 * MI * 3 / 2);
     assert_int_equal(input_group_bytes(&model, 100), input_group_bytes(&model, 4));
     assert_int_equal(together(&model, MI, plenty), 32);
     assert_int_equal(together(&model, MI / 2, plenty), GROUP_TOGETHER_MAX);
@@ -148,9 +148,33 @@ static void as_many_go_together_as_there_is_room_for(void **state) {
     assert_int_equal(together(&model, 40 * MI, plenty), 6);
 }
 
+/* Columns and rows are not of the same input: K = 8192 goes with narrow rows, N = 8192 with narrow columns. Of a side
+ * there are two squares of floats, or each Linear's, and four more in turn, or those of what is rounded. */
+static void an_input_takes_its_own_sides(void **state) {
+    (void)state;
+    enum { MI = 1 << 20, FLOATS = sizeof(float) * MI };
+    struct linear linears[] = {{.block = 0, .input = INPUT_ATTENTION, .rows = 1024, .cols = 1024},
+                               {.block = 0, .input = INPUT_MLP, .rows = 8192, .cols = 1024},
+                               {.block = 0, .input = INPUT_MLP, .rows = 4096, .cols = 1024},
+                               {.block = 0, .input = INPUT_DOWN, .rows = 1024, .cols = 8192},
+                               {.block = 1, .input = INPUT_MLP, .rows = 4096, .cols = 1024},
+                               {.block = 1, .input = INPUT_DOWN, .rows = 4096, .cols = 2048}};
+    struct model model = {.linears = linears, .linear_count = 4};
+    int64_t weights = 8 * MI * 3 / 2 + 8 * FLOATS;
+    assert_int_equal(input_group_bytes(&model, 0), weights + (2 + 4) * 64L * FLOATS);
+    assert_int_equal(input_group_bytes(&model, 1), weights + 2 * 64L * FLOATS + FLOATS + 4 * 64L * FLOATS);
+    linears[3].cols = 4096;
+    assert_int_equal(input_group_bytes(&model, 1), weights + 2 * FLOATS + (64L + 16) * FLOATS + 4 * 64L * FLOATS);
+    linears[1].rows = linears[2].rows = linears[3].cols = 1024;
+    assert_int_equal(input_group_bytes(&model, 1), MI * 3 / 2 + FLOATS + (2 + 2 + 4) * FLOATS);
+    assert_int_equal(input_group_bytes(&model, 4), 4 * MI * 3 / 2 + FLOATS + (2 + 2 + 2 * 4) * FLOATS);
+    model.linear_count = 6; /* the next block's, none of them the first one's as well */
+    assert_int_equal(input_group_bytes(&model, 1), 8 * MI * 3 / 2 + 8 * FLOATS + (2 * 4 + 16 + 4 * 16L) * FLOATS);
+}
+
 /* --- jobs --- */
 
-static int quantized, factored, most_together;
+static int quantized, factored, most_together, calls;
 static uint64_t all_codes; /* of what was quantized two-sided, whatever the order */
 
 static uint64_t hash(const void *data, size_t size, uint64_t h) {
@@ -168,6 +192,7 @@ static void note_codes(const struct quantized *q) {
 
 static enum rc watch_quantize(struct backend_state *state, const struct quantize_args *a, int count, struct err *e) {
     TRY(backend_cpu.quantize(state, a, count, e));
+    calls += a[0].rows != NULL;
     if (count > most_together) most_together = count;
     for (int i = 0; i < count; i++)
         if (a[i].rows) note_codes(a[i].out);
@@ -264,21 +289,46 @@ static void going_together_changes_no_bit(void **state) {
     run_release(&alone);
 }
 
-static int64_t limit; /* of device memory */
+/* --- within a device's memory --- */
+
+static int64_t limit;                       /* of device memory */
+static struct backend_state *_Atomic small; /* of several devices the one that has that; others have twice as much */
+
+static enum rc note_small(struct backend_state *state, struct err *e) {
+    if (!small) small = state;
+    return backend_cpu.attach(state, e);
+}
+
+static void set_limit(struct backend_state *state) {
+    state->limit = !small || state == small ? limit : 2 * limit;
+}
 
 static enum rc limited_alloc(struct backend_state *state, size_t bytes, void **memory, struct err *e) {
-    state->limit = limit;
+    set_limit(state);
     return backend_cpu.alloc(state, bytes, memory, e);
 }
 
-static enum rc run_within(const char *spec, int64_t bytes) {
+static int64_t limited_room(struct backend_state *state) {
+    set_limit(state);
+    return backend_cpu.room(state);
+}
+
+static struct backend limited_device(int64_t bytes) {
     struct backend device = backend_cpu;
-    struct run r;
     device.own_memory = device.loads_ahead = true;
     device.alloc = limited_alloc;
+    device.room = limited_room;
+    device.attach = note_small;
     device.quantize = watch_quantize;
     limit = bytes;
-    most_together = 0;
+    small = NULL;
+    most_together = calls = 0;
+    return device;
+}
+
+static enum rc run_within(const char *spec, int64_t bytes) {
+    struct backend device = limited_device(bytes);
+    struct run r;
     run_init(&r);
     r.backend = &device;
     enum rc rc = run_job(&r, FIXTURE "tiny", CALIBRATION_TEXT, spec, NULL, NULL);
@@ -286,23 +336,162 @@ static enum rc run_within(const char *spec, int64_t bytes) {
     return rc;
 }
 
+static int64_t least_limit(const char *spec) {
+    int64_t too_little = 1 << 20, enough = 1 << 26;
+    while (enough - too_little > 1 << 12) {
+        int64_t half = (too_little + enough) / 2;
+        if (run_within(spec, half) == RC_OK)
+            enough = half;
+        else
+            too_little = half;
+    }
+    return enough;
+}
+
 /* A device that is too small for several at once takes as many as it can. */
 static void what_one_fits_in_is_enough_for_many(void **state) {
     (void)state;
 #define BITS(bits)                                                                                                     \
     PROFILE("{'bits':" bits ",'group':64,'two_sided':true}", ",'layers':'layers\\\\.1\\\\.','scores':['drift']")
-    int64_t too_little = 1 << 20, enough = 1 << 26;
-    while (enough - too_little > 1 << 12) {
-        int64_t half = (too_little + enough) / 2;
-        if (run_within(BITS("4"), half) == RC_OK)
-            enough = half;
-        else
-            too_little = half;
-    }
+    int64_t enough = least_limit(BITS("4"));
     assert_int_equal(run_within(BITS("[2,3,4,5,6,8]"), enough), RC_OK);
-    assert_in_range(most_together, 1, 5);
+    assert_true(calls > PER_BLOCK);
     assert_int_equal(run_within(BITS("[2,3,4,5,6,8]"), 2 * enough), RC_OK);
+    assert_int_equal(calls, PER_BLOCK);
     assert_int_equal(most_together, 6);
+}
+
+/* None of them is another's next in bits, so that no inversion is looked into after the walks. */
+#define ONE_SCORED "{'bits':3,'group':16,'two_sided':true}"
+#define SEVEN_SCORED                                                                                                   \
+    "{'bits':3,'group':64,'two_sided':[false,true],'range':['minmax','mse']},{'method':'rtn','bits':4,'group':64},"    \
+    "{'bits':3,'group':[16,32],'two_sided':true}"
+#define SCORED(candidates, windows, more)                                                                              \
+    PROFILE(candidates, ",'layers':'layers\\\\.[12]\\\\.','scores':['drift','fisher','kfac']"                          \
+                        ",'fisher_windows':" windows more)
+enum { SEVEN = 7, SCORED_ROWS = SEVEN * 2 * PER_BLOCK, TOKENS = 4 * 64 };
+
+static int64_t least_for_one;
+
+static int find_least_for_one(void **state) {
+    (void)state;
+    least_for_one = least_limit(SCORED(ONE_SCORED, "1", ""));
+    return 0;
+}
+
+/* More memory, of which some is then kept for inputs, leaves no less to quantizing. */
+static void kept_inputs_leave_room_to_quantize(void **state) {
+    (void)state;
+    for (int part = 0; part <= 16; part++)
+        if (run_within(SCORED(ONE_SCORED, "4", ""), least_for_one + least_for_one * part / 16) != RC_OK)
+            fail_msg("fails with %d sixteenths more than enough", part);
+}
+
+static int64_t rounds_of(const struct run *r) {
+    return json_integer_value(json_object_get(json_object_get(r->result, "rows"), "rounds"));
+}
+
+/* `r` as run_init leaves it, or with what it says next. */
+static enum rc run_seven(struct run *r, int64_t bytes, json_t *earlier) {
+    struct backend device = limited_device(bytes);
+    const char *spec = r->devices ? SCORED(SEVEN_SCORED, "3", ",'devices':'all'") : SCORED(SEVEN_SCORED, "3", "");
+    r->backend = &device;
+    return run_job(r, FIXTURE "tiny", CALIBRATION_TEXT, spec, earlier, NULL);
+}
+
+/* By Linear and candidate: in rounds they come in another order. */
+static void same_rows(const struct run *a, const struct run *b) {
+    size_t i;
+    json_t *row;
+    assert_int_equal(json_array_size(a->rows), SCORED_ROWS);
+    assert_int_equal(json_array_size(b->rows), SCORED_ROWS);
+    json_array_foreach(a->rows, i, row) {
+        const json_t *data = json_object_get(row, "data");
+        const char *name = json_string_value(json_object_get(data, "name"));
+        assert_true(json_equal(data, row_of(b, name, json_string_value(json_object_get(data, "candidate")))));
+    }
+}
+
+static void must_run_seven(struct run *r, int64_t bytes, const char *devices) {
+    run_init(r);
+    r->devices = devices;
+    if (run_seven(r, bytes, NULL) != RC_OK) fail_msg("%s", r->err.message);
+    assert_false(r->went_back);
+    assert_string_equal(r->phase, "calibrate");
+    assert_int_equal(r->done, r->total);
+    assert_int_equal(r->total, rounds_of(r) * TOKENS);
+}
+
+static const int64_t plenty = 1 << 30;
+
+/* Each a few more than the last, as memory grows. */
+static void candidates_that_do_not_fit_together_come_in_rounds(void **state) {
+    (void)state;
+    struct run all, some;
+    must_run_seven(&all, plenty, NULL);
+    assert_int_equal(rounds_of(&all), 1);
+    int64_t last = SEVEN + 1;
+    bool several = false;
+    for (int part = 0; last > 1; part++) {
+        must_run_seven(&some, least_for_one + least_for_one * part / 8, NULL);
+        same_rows(&all, &some);
+        assert_in_range(rounds_of(&some), 1, last);
+        last = rounds_of(&some);
+        several = several || (last > 1 && last < SEVEN);
+        assert_true(part > 0 || last > 1);
+        run_release(&some);
+    }
+    assert_true(several);
+    run_release(&all);
+}
+
+/* A worker that is lost in the second round has left the rows of the first. */
+static void rounds_go_on_where_they_were(void **state) {
+    (void)state;
+    struct run all, some;
+    must_run_seven(&all, plenty, NULL);
+    run_init(&some);
+    some.stop_after = SCORED_ROWS / 2;
+    assert_int_equal(run_seven(&some, least_for_one, NULL), RC_UNAVAILABLE);
+    some.stop_after = 0;
+    json_t *earlier = json_deep_copy(some.rows);
+    json_object_clear(some.cache);
+    assert_int_equal(run_seven(&some, least_for_one, earlier), RC_OK);
+    const json_t *counts = json_object_get(some.result, "rows");
+    assert_int_equal(json_integer_value(json_object_get(counts, "resumed")), SCORED_ROWS / 2);
+    assert_int_equal(json_integer_value(json_object_get(counts, "computed")), SCORED_ROWS / 2);
+    assert_in_range(rounds_of(&some), 2, (SEVEN + 1) / 2);
+    same_rows(&all, &some);
+    json_decref(earlier);
+    run_release(&some);
+    run_release(&all);
+}
+
+/* As many as fit on the smaller. */
+static void devices_of_unlike_room_agree(void **state) {
+    (void)state;
+    struct run all, some;
+    must_run_seven(&all, plenty, "cpu,cpu");
+    for (int part = 2; part <= 3; part++) {
+        must_run_seven(&some, least_for_one + least_for_one * part / 8, "cpu,cpu");
+        assert_in_range(rounds_of(&some), 2, SEVEN - 1);
+        same_rows(&all, &some);
+        run_release(&some);
+    }
+    run_release(&all);
+}
+
+static void who_has_no_room_for_one_is_told_what_to_do(void **state) {
+    (void)state;
+    struct run r;
+    run_init(&r);
+    assert_int_equal(run_seven(&r, least_for_one / 2, NULL), RC_NO_MEMORY);
+    print_message("%s\n", r.err.message);
+    assert_non_null(strstr(r.err.message, "1 candidate at a time"));
+    assert_non_null(strstr(r.err.message, "--vram-limit"));
+    assert_non_null(strstr(r.err.message, "shorter windows"));
+    assert_non_null(strstr(r.err.message, "\"two_sided\": false"));
+    run_release(&r);
 }
 
 /* Scores of the loss come beside, and G serves both. */
@@ -348,10 +537,16 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(both_sides_are_gone_by),
         cmocka_unit_test(as_many_go_together_as_there_is_room_for),
+        cmocka_unit_test(an_input_takes_its_own_sides),
         cmocka_unit_test(a_profile_measures_what_an_eval_runs),
         cmocka_unit_test(rows_are_factored_once_for_all_candidates),
         cmocka_unit_test(going_together_changes_no_bit),
         cmocka_unit_test(what_one_fits_in_is_enough_for_many),
+        cmocka_unit_test_setup(kept_inputs_leave_room_to_quantize, find_least_for_one),
+        cmocka_unit_test(candidates_that_do_not_fit_together_come_in_rounds),
+        cmocka_unit_test(rounds_go_on_where_they_were),
+        cmocka_unit_test(devices_of_unlike_room_agree),
+        cmocka_unit_test(who_has_no_room_for_one_is_told_what_to_do),
         cmocka_unit_test(scores_change_nothing),
         cmocka_unit_test(held_out_text_loses_less),
     };

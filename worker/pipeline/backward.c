@@ -69,6 +69,11 @@ static enum rc upload_multiplier(struct backward *b, struct err *e) {
     return rc;
 }
 
+size_t backward_bytes(struct forward *f) {
+    struct backward unplaced = {.f = f};
+    return lay_out(&unplaced, NULL);
+}
+
 enum rc backward_open(struct backward *b, struct forward *f, struct err *e) {
     const struct job *job = f->walk->job;
     *b = (struct backward){.f = f};

@@ -22,6 +22,8 @@ struct backward {
     struct mat dact, dgate_up; /* f's act and gate_up, which are no longer needed by then */
 };
 
+/* That it takes beside `f`, which may be measured only. */
+size_t backward_bytes(struct forward *f);
 enum rc backward_open(struct backward *b, struct forward *f, struct err *e);
 void backward_release(struct backward *b);
 

@@ -73,18 +73,33 @@ enum rc block_open(const struct job *job, const struct model *model, int last, s
     return block_open_without(job, model, last, NULL, b, e);
 }
 
-enum rc block_open_without(const struct job *job, const struct model *model, int last, const bool *replaced,
-                           struct block *b, struct err *e) {
-    size_t most = 0, staging = 0;
-    *b = (struct block){.job = job, .model = model, .replaced = replaced};
+/* What the widest block takes, on the device and of staging. */
+struct widest {
+    size_t memory, staging;
+};
+
+static struct widest widest_block(struct block *b, int last) {
+    struct widest w = {0};
     for (int block = 0; block <= last; block++) {
         struct plan p = {0};
         plan_block(&p, b, block);
-        if (p.carve.used > most) most = p.carve.used;
-        if (p.staging.used > staging) staging = p.staging.used;
+        if (p.carve.used > w.memory) w.memory = p.carve.used;
+        if (p.staging.used > w.staging) w.staging = p.staging.used;
     }
-    if (staging > 0) TRY(job->backend->host_alloc(job->device, staging, &b->staging, e));
-    return job->backend->alloc(job->device, most, &b->memory, e);
+    return w;
+}
+
+size_t block_bytes(const struct job *job, const struct model *model, int last, const bool *replaced) {
+    struct block unplaced = {.job = job, .model = model, .replaced = replaced};
+    return widest_block(&unplaced, last).memory;
+}
+
+enum rc block_open_without(const struct job *job, const struct model *model, int last, const bool *replaced,
+                           struct block *b, struct err *e) {
+    *b = (struct block){.job = job, .model = model, .replaced = replaced};
+    struct widest w = widest_block(b, last);
+    if (w.staging > 0) TRY(job->backend->host_alloc(job->device, w.staging, &b->staging, e));
+    return job->backend->alloc(job->device, w.memory, &b->memory, e);
 }
 
 /* After a cancel or an error the next block may still be on its way, from a file that is about to be closed. */

@@ -38,6 +38,8 @@ enum rc block_open(const struct job *job, const struct model *model, int last, s
  * are loaded, and `weights` has their shapes, without data. */
 enum rc block_open_without(const struct job *job, const struct model *model, int last, const bool *replaced,
                            struct block *b, struct err *e);
+/* Bytes of device memory that it takes. */
+size_t block_bytes(const struct job *job, const struct model *model, int last, const bool *replaced);
 void block_close(struct block *b); /* waits for what block_load has begun */
 
 /* Begins to load; the backend's `loaded` ends it. */

@@ -12,10 +12,18 @@ struct block *block_feed_at(struct block_feed *f, int block) {
     return &f->blocks[place_of(f, block)];
 }
 
+static int blocks_held(const struct job *job) {
+    return job->backend->loads_ahead ? 2 : 1;
+}
+
+int64_t block_feed_bytes(const struct job *job, const struct model *model, int last, const bool *replaced) {
+    return blocks_held(job) * (int64_t)block_bytes(job, model, last, replaced);
+}
+
 enum rc block_feed_open(const struct job *job, const struct model *model, int last, const bool *replaced,
                         struct block_feed *f, struct err *e) {
     *f = (struct block_feed){.held = {-1, -1}};
-    for (int i = 0; i < (job->backend->loads_ahead ? 2 : 1); i++)
+    for (int i = 0; i < blocks_held(job); i++)
         TRY(block_open_without(job, model, last, replaced, &f->blocks[i], e));
     return RC_OK;
 }

@@ -14,6 +14,7 @@ struct block_feed {
 /* For the blocks 0 … last of the model; `replaced` as of block_open_without. Closed also after a failure. */
 enum rc block_feed_open(const struct job *job, const struct model *model, int last, const bool *replaced,
                         struct block_feed *f, struct err *e);
+int64_t block_feed_bytes(const struct job *job, const struct model *model, int last, const bool *replaced);
 void block_feed_close(struct block_feed *f); /* waits for what is on its way */
 
 /* The block becomes ready to compute with, and `next` (−1: none) starts on its way. */

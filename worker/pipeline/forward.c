@@ -61,13 +61,18 @@ static enum rc upload_rope(struct forward *f, const struct arch *a, struct err *
     return rc;
 }
 
+size_t forward_measure(struct forward *f, const struct walk *walk, int64_t windows, bool keep) {
+    *f = (struct forward){.walk = walk, .length = walk->windows->length, .windows = windows};
+    return lay_out(f, &walk->model->arch, keep, NULL);
+}
+
 enum rc forward_open(struct forward *f, const struct walk *walk, int64_t windows, bool keep, struct err *e) {
     const struct arch *a = &walk->model->arch;
     const struct job *job = walk->job;
-    *f = (struct forward){.walk = walk, .length = walk->windows->length, .windows = windows};
+    size_t bytes = forward_measure(f, walk, windows, keep);
     if (a->qk_norm && a->fused_qkv)
         return err_set(e, RC_UNSUPPORTED, "a q/k norm behind a fused qkv_proj is not implemented");
-    TRY(job->backend->alloc(job->device, lay_out(f, a, keep, NULL), &f->memory, e));
+    TRY(job->backend->alloc(job->device, bytes, &f->memory, e));
     lay_out(f, a, keep, f->memory);
     return upload_rope(f, a, e);
 }

@@ -40,6 +40,7 @@ struct grad_walker {
     int owner[BLOCK_LINEARS_MAX]; /* of the block: which device measures */
     bool inputs[INPUT_COUNT];     /* of the block: that wanted Linears read */
     bool fits;                    /* what would be kept */
+    int64_t reserve;              /* of the device's room, for operations' workspaces */
     void *memory;                 /* [bytes] on the device: the next six */
     size_t bytes;
     char *differences;       /* of a block's wanted Linears, [candidates, N, K] each, activation type */
@@ -113,21 +114,32 @@ static size_t lay_out(struct grad_walker *k, void *base) {
     return c.used;
 }
 
-static enum rc open_grams(struct grad_walker *k, struct err *e) {
+/* H, H_w and G, in this order. */
+enum { GRAM_KINDS = 3 };
+
+static void ask_grams(const struct grad_walker *k, struct grams_args asked[GRAM_KINDS]) {
     const struct grad_run *run = k->run;
     const struct windows *windows = k->g->gram.windows;
-    struct grams_args a = {
-        .job = k->job, .count = INPUT_COUNT, .tokens = windows->count * windows->length, .stats = k->g->gram.stats};
-    struct grams_args weighed = {.job = k->job, .count = INPUT_COUNT, .tokens = a.tokens};
-    struct grams_args outer = {.job = k->job, .count = BLOCK_LINEARS_MAX, .tokens = a.tokens};
-    if (k->g->unweighed) memcpy(a.width, run->width, sizeof run->width);
-    if (k->g->guided) memcpy(weighed.width, run->width, sizeof run->width);
-    if (k->g->outer) memcpy(outer.width, run->rows, sizeof run->rows);
-    TRY(grams_open(k->h, &a, e));
-    weighed.beside = k->h->bytes;
-    TRY(grams_open(k->h_w, &weighed, e));
-    outer.beside = k->h->bytes + k->h_w->bytes;
-    return grams_open(k->outer, &outer, e);
+    for (int i = 0; i < GRAM_KINDS; i++)
+        asked[i] = (struct grams_args){.job = k->job, .count = INPUT_COUNT, .tokens = windows->count * windows->length};
+    asked[0].stats = k->g->gram.stats;
+    asked[2].count = BLOCK_LINEARS_MAX;
+    if (k->g->unweighed) memcpy(asked[0].width, run->width, sizeof run->width);
+    if (k->g->guided) memcpy(asked[1].width, run->width, sizeof run->width);
+    if (k->g->outer) memcpy(asked[2].width, run->rows, sizeof run->rows);
+}
+
+static enum rc open_grams(struct grad_walker *k, struct err *e) {
+    struct grams *grams[GRAM_KINDS] = {k->h, k->h_w, k->outer};
+    struct grams_args asked[GRAM_KINDS];
+    int64_t beside = 0;
+    ask_grams(k, asked);
+    for (int i = 0; i < GRAM_KINDS; i++) {
+        asked[i].beside = beside;
+        TRY(grams_open(grams[i], &asked[i], e));
+        beside += grams[i]->bytes;
+    }
+    return RC_OK;
 }
 
 static enum rc decide_to_keep(void *ctx, struct err *e) {
@@ -139,14 +151,27 @@ static enum rc decide_to_keep(void *ctx, struct err *e) {
     return RC_OK;
 }
 
-/* Half of the room is left to hidden states and weights. The same on all devices, as their progress is one. */
+/* Before anything of the walk is open. */
+static int64_t reserve_of(const struct job *job) {
+    return reverse_reserve(job->backend->room(job->device));
+}
+
+/* What the walk is still to take of the device, beside hidden states that could as well be elsewhere, and quantizing.
+ */
+static int64_t yet_to_take(const struct grad_walker *k) {
+    static const struct reverse_hooks labels = {0};
+    struct reverse_walk walk = {.job = k->job, .model = k->run->model, .windows = k->g->gram.windows, .hooks = &labels};
+    return reverse_bytes(&walk) + k->reserve + k->g->gram.device_reserved;
+}
+
+/* Half of what is left then is for hidden states. The same on all devices, as their progress is one. */
 static enum rc open_kept(struct grad_walker *k, struct err *e) {
     const struct grad_run *run = k->run;
     const struct backend *b = k->job->backend;
     struct kept_inputs_args a = {.job = k->job, .chunks = own_chunks(k), .rows = chunk_tokens(run)};
     memcpy(a.in, run->width, sizeof a.in);
     memcpy(a.out, run->rows, sizeof a.out);
-    k->fits = b->own_memory && (int64_t)kept_inputs_bytes(&a) <= b->room(k->job->device) / 2;
+    k->fits = b->own_memory && (int64_t)kept_inputs_bytes(&a) <= (b->room(k->job->device) - yet_to_take(k)) / 2;
     TRY(meet(k, decide_to_keep, e));
     return run->keeps ? kept_inputs_open(&k->kept, &a, e) : RC_OK;
 }
@@ -158,7 +183,8 @@ static enum rc walker_open(struct grad_walker *k, struct err *e) {
     TRY(open_grams(k, e));
     k->bytes = lay_out(k, NULL);
     if (k->job->backend->alloc(k->job->device, k->bytes, &k->memory, e) != RC_OK)
-        return err_context(e, "what %zu candidates make of one block's Linears", k->g->candidates);
+        return err_context(e, "what %zu candidate%s of one block's Linears", k->g->candidates,
+                           k->g->candidates == 1 ? " makes" : "s make");
     lay_out(k, k->memory);
     if (k->g->around) TRY(replaced_open(k->job, run->model, &k->shown, e));
     if (k->g->around) TRY(replaced_stage(k->job, run->model, &k->shown, e));
@@ -453,6 +479,8 @@ static enum rc walk_back(struct grad_walker *k, struct err *e) {
                                 .reserved = held_bytes(k) + g->gram.reserved,
                                 .device_reserved = g->gram.device_reserved,
                                 .phase = g->gram.phase,
+                                .tokens_before = g->tokens_before,
+                                .tokens_total = g->tokens_total,
                                 .tally = &k->run->steps};
     return reverse_walk_run(&walk, e);
 }
@@ -464,6 +492,7 @@ static enum rc run_member(void *ctx, int member, const struct job *job, struct e
                               .g = run->g,
                               .job = job,
                               .member = member,
+                              .reserve = reserve_of(job),
                               .h = &run->h[member],
                               .h_w = &run->h_w[member],
                               .outer = &run->outer[member]};
@@ -498,13 +527,39 @@ static struct grams *grams_of_all(const struct grad_run *run) {
     return xcalloc((size_t)run->devices, sizeof(struct grams));
 }
 
-enum rc grad_walk_run(const struct grad_walk *g, struct err *e) {
+static struct grad_run measured_run(const struct grad_walk *g) {
     struct grad_run run = {.g = g, .model = g->gram.model, .devices = team_size(g->gram.job)};
     int64_t scored = g->scored, count = g->gram.windows->count;
     find_wanted(&run);
-    if (run.most_weights == 0) return RC_OK;
     run.chunk = walk_chunk(g->gram.job, g->gram.windows);
     run.windows = ((scored < count ? scored : count) + run.chunk - 1) / run.chunk * run.chunk;
+    return run;
+}
+
+/* Of a device on which nothing of it is open yet. */
+static int64_t whole_bytes(struct grad_run *run, const struct job *job) {
+    struct grad_walker k = {.run = run, .g = run->g, .job = job, .reserve = reserve_of(job)};
+    struct grams_args asked[GRAM_KINDS];
+    int64_t bytes = (int64_t)lay_out(&k, NULL) + yet_to_take(&k);
+    ask_grams(&k, asked);
+    for (int i = 0; i < GRAM_KINDS; i++)
+        bytes += grams_bytes(&asked[i]);
+    return run->g->around ? bytes + (int64_t)replaced_bytes(job, run->model) : bytes;
+}
+
+bool grad_walk_fits(const struct grad_walk *g) {
+    struct grad_run run = measured_run(g);
+    bool fits = true;
+    for (int i = run.devices - 1; i >= 0; i--) {
+        struct job job = team_job(g->gram.job, i);
+        fits = fits && (!job.backend->own_memory || whole_bytes(&run, &job) <= job.backend->room(job.device));
+    }
+    return fits;
+}
+
+enum rc grad_walk_run(const struct grad_walk *g, struct err *e) {
+    struct grad_run run = measured_run(g);
+    if (run.most_weights == 0) return RC_OK;
     run.h = grams_of_all(&run);
     run.h_w = grams_of_all(&run);
     run.outer = grams_of_all(&run);

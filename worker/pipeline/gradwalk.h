@@ -24,12 +24,14 @@
 struct grad_walk {
     /* As there; its callback gets inputs in the order of the way back: blocks from the last one, in a block as ever. */
     struct gram_walk gram;
-    bool unweighed;                    /* H, else it has no data; */
-    bool guided;                       /* H_w; */
-    bool outer;                        /* G */
-    size_t candidates;                 /* how many weights of each wanted Linear are scored */
-    int64_t scored;                    /* windows: the first so many */
-    uint64_t seed;                     /* of the labels */
+    bool unweighed;    /* H, else it has no data; */
+    bool guided;       /* H_w; */
+    bool outer;        /* G */
+    size_t candidates; /* how many weights of each wanted Linear are scored */
+    int64_t scored;    /* windows: the first so many */
+    uint64_t seed;     /* of the labels */
+    /* In place of the windows' own, where several walks share a phase; as in struct walk. */
+    int64_t tokens_before, tokens_total;
     const struct packed_store *around; /* without scales in norms, and lm_head; NULL: the reference */
     /* When all of a block's inputs are through: of every slot that was filled, in model order, by one device alone,
      * whose `job` it is. `linear` is an index into model.linears. */
@@ -37,6 +39,11 @@ struct grad_walk {
 };
 
 enum rc grad_walk_run(const struct grad_walk *g, struct err *e);
+
+/* Whether every device of the job has room for it, about: what it holds, what it takes of hidden states and weights at
+ * least, what its callback takes, and what operations work in. Always where the memory is the host's. For walks that
+ * could as well be several, each with fewer candidates. The calling thread is attached to the first device then. */
+bool grad_walk_fits(const struct grad_walk *g);
 
 /* In nats a scored token, what tr(G·D·H·Dᵀ) of a walk over these windows says: half of it over the tokens summed, the
  * Fisher score if a token's gradient told nothing about its input. */

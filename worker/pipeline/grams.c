@@ -38,10 +38,15 @@ static enum rc open_input(struct grams *g, int i, int64_t width, bool stats, str
     return stats ? open_stats(g, i, e) : RC_OK;
 }
 
+int64_t grams_bytes(const struct grams_args *a) {
+    int64_t bytes = 0;
+    for (int i = 0; i < a->count; i++)
+        bytes += a->width[i] * a->width[i] * (int64_t)dtype_size(a->job->backend->gram_type);
+    return bytes;
+}
+
 enum rc grams_open(struct grams *g, const struct grams_args *a, struct err *e) {
-    *g = (struct grams){.job = a->job, .count = a->count, .tokens = a->tokens};
-    for (int i = 0; i < g->count; i++)
-        g->bytes += a->width[i] * a->width[i] * (int64_t)dtype_size(a->job->backend->gram_type);
+    *g = (struct grams){.job = a->job, .count = a->count, .tokens = a->tokens, .bytes = grams_bytes(a)};
     TRY(check_limit(a->job, g->bytes + a->beside, e));
     for (int i = 0; i < g->count; i++)
         if (a->width[i]) TRY(open_input(g, i, a->width[i], a->stats, e));

@@ -31,6 +31,7 @@ struct grams_args {
     bool stats;               /* mean |x| of the channels too */
     int64_t beside;           /* bytes that other grams of the walk hold */
 };
+int64_t grams_bytes(const struct grams_args *a);
 /* RC_NO_MEMORY when they exceed the job's ram_limit (in host memory). */
 enum rc grams_open(struct grams *g, const struct grams_args *a, struct err *e);
 void grams_release(struct grams *g);

@@ -29,54 +29,82 @@ void input_group_release(struct input_group *g) {
 }
 
 /* What the weights that are quantized in one call take, in a call of two-sided candidates each one's: codes and their
- * parameters; and two floats, as they are scaled and worked on, or what each leaves to columns and to rows. */
+ * parameters; */
+static int64_t codes_bytes(int64_t weights) {
+    return weights + weights / 2;
+}
+
+/* and two floats, as they are scaled and worked on, or what each leaves to columns and to rows. */
+static int64_t rounding_bytes(int64_t weights) {
+    return 2 * (int64_t)sizeof(float) * weights;
+}
+
 static int64_t in_work_bytes(int64_t weights) {
-    return weights + weights / 2 + 2 * (int64_t)sizeof(float) * weights;
+    return codes_bytes(weights) + rounding_bytes(weights);
 }
 
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* But for lm_head: after the walk hidden states are gone. */
-static int64_t widest_linear(const struct model *model) {
-    int64_t widest = 0;
-    for (int64_t i = 0; i < model->linear_count; i++) {
-        const struct linear *linear = &model->linears[i];
-        if (linear->block >= 0 && linear->rows * linear->cols > widest) widest = linear->rows * linear->cols;
-    }
-    return widest;
-}
-
 /* Of one call's candidates: what keeps a small model's device busy has its memory reserved, or else what the widest
  * Linear takes; what keeps a large one's busy goes together where there is room left. */
 enum { WEIGHTS_RESERVED = 32 << 20, WEIGHTS_TOGETHER = 256 << 20 };
 
-/* The factors of the rows of all the Linears that read one input, and what is worked on to make the widest. */
-static int64_t rows_bytes(const struct model *model) {
-    int64_t kept[INPUT_COUNT] = {0}, most = 0, square = 0, floats = sizeof(float);
-    for (int64_t i = 0; i < model->linear_count; i++) {
-        const struct linear *linear = &model->linears[i];
-        int64_t rows = linear->rows * linear->rows;
-        if (linear->block < 0) continue;
-        if (linear->block == 0 && (kept[linear->input] += rows) > most) most = kept[linear->input];
-        if (rows > square) square = rows;
-    }
-    return floats * (most + 4 * square);
+/* Of the Linears that read one input of a block. */
+struct input_sizes {
+    int block;
+    int64_t columns;              /* K² */
+    int64_t all_rows, widest_row; /* N² of all of them, and the most */
+    int64_t widest;               /* N·K, the most */
+};
+
+static int64_t most_of(int64_t a, int64_t b) {
+    return a > b ? a : b;
 }
 
-/* What is in work, and a Linear's weights as they are rounded; the scaled H in fp32, its factor, and two fp64 squares
- * to make it; once it is made, H in fp32 again to descend by. */
+static void add_linear(struct input_sizes *s, const struct linear *linear) {
+    int64_t rows = linear->rows * linear->rows;
+    s->columns = most_of(s->columns, linear->cols * linear->cols);
+    s->all_rows += rows;
+    s->widest_row = most_of(s->widest_row, rows);
+    s->widest = most_of(s->widest, linear->rows * linear->cols);
+}
+
+/* What is there until the input is done: codes, a Linear's weights as they were rounded, H in fp32, scaled or to
+ * descend by, and its factor; on the other side the factors of the rows of all. */
+static int64_t held_bytes(const struct input_sizes *s, int64_t in_work, bool two_sided) {
+    int64_t held = s->widest + 2 * s->columns + (two_sided ? s->all_rows : 0);
+    return codes_bytes(in_work) + (int64_t)sizeof(float) * held;
+}
+
+/* What comes and goes beside it, one after the other: two fp64 squares to make a factor of either side, and what is
+ * rounded. */
+static int64_t passing_bytes(const struct input_sizes *s, int64_t in_work, bool two_sided) {
+    int64_t square = two_sided ? most_of(s->columns, s->widest_row) : s->columns;
+    return most_of(2 * (int64_t)sizeof(double) * square, rounding_bytes(in_work));
+}
+
+static int64_t sizes_bytes(const struct input_sizes *s, int two_sided) {
+    int64_t together = two_sided > 1 ? least(two_sided, GROUP_TOGETHER_MAX) : 1;
+    int64_t in_work = least(together * s->widest, most_of(s->widest, WEIGHTS_RESERVED));
+    return held_bytes(s, in_work, two_sided > 0) + passing_bytes(s, in_work, two_sided > 0);
+}
+
+/* Of any one input: its columns and its rows, not the worst of both sides, which are hardly of the same one. But for
+ * lm_head: after the walk hidden states are gone. */
 int64_t input_group_bytes(const struct model *model, int two_sided) {
-    int64_t widest = widest_linear(model), square = 0, floats = sizeof(float);
+    struct input_sizes inputs[INPUT_COUNT] = {{0}};
+    int64_t most = 0;
     for (int64_t i = 0; i < model->linear_count; i++) {
         const struct linear *linear = &model->linears[i];
-        if (linear->block >= 0 && linear->cols * linear->cols > square) square = linear->cols * linear->cols;
+        struct input_sizes *s = &inputs[linear->input];
+        if (linear->block < 0) continue;
+        if (s->block != linear->block) *s = (struct input_sizes){.block = linear->block};
+        add_linear(s, linear);
+        most = most_of(most, sizes_bytes(s, two_sided));
     }
-    int64_t together = two_sided > 1 ? least(two_sided, GROUP_TOGETHER_MAX) : 1;
-    int64_t in_work = least(together * widest, widest > WEIGHTS_RESERVED ? widest : WEIGHTS_RESERVED);
-    int64_t bytes = in_work_bytes(in_work) + floats * widest + 6 * floats * square;
-    return two_sided > 0 ? bytes + rows_bytes(model) : bytes;
+    return most;
 }
 
 int input_group_together(const struct job *job, const struct model *model, int64_t weights) {

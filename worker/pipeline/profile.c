@@ -4,6 +4,9 @@
  * A row comes from an earlier attempt, from the cache, or from the walk, in this order; the walk covers only what is
  * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end.
  *
+ * Fisher scores take what every candidate changes of a block's Linears side by side on the device. Where it has no room
+ * for all of that, candidates are measured in rounds, a walk each, to the same bits.
+ *
  * Around an allocation (profile_around.h) the walk is of the quantized model, and always the one with a way back: H and
  * gradients are of what that model computes, while what is quantized and compared stays the reference's. The cache has
  * nothing to do with such rows: they depend on the whole recipe and its calibration, which hardly come again. */
@@ -24,10 +27,9 @@
 #include "worker/pipeline/prints.h"
 #include "worker/pipeline/profile.h"
 #include "worker/pipeline/profile_around.h"
-#include "worker/pipeline/quantize.h"
+#include "worker/pipeline/profile_input.h"
 #include "worker/pipeline/recheck.h"
 #include "worker/pipeline/source.h"
-#include "worker/pipeline/upload.h"
 
 static const char row_phase[] = "drift";
 
@@ -41,7 +43,9 @@ struct profile {
     int64_t *place;           /* [table.linear_count] index into model.linears */
     _Atomic int64_t computed; /* by several devices at once */
     int64_t cached, resumed;
-    double seconds; /* of the walk */
+    struct profile_work work; /* of the round at hand */
+    int64_t rounds;           /* walks */
+    double seconds;           /* of them */
     json_t *inversions;
     struct profile_around around;
 };
@@ -167,258 +171,29 @@ static enum rc ask_cache(struct profile *p, struct err *e) {
     return rc;
 }
 
-/* The Linears of one input in the hands of the walk. */
-struct bench {
-    struct profile *p;
-    struct input_group *group;
-    const struct gram_input *in;
-    size_t place[BLOCK_LINEARS_MAX];     /* in the table; meaningless where the Linear is not ours to measure */
-    double drift_den[BLOCK_LINEARS_MAX]; /* tr(W H Wᵀ); 0: not known yet */
-    float *w_hat;                        /* [N, K] of the widest */
-};
-
-/* What a candidate does to a Linear, AWQ's scale taken out again of `w_hat`; `difference` as in struct error_args. */
-static enum rc measure(struct bench *b, int n, struct mat w_hat, struct mat difference, struct error_report *report,
-                       struct err *e) {
-    const struct job *job = b->group->job;
-    struct error_args error = {.w = b->in->w[n], .w_hat = w_hat, .difference = difference};
-    if (spec_wants_drift(b->p->spec)) error.h = b->in->h;
-    if (b->drift_den[n] > 0) error.drift_den = &b->drift_den[n];
-    TRY(job->backend->error(job->device, &error, report, e));
-    b->drift_den[n] = report->drift_den;
-    return RC_OK;
-}
-
-/* Rounding may leave less of nothing; what is no number stays one. */
-static double at_least_0(double trace) {
-    return trace < 0 ? 0 : trace;
-}
-
-static bool wants_kfac(const struct profile *p) {
-    return spec_wants(p->spec, "kfac") || spec_wants(p->spec, "diag");
-}
-
-/* The scores that take no activations. */
-static enum rc measure_kfac(struct bench *b, int n, struct mat w_hat, struct drift_row *row, struct err *e) {
-    const struct job *job = b->group->job;
-    const struct profile *p = b->p;
-    struct kfac_args a = {.w = b->in->w[n], .w_hat = w_hat, .h = b->in->h, .g = b->in->g[n]};
-    struct kfac_report report;
-    if (!wants_kfac(p)) return RC_OK;
-    TRY(job->backend->kfac(job->device, &a, &report, e));
-    if (spec_wants(p->spec, "kfac")) row->scores.kfac = kfac_score(&p->windows, at_least_0(report.kfac));
-    if (spec_wants(p->spec, "diag")) row->scores.diag = kfac_score(&p->windows, at_least_0(report.diag));
-    return RC_OK;
-}
-
-/* Whether RTN on the first one's grid is what the other is held against, or the other itself. */
-static bool same_rtn(const struct candidate *c, const struct candidate *other) {
-    char left[CANDIDATE_ID_SIZE], right[CANDIDATE_ID_SIZE];
-    struct candidate own = candidate_rtn(c), its = other->method == METHOD_RTN ? *other : candidate_rtn(other);
-    if (other->method != METHOD_RTN && !drift_is_guarded(other)) return false;
-    its.layout = own.layout; /* does not change a weight */
-    return !strcmp(candidate_id(&own, left), candidate_id(&its, right));
-}
-
-/* RTN's drift beside a candidate's: measured once for all with the same grid. */
-static enum rc measure_rtn(struct bench *b, int n, const struct candidate *c, struct mat w_hat, double *drift,
-                           struct err *e) {
-    const struct drift_table *t = &b->p->table;
-    struct candidate plain = candidate_rtn(c);
-    struct group_quantize_args simple = {.group = b->group, .index = n, .candidate = &plain};
-    struct error_report report;
-    *drift = 0;
-    if (!drift_is_guarded(c)) return RC_OK;
-    for (size_t i = 0; i < t->candidate_count; i++) {
-        const struct candidate *other = &t->candidates[i];
-        const struct drift_row *row = drift_at(t, b->place[n], i);
-        if (other == c || !row->known || row->cached || !same_rtn(c, other)) continue;
-        *drift = other->method == METHOD_RTN ? row->drift : row->rtn_drift;
-        return RC_OK;
-    }
-    TRY(group_quantize_effective(&simple, w_hat, e));
-    TRY(measure(b, n, w_hat, (struct mat){0}, &report, e));
-    *drift = error_ratio(report.drift_num, report.drift_den);
-    return RC_OK;
-}
-
-static size_t place_of(const struct bench *b, const struct candidate *c) {
-    return (size_t)(c - b->p->table.candidates);
-}
-
-/* Where the difference is wanted for the score that follows; NULL: none does. */
-static struct gram_slot *slot_of(const struct bench *b, int n, const struct candidate *c) {
-    return b->in->slots[n] ? &b->in->slots[n][place_of(b, c)] : NULL;
-}
-
-/* Candidates of one Linear that are quantized in one call. */
-struct batch {
-    int n; /* of the input's Linears */
-    int count;
-    const struct candidate *listed[GROUP_TOGETHER_MAX]; /* in the table */
-    struct candidate own[GROUP_TOGETHER_MAX];           /* as this Linear has them */
-    struct quantized q[GROUP_TOGETHER_MAX];
-    struct group_quantize_args args[GROUP_TOGETHER_MAX];
-};
-
-static enum rc fill_row(struct bench *b, const struct batch *batch, int i, struct err *e) {
-    struct profile *p = b->p;
-    int n = batch->n;
-    const struct candidate *c = batch->listed[i];
-    const struct group_quantize_args *a = &batch->args[i];
-    struct mat w_hat = matf(b->w_hat, batch->q[i].rows, batch->q[i].cols), none = {0};
-    struct drift_row *row = drift_at(&p->table, b->place[n], place_of(b, c));
-    struct gram_slot *slot = slot_of(b, n, c);
-    struct error_report report;
-    TRY(group_dequantize(a, w_hat, e));
-    TRY(measure(b, n, w_hat, slot ? slot->d : none, &report, e));
-    if (slot) slot->filled = true;
-    *row = drift_row_measured(&report, spec_wants_drift(p->spec), candidate_bytes(c, w_hat.rows, w_hat.cols));
-    TRY(measure_kfac(b, n, w_hat, row, e));
-    if (spec_wants_drift(p->spec)) TRY(measure_rtn(b, n, c, w_hat, &row->rtn_drift, e));
-    if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, a->scale, c)->factor.damp;
-    if (candidate_uses_awq(c)) row->awq_gain = a->scale->by_col ? a->scale->gain : -1;
-    p->computed++;
-    return RC_OK;
-}
-
-static enum rc quantize_batch(struct bench *b, struct batch *batch, struct awq_scale *scale, struct err *e) {
-    const struct job *job = b->group->job;
-    struct mat w = b->in->w[batch->n];
-    for (int i = 0; i < batch->count; i++) {
-        batch->own[i] = candidate_for(batch->listed[i], b->p->table.linears[b->place[batch->n]]);
-        batch->args[i] = (struct group_quantize_args){b->group, batch->n, &batch->own[i], scale, &batch->q[i]};
-        TRY(quantized_alloc(job->backend, job->device, w.rows, w.cols, &batch->own[i], &batch->q[i], e));
-    }
-    return group_quantize(batch->args, batch->count, e);
-}
-
-static enum rc fill_batch(struct bench *b, struct batch *batch, struct awq_scale *scale, struct err *e) {
-    const struct job *job = b->group->job;
-    enum rc rc = quantize_batch(b, batch, scale, e);
-    for (int i = 0; i < batch->count && rc == RC_OK; i++)
-        rc = fill_row(b, batch, i, e);
-    for (int i = 0; i < batch->count; i++)
-        quantized_release(job->backend, job->device, &batch->q[i]);
-    return rc;
-}
-
-/* But for rows that wait for a score. */
-static enum rc send_batch(const struct bench *b, const struct batch *batch, struct err *e) {
-    for (int i = 0; i < batch->count && !b->in->slots[batch->n]; i++)
-        TRY(send_row(b->p, b->group->job, b->place[batch->n], place_of(b, batch->listed[i]), e));
-    return RC_OK;
-}
-
-/* Candidates that are handed over together: one, or some that are two-sided and share a factor. */
-struct together {
-    const struct candidate *items[CANDIDATES_MAX];
-    int count;
-};
-
-static bool is_unknown(const struct bench *b, int n, const struct candidate *c) {
-    return b->in->mine[n] && !drift_at(&b->p->table, b->place[n], place_of(b, c))->known;
-}
-
-static enum rc fill_linear(struct bench *b, int n, const struct together *t, struct awq_scale *scale, struct err *e) {
-    struct mat w = b->in->w[n];
-    int most = t->count > 1 ? input_group_together(b->group->job, b->p->source.model, w.rows * w.cols) : 1;
-    for (int i = 0; i < t->count;) {
-        struct batch batch = {.n = n};
-        for (; i < t->count && batch.count < most; i++)
-            if (is_unknown(b, n, t->items[i])) batch.listed[batch.count++] = t->items[i];
-        if (batch.count == 0) break;
-        if (fill_batch(b, &batch, scale, e) != RC_OK)
-            return err_context(e, "%s", b->p->table.linears[b->place[n]]->name);
-        TRY(send_batch(b, &batch, e));
-    }
-    return RC_OK;
-}
-
-/* AWQ's scale is for all the Linears of the input, as if all had this candidate. */
-static enum rc find_scale(const struct bench *b, const struct candidate *c, struct awq_scale *scale, struct err *e) {
-    const struct candidate *all[BLOCK_LINEARS_MAX];
-    for (int n = 0; n < b->in->count; n++)
-        all[n] = c;
-    return awq_search(b->group, all, scale, e);
-}
-
-static bool any_unknown_of(const struct bench *b, const struct together *t) {
-    for (int n = 0; n < b->in->count; n++)
-        for (int i = 0; i < t->count; i++)
-            if (is_unknown(b, n, t->items[i])) return true;
-    return false;
-}
-
-static enum rc fill_together(struct bench *b, const struct together *t, struct err *e) {
-    struct awq_scale scale = {0};
-    if (t->count == 0 || !any_unknown_of(b, t)) return RC_OK;
-    enum rc rc = candidate_uses_awq(t->items[0]) ? find_scale(b, t->items[0], &scale, e) : RC_OK;
-    for (int n = 0; n < b->in->count && rc == RC_OK; n++)
-        rc = fill_linear(b, n, t, &scale, e);
-    awq_scale_release(b->group->job, &scale);
-    return rc;
-}
-
-/* Those that share a factor of H one after the other, the two-sided of them together; else as they are listed. */
-static enum rc fill_candidates(struct bench *b, struct err *e) {
-    const struct drift_table *t = &b->p->table;
-    bool done[CANDIDATES_MAX] = {0};
-    for (size_t c = 0; c < t->candidate_count; c++) {
-        struct together two_sided = {.count = 0};
-        for (size_t other = c; other < t->candidate_count; other++) {
-            const struct candidate *candidate = &t->candidates[other];
-            bool now = other == c || candidates_share_factor(&t->candidates[c], candidate);
-            if (done[other] || !now) continue;
-            done[other] = true;
-            if (candidate->two_sided)
-                two_sided.items[two_sided.count++] = candidate;
-            else
-                TRY(fill_together(b, &(struct together){{candidate}, 1}, e));
-        }
-        TRY(fill_together(b, &two_sided, e));
-    }
-    return RC_OK;
-}
-
-static size_t table_place(const struct profile *p, int64_t index) {
-    size_t l = 0;
-    while (p->place[l] != index)
-        l++;
-    return l;
-}
+/* --- the walks --- */
 
 static enum rc profile_input(void *ctx, const struct job *job, const struct gram_input *in, struct err *e) {
-    struct profile *p = ctx;
-    struct input_group group = gram_input_group(job, p->source.model, in);
-    struct profiled_model profiled = profiled_model(p);
-    struct bench b = {.p = p, .group = &group, .in = in};
-    group.foldable = group.foldable && profiled_can_fold(&profiled, in->block, in->input);
-    int64_t most = 0;
-    for (int n = 0; n < in->count; n++) {
-        if (!in->mine[n]) continue;
-        b.place[n] = table_place(p, in->index[n]);
-        if (in->w[n].rows > most) most = in->w[n].rows;
-    }
-    enum rc rc = device_floats(job, most * in->w[0].cols, &b.w_hat, e);
-    if (rc == RC_OK) rc = fill_candidates(&b, e);
-    if (b.w_hat) job->backend->free(job->device, b.w_hat);
-    input_group_release(&group);
-    return rc;
+    return profile_measure(&((struct profile *)ctx)->work, job, in, e);
 }
 
 /* Completes a row. */
-static enum rc profile_score(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher,
+static enum rc profile_score(void *ctx, const struct job *job, int64_t linear, size_t slot, double fisher,
                              struct err *e) {
     struct profile *p = ctx;
-    size_t l = table_place(p, linear);
-    drift_at(&p->table, l, candidate)->scores.fisher = fisher;
-    return send_row(p, job, l, candidate, e);
+    size_t l = profile_place(&p->work.profiled, linear), c = p->work.round.candidates[slot];
+    drift_at(&p->table, l, c)->scores.fisher = fisher;
+    return send_row(p, job, l, c, e);
 }
 
+static enum rc send_measured(void *ctx, const struct job *job, size_t l, size_t c, struct err *e) {
+    return send_row(ctx, job, l, c, e);
+}
+
+/* Of the round. */
 static bool any_unknown(const struct profile *p, size_t l) {
-    for (size_t c = 0; c < p->table.candidate_count; c++)
-        if (!drift_at(&p->table, l, c)->known) return true;
+    for (size_t i = 0; i < p->work.round.count; i++)
+        if (!drift_at(&p->table, l, p->work.round.candidates[i])->known) return true;
     return false;
 }
 
@@ -426,43 +201,102 @@ static bool any_candidate(const struct profile *p, bool (*is)(const struct candi
     return candidates_any(p->table.candidates, p->table.candidate_count, is);
 }
 
+/* Of a round of so many candidates, whichever they are. */
 static int64_t quantizing_bytes(const struct profile *p) {
-    int two_sided = 0;
+    size_t two_sided = 0, most = p->work.round.count;
     for (size_t c = 0; c < p->table.candidate_count; c++)
         two_sided += candidate_is_two_sided(&p->table.candidates[c]);
-    return any_candidate(p, candidate_needs_gram) ? input_group_bytes(p->source.model, two_sided) : 0;
+    if (!any_candidate(p, candidate_needs_gram)) return 0;
+    return input_group_bytes(p->source.model, (int)(two_sided < most ? two_sided : most));
 }
 
-static enum rc walk_back(struct profile *p, const struct gram_walk *walk, struct err *e) {
-    bool fisher = spec_wants(p->spec, "fisher"), kfac = wants_kfac(p);
-    struct grad_walk g = {.gram = *walk,
-                          .unweighed =
-                              kfac || spec_wants_drift(p->spec) || any_candidate(p, candidate_needs_unweighed_gram),
-                          .guided = spec_wants_guided(p->spec),
-                          .outer = kfac || any_candidate(p, candidate_is_two_sided),
-                          .candidates = fisher ? p->table.candidate_count : 0,
-                          .scored = fisher ? p->spec->fisher_windows : 0,
-                          .seed = (uint64_t)p->spec->calibration->seed,
-                          .around = p->around.store,
-                          .score = profile_score};
-    return grad_walk_run(&g, e);
+/* What a profile's walk is, whichever way it goes. */
+static struct gram_walk gram_walk(struct profile *p, bool *wanted) {
+    for (size_t l = 0; l < p->table.linear_count; l++)
+        wanted[p->place[l]] = any_unknown(p, l);
+    return (struct gram_walk){.job = p->job,
+                              .model = p->source.model,
+                              .windows = &p->windows,
+                              .phase = p->spec->around ? "measure" : "calibrate",
+                              .wanted = wanted,
+                              .stats = any_candidate(p, candidate_uses_awq),
+                              .device_reserved = quantizing_bytes(p),
+                              .input = profile_input,
+                              .ctx = p};
+}
+
+static struct grad_walk grad_walk(struct profile *p, bool *wanted) {
+    bool fisher = spec_wants(p->spec, "fisher"), kfac = profile_wants_kfac(p->spec);
+    return (struct grad_walk){.gram = gram_walk(p, wanted),
+                              .unweighed =
+                                  kfac || spec_wants_drift(p->spec) || any_candidate(p, candidate_needs_unweighed_gram),
+                              .guided = spec_wants_guided(p->spec),
+                              .outer = kfac || any_candidate(p, candidate_is_two_sided),
+                              .candidates = fisher ? p->work.round.count : 0,
+                              .scored = fisher ? p->spec->fisher_windows : 0,
+                              .seed = (uint64_t)p->spec->calibration->seed,
+                              .around = p->around.store,
+                              .score = profile_score};
+}
+
+static bool walks_back(const struct profile *p) {
+    return spec_wants_loss(p->spec) || spec_wants_guided(p->spec);
+}
+
+/* Of `all` candidates, shared out evenly. */
+static void begin_round(struct profile *p, struct profile_round all, int64_t round, int64_t rounds) {
+    size_t first = all.count * (size_t)round / (size_t)rounds, end = all.count * (size_t)(round + 1) / (size_t)rounds;
+    p->work.round = (struct profile_round){all.candidates + first, end - first};
+}
+
+/* The fewest, so that what the candidates of one change of a block has room. The last round is as large as any. */
+static int64_t count_rounds(struct profile *p, struct profile_round all, bool *wanted) {
+    bool fits = !walks_back(p) || !spec_wants(p->spec, "fisher");
+    int64_t rounds = all.count > 0;
+    for (; !fits && rounds < (int64_t)all.count; rounds += !fits) {
+        begin_round(p, all, rounds - 1, rounds);
+        struct grad_walk g = grad_walk(p, wanted);
+        fits = grad_walk_fits(&g);
+    }
+    return rounds;
+}
+
+/* Beside what the device says itself. */
+static enum rc what_to_do(const struct profile *p, struct err *e) {
+    struct err said = *e;
+    size_t count = p->work.round.count;
+    bool two_sided = any_candidate(p, candidate_is_two_sided);
+    return err_set(
+        e, RC_NO_MEMORY, "%zu candidate%s at a time: %s; profile fewer projections at a time with \"layers\"%s", count,
+        count == 1 ? "" : "s", said.message, two_sided ? ", or name candidates with \"two_sided\": false" : "");
+}
+
+static enum rc walk_round(struct profile *p, bool *wanted, int64_t round, struct err *e) {
+    int64_t tokens = p->windows.count * p->windows.length;
+    struct grad_walk g = grad_walk(p, wanted);
+    g.tokens_before = round * tokens;
+    g.tokens_total = p->rounds * tokens;
+    enum rc rc = walks_back(p) ? grad_walk_run(&g, e) : gram_walk_run(&g.gram, e);
+    return rc == RC_NO_MEMORY && p->job->backend->own_memory ? what_to_do(p, e) : rc;
 }
 
 static enum rc walk_unknown(struct profile *p, struct err *e) {
+    size_t order[CANDIDATES_MAX];
+    struct profile_round all = {order, profile_order(&p->table, order)};
     bool *wanted = xcalloc((size_t)p->source.model->linear_count, sizeof *wanted);
-    for (size_t l = 0; l < p->table.linear_count; l++)
-        wanted[p->place[l]] = any_unknown(p, l);
-    struct gram_walk g = {.job = p->job,
-                          .model = p->source.model,
-                          .windows = &p->windows,
-                          .phase = p->spec->around ? "measure" : "calibrate",
-                          .wanted = wanted,
-                          .stats = any_candidate(p, candidate_uses_awq),
-                          .device_reserved = quantizing_bytes(p),
-                          .input = profile_input,
-                          .ctx = p};
-    bool back = spec_wants_loss(p->spec) || spec_wants_guided(p->spec);
-    enum rc rc = back ? walk_back(p, &g, e) : gram_walk_run(&g, e);
+    enum rc rc = RC_OK;
+    p->work = (struct profile_work){.spec = p->spec,
+                                    .windows = &p->windows,
+                                    .profiled = profiled_model(p),
+                                    .table = &p->table,
+                                    .computed = &p->computed,
+                                    .send = send_measured,
+                                    .ctx = p};
+    p->rounds = count_rounds(p, all, wanted);
+    for (int64_t round = 0; round < p->rounds && rc == RC_OK; round++) {
+        begin_round(p, all, round, p->rounds);
+        rc = walk_round(p, wanted, round, e);
+    }
     free(wanted);
     return rc;
 }
@@ -512,12 +346,12 @@ static enum rc run(struct profile *p, struct err *e) {
 
 static json_t *result_json(const struct profile *p) {
     struct profiled_model profiled = profiled_model(p);
-    double tokens = (double)(p->windows.count * p->windows.length);
+    double tokens = (double)(p->rounds * p->windows.count * p->windows.length);
     return json_pack("{so so sO so so so}", "model", profiled_model_json(&profiled), "calibration",
                      calibration_json(p->spec->calibration, &p->windows, p->job->dataset), "inversions", p->inversions,
                      "totals", drift_totals(&p->table), "above_rtn", drift_guard(&p->table), "rows",
-                     json_pack("{sI sI sI sf}", "computed", (json_int_t)p->computed, "cached", (json_int_t)p->cached,
-                               "resumed", (json_int_t)p->resumed, "tokens_per_second",
+                     json_pack("{sI sI sI sI sf}", "computed", (json_int_t)p->computed, "cached", (json_int_t)p->cached,
+                               "resumed", (json_int_t)p->resumed, "rounds", (json_int_t)p->rounds, "tokens_per_second",
                                p->computed && p->seconds > 0 ? tokens / p->seconds : 0.0));
 }
 

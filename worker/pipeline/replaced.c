@@ -43,9 +43,14 @@ static size_t lay_out(struct replaced *r, const struct job *job, const struct mo
     return c.used;
 }
 
+size_t replaced_bytes(const struct job *job, const struct model *model) {
+    struct replaced unplaced = {0};
+    return lay_out(&unplaced, job, model);
+}
+
 enum rc replaced_open(const struct job *job, const struct model *model, struct replaced *r, struct err *e) {
     *r = (struct replaced){0};
-    TRY(job->backend->alloc(job->device, lay_out(r, job, model), &r->memory, e));
+    TRY(job->backend->alloc(job->device, replaced_bytes(job, model), &r->memory, e));
     lay_out(r, job, model);
     return RC_OK;
 }

@@ -12,6 +12,7 @@ struct replaced {
     char *staging; /* the same room for Linears in host memory that the device copies from; or NULL */
 };
 
+size_t replaced_bytes(const struct job *job, const struct model *model);
 enum rc replaced_open(const struct job *job, const struct model *model, struct replaced *r, struct err *e);
 /* Gives an open one its staging, where the device's memory is not the host's. */
 enum rc replaced_stage(const struct job *job, const struct model *model, struct replaced *r, struct err *e);

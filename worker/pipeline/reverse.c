@@ -12,6 +12,8 @@
 
 /* Device memory that hidden states leave to operations' workspaces and hooks. */
 static const int64_t device_reserve = (int64_t)1536 << 20;
+/* As far as it is counted in advance, no more than this part of the room: what fits in little works with less. */
+enum { RESERVE_PART = 4 };
 
 /* What a visit of a block costs, in products with its weights: on the way back it is computed anew. */
 enum { FORWARD_STEPS = 1, BACKWARD_STEPS = 2 };
@@ -47,6 +49,10 @@ static int blocks_of(const struct reverse *k) {
 
 static int64_t chunk_tokens(const struct reverse *k) {
     return k->windows * k->r->windows->length;
+}
+
+static int64_t windows_of_chunk(const struct reverse_walk *r) {
+    return r->chunk > 0 ? r->chunk : walk_chunk(r->job, r->windows);
 }
 
 static int64_t scored_from(const struct windows *windows) {
@@ -92,6 +98,26 @@ static enum rc open_hidden(struct reverse *k, struct err *e) {
     if (job->backend->own_memory)
         a.device_limit = positive(job->backend->room(job->device) - device_reserve - r->device_reserved);
     return hidden_open(&a, &k->hidden, e);
+}
+
+static int64_t head_bytes(const struct reverse_walk *r) {
+    const struct linear *head = &r->model->linears[r->model->linear_count - 1];
+    return r->hooks->loss ? 0 : head->rows * head->cols * (int64_t)dtype_size(linear_type(r->job, head));
+}
+
+/* Of open_all's; of hidden states the two that are worked on by turns. */
+int64_t reverse_bytes(const struct reverse_walk *r) {
+    enum dtype activation = r->job->backend->activation;
+    struct walk walk = {.job = r->job, .model = r->model, .windows = r->windows};
+    struct forward forward;
+    int64_t windows = windows_of_chunk(r), state = windows * r->windows->length * r->model->arch.hidden;
+    int64_t passes = (int64_t)forward_measure(&forward, &walk, windows, true) + (int64_t)backward_bytes(&forward);
+    int64_t states = state * (int64_t)(dtype_size(activation) + 4 * sizeof(float));
+    return passes + states + block_feed_bytes(r->job, r->model, r->model->arch.blocks - 1, r->replaced) + head_bytes(r);
+}
+
+int64_t reverse_reserve(int64_t room) {
+    return room / RESERVE_PART < device_reserve ? room / RESERVE_PART : device_reserve;
 }
 
 /* Of the first `windows` ones: that all walks of the job have, and that are this one's. */
@@ -375,7 +401,7 @@ static enum rc walk_all(struct reverse *k, struct err *e) {
 enum rc reverse_open(const struct reverse_walk *r, struct reverse **out, struct err *e) {
     static const struct walk_hooks no_hooks = {0};
     struct reverse *k = xcalloc(1, sizeof *k);
-    *k = (struct reverse){.r = r, .windows = r->chunk > 0 ? r->chunk : walk_chunk(r->job, r->windows)};
+    *k = (struct reverse){.r = r, .windows = windows_of_chunk(r), .tokens_before = r->tokens_before};
     k->parts = r->parts > 0 ? r->parts : 1;
     k->walk = (struct walk){.job = r->job, .model = r->model, .windows = r->windows, .hooks = &no_hooks};
     k->forward.walk = &k->walk;

@@ -69,12 +69,18 @@ struct reverse_walk {
     int64_t reserved;        /* as in struct walk */
     int64_t device_reserved; /* as in struct walk */
     const char *phase;       /* of the progress, in tokens */
+    int64_t tokens_before;   /* of earlier walks of the job, as in struct walk */
     int64_t tokens_total;    /* of all runs; 0: of this one */
     _Atomic int64_t *tally;  /* work done by all the walks side by side; NULL: this is alone */
 };
 
 /* How many of the windows' positions have a label: those that predict one of the window's scored ones. */
 int64_t reverse_scored(const struct windows *windows);
+
+/* Bytes of a device that such a walk takes, with as few hidden states as it can do with. */
+int64_t reverse_bytes(const struct reverse_walk *r);
+/* What of so much room is left to operations' workspaces. */
+int64_t reverse_reserve(int64_t room);
 
 enum rc reverse_walk_run(const struct reverse_walk *r, struct err *e);
 

@@ -447,19 +447,6 @@ enum rc walk_run(const struct walk *walk, struct err *e) {
 
 /* --- how many streams --- */
 
-/* Bytes of two of the widest block's Linears, as far as the walk holds two. */
-static int64_t block_bytes(const struct walk *w) {
-    int64_t most = 0;
-    for (int block = 0; block <= last_block(w); block++) {
-        const struct linear *linear;
-        int64_t bytes = 0;
-        for (int position = 0; (linear = block_linear(w->model, block, position)); position++)
-            bytes += linear->rows * linear->cols * (int64_t)dtype_size(linear_type(w->job, linear));
-        if (bytes > most) most = bytes;
-    }
-    return (w->job->backend->loads_ahead ? 2 : 1) * most;
-}
-
 /* Bytes that a chunk's way through a block takes, about, and its final norms. */
 static int64_t working_bytes(const struct walk *w) {
     const struct arch *a = &w->model->arch;
@@ -476,7 +463,8 @@ static int64_t quick_memory(const struct walk *w) {
     const struct job *job = w->job;
     const struct backend *b = job->backend;
     if (b->own_memory)
-        return b->room(job->device) - device_reserve - w->device_reserved - block_bytes(w) - working_bytes(w);
+        return b->room(job->device) - device_reserve - w->device_reserved - working_bytes(w) -
+               block_feed_bytes(job, w->model, last_block(w), NULL);
     return (job->ram_limit > 0 ? job->ram_limit : b->memory(job->device) / HOST_SHARE) - w->reserved;
 }
 
