@@ -308,9 +308,11 @@ static enum rc limited_alloc(struct backend_state *state, size_t bytes, void **m
     return backend_cpu.alloc(state, bytes, memory, e);
 }
 
+static int64_t boast; /* room that there is not */
+
 static int64_t limited_room(struct backend_state *state) {
     set_limit(state);
-    return backend_cpu.room(state);
+    return boast + backend_cpu.room(state);
 }
 
 static struct backend limited_device(int64_t bytes) {
@@ -481,6 +483,22 @@ static void devices_of_unlike_room_agree(void **state) {
     run_release(&all);
 }
 
+/* What was planned does not fit then: planned again with fewer at a time. */
+static void a_device_with_less_room_than_it_says_takes_more_rounds(void **state) {
+    (void)state;
+    struct run all, some;
+    must_run_seven(&all, plenty, NULL);
+    boast = least_for_one / 4;
+    run_init(&some);
+    enum rc rc = run_seven(&some, least_for_one, NULL);
+    boast = 0;
+    if (rc != RC_OK) fail_msg("%s", some.err.message);
+    assert_in_range(rounds_of(&some), 2, SEVEN);
+    same_rows(&all, &some);
+    run_release(&some);
+    run_release(&all);
+}
+
 static void who_has_no_room_for_one_is_told_what_to_do(void **state) {
     (void)state;
     struct run r;
@@ -546,6 +564,7 @@ int main(void) {
         cmocka_unit_test(candidates_that_do_not_fit_together_come_in_rounds),
         cmocka_unit_test(rounds_go_on_where_they_were),
         cmocka_unit_test(devices_of_unlike_room_agree),
+        cmocka_unit_test(a_device_with_less_room_than_it_says_takes_more_rounds),
         cmocka_unit_test(who_has_no_room_for_one_is_told_what_to_do),
         cmocka_unit_test(scores_change_nothing),
         cmocka_unit_test(held_out_text_loses_less),

@@ -536,9 +536,12 @@ static struct grad_run measured_run(const struct grad_walk *g) {
     return run;
 }
 
-/* Of a device on which nothing of it is open yet. */
+/* Of a device on which nothing of it is open yet. Operations of large models hardly work in all that is reserved for
+ * them, and hold some of it already. */
 static int64_t whole_bytes(struct grad_run *run, const struct job *job) {
+    static const int64_t worked_in = 512 << 20;
     struct grad_walker k = {.run = run, .g = run->g, .job = job, .reserve = reserve_of(job)};
+    if (k.reserve > worked_in) k.reserve = worked_in;
     struct grams_args asked[GRAM_KINDS];
     int64_t bytes = (int64_t)lay_out(&k, NULL) + yet_to_take(&k);
     ask_grams(&k, asked);

@@ -42,7 +42,8 @@ enum rc grad_walk_run(const struct grad_walk *g, struct err *e);
 
 /* Whether every device of the job has room for it, about: what it holds, what it takes of hidden states and weights at
  * least, what its callback takes, and what operations work in. Always where the memory is the host's. For walks that
- * could as well be several, each with fewer candidates. The calling thread is attached to the first device then. */
+ * could as well be several, each with fewer candidates, also when it fails after all. The calling thread is attached to
+ * the first device then. */
 bool grad_walk_fits(const struct grad_walk *g);
 
 /* In nats a scored token, what tr(G·D·H·Dᵀ) of a walk over these windows says: half of it over the tokens summed, the

@@ -280,11 +280,33 @@ static enum rc walk_round(struct profile *p, bool *wanted, int64_t round, struct
     return rc == RC_NO_MEMORY && p->job->backend->own_memory ? what_to_do(p, e) : rc;
 }
 
-static enum rc walk_unknown(struct profile *p, struct err *e) {
+/* What is unknown, in `least` rounds or more. */
+static enum rc walk_rounds(struct profile *p, bool *wanted, int64_t least, struct err *e) {
     size_t order[CANDIDATES_MAX];
     struct profile_round all = {order, profile_order(&p->table, order)};
+    p->rounds = count_rounds(p, all, wanted);
+    if (p->rounds < least) p->rounds = least < (int64_t)all.count ? least : (int64_t)all.count;
+    for (int64_t round = 0; round < p->rounds; round++) {
+        begin_round(p, all, round, p->rounds);
+        TRY(walk_round(p, wanted, round, e));
+    }
+    return RC_OK;
+}
+
+/* What was measured and waits for its score, which the walk did not get to. */
+static void forget_unscored(struct profile *p) {
+    if (!spec_wants(p->spec, "fisher")) return;
+    for (size_t i = 0; i < p->table.linear_count * p->table.candidate_count; i++) {
+        struct drift_row *row = &p->table.rows[i];
+        if (!row->known || row->scores.fisher >= 0) continue;
+        row->known = false;
+        p->computed--;
+    }
+}
+
+/* A device can turn out to have less room than it seemed: then in twice as many rounds. What is sent stays. */
+static enum rc walk_unknown(struct profile *p, struct err *e) {
     bool *wanted = xcalloc((size_t)p->source.model->linear_count, sizeof *wanted);
-    enum rc rc = RC_OK;
     p->work = (struct profile_work){.spec = p->spec,
                                     .windows = &p->windows,
                                     .profiled = profiled_model(p),
@@ -292,10 +314,10 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                                     .computed = &p->computed,
                                     .send = send_measured,
                                     .ctx = p};
-    p->rounds = count_rounds(p, all, wanted);
-    for (int64_t round = 0; round < p->rounds && rc == RC_OK; round++) {
-        begin_round(p, all, round, p->rounds);
-        rc = walk_round(p, wanted, round, e);
+    enum rc rc = walk_rounds(p, wanted, 0, e);
+    while (rc == RC_NO_MEMORY && p->job->backend->own_memory && p->work.round.count > 1) {
+        forget_unscored(p);
+        rc = walk_rounds(p, wanted, 2 * p->rounds, e);
     }
     free(wanted);
     return rc;
