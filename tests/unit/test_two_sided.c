@@ -494,6 +494,8 @@ static void a_device_with_less_room_than_it_says_takes_more_rounds(void **state)
     boast = 0;
     if (rc != RC_OK) fail_msg("%s", some.err.message);
     assert_in_range(rounds_of(&some), 2, SEVEN);
+    assert_int_equal(some.done, some.total);
+    assert_int_equal(some.total, rounds_of(&some) * TOKENS);
     same_rows(&all, &some);
     run_release(&some);
     run_release(&all);

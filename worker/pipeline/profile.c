@@ -44,7 +44,7 @@ struct profile {
     _Atomic int64_t computed; /* by several devices at once */
     int64_t cached, resumed;
     struct profile_work work; /* of the round at hand */
-    int64_t rounds;           /* walks */
+    int64_t walked, rounds;   /* walks done, and with those to come */
     double seconds;           /* of them */
     json_t *inversions;
     struct profile_around around;
@@ -271,10 +271,10 @@ static enum rc what_to_do(const struct profile *p, struct err *e) {
         count == 1 ? "" : "s", said.message, two_sided ? ", or name candidates with \"two_sided\": false" : "");
 }
 
-static enum rc walk_round(struct profile *p, bool *wanted, int64_t round, struct err *e) {
+static enum rc walk_round(struct profile *p, bool *wanted, struct err *e) {
     int64_t tokens = p->windows.count * p->windows.length;
     struct grad_walk g = grad_walk(p, wanted);
-    g.tokens_before = round * tokens;
+    g.tokens_before = p->walked * tokens;
     g.tokens_total = p->rounds * tokens;
     enum rc rc = walks_back(p) ? grad_walk_run(&g, e) : gram_walk_run(&g.gram, e);
     return rc == RC_NO_MEMORY && p->job->backend->own_memory ? what_to_do(p, e) : rc;
@@ -284,11 +284,12 @@ static enum rc walk_round(struct profile *p, bool *wanted, int64_t round, struct
 static enum rc walk_rounds(struct profile *p, bool *wanted, int64_t least, struct err *e) {
     size_t order[CANDIDATES_MAX];
     struct profile_round all = {order, profile_order(&p->table, order)};
-    p->rounds = count_rounds(p, all, wanted);
-    if (p->rounds < least) p->rounds = least < (int64_t)all.count ? least : (int64_t)all.count;
-    for (int64_t round = 0; round < p->rounds; round++) {
-        begin_round(p, all, round, p->rounds);
-        TRY(walk_round(p, wanted, round, e));
+    int64_t rounds = count_rounds(p, all, wanted);
+    if (rounds < least) rounds = least < (int64_t)all.count ? least : (int64_t)all.count;
+    p->rounds = p->walked + rounds;
+    for (int64_t round = 0; round < rounds; round++, p->walked++) {
+        begin_round(p, all, round, rounds);
+        TRY(walk_round(p, wanted, e));
     }
     return RC_OK;
 }
@@ -304,7 +305,8 @@ static void forget_unscored(struct profile *p) {
     }
 }
 
-/* A device can turn out to have less room than it seemed: then in twice as many rounds. What is sent stays. */
+/* A device can turn out to have less room than it seemed: what is left then goes in twice as
+ * many rounds. */
 static enum rc walk_unknown(struct profile *p, struct err *e) {
     bool *wanted = xcalloc((size_t)p->source.model->linear_count, sizeof *wanted);
     p->work = (struct profile_work){.spec = p->spec,
@@ -317,7 +319,7 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
     enum rc rc = walk_rounds(p, wanted, 0, e);
     while (rc == RC_NO_MEMORY && p->job->backend->own_memory && p->work.round.count > 1) {
         forget_unscored(p);
-        rc = walk_rounds(p, wanted, 2 * p->rounds, e);
+        rc = walk_rounds(p, wanted, 2 * (p->rounds - p->walked), e);
     }
     free(wanted);
     return rc;
