@@ -11,7 +11,7 @@
 #include "base/sizes.h"
 #include "base/strbuf.h"
 
-enum { CONFIG_FILE_MAX = 1 << 20, DEFAULT_PORT = 8080 };
+enum { CONFIG_FILE_MAX = 1 << 20, DEFAULT_PORT = 8080, MAX_BODY_MIN = 1024 };
 
 static const char help[] =
     "usage: hsaqd --data DIR --models DIR [options]\n"
@@ -158,7 +158,9 @@ static enum rc apply_worker_idle(struct config *c, const char *value, struct err
 }
 
 static enum rc apply_max_body(struct config *c, const char *value, struct err *e) {
-    return size_parse(value, &c->max_body, e);
+    TRY(size_parse(value, &c->max_body, e));
+    if (c->max_body >= MAX_BODY_MIN) return RC_OK;
+    return err_set(e, RC_INVALID, "takes 1KiB or more, not \"%s\": below that no job could be submitted", value);
 }
 
 static enum rc apply_log_level(struct config *c, const char *value, struct err *e) {
