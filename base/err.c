@@ -86,6 +86,12 @@ enum rc(err_context)(struct err *e, const char *fmt, ...) {
     return e->rc;
 }
 
+enum rc(err_locate)(struct err *e, const char *pointer) {
+    if (e == NULL) return RC_INTERNAL;
+    if (!e->pointer[0]) snprintf(e->pointer, sizeof e->pointer, "%s", pointer);
+    return e->rc;
+}
+
 const char *rc_name(enum rc rc) {
     return table[rc].name;
 }

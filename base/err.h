@@ -47,6 +47,9 @@ enum rc err_errno(struct err *e, const char *fmt, ...) __attribute__((format(pri
 /* Prefixes "context: " to the message already there and returns its rc. */
 enum rc err_context(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* Says that the error there is about this place, unless it names one already; returns its rc. */
+enum rc err_locate(struct err *e, const char *pointer);
+
 /* The static analyzer sees one file at a time: this tells it that these never return RC_OK, so that what a failed call
  * leaves unset is not missed. */
 #ifdef __clang_analyzer__
@@ -58,6 +61,7 @@ static inline enum rc err_never_ok_(enum rc returned, enum rc rc) {
 #define err_at(e, pointer, rc, ...) err_never_ok_(err_at(e, pointer, rc, __VA_ARGS__), rc)
 #define err_errno(e, ...) err_never_ok_(err_errno(e, __VA_ARGS__), RC_IO)
 #define err_context(e, ...) err_never_ok_(err_context(e, __VA_ARGS__), RC_INTERNAL)
+#define err_locate(e, pointer) err_never_ok_(err_locate(e, pointer), RC_INTERNAL)
 #endif
 
 const char *rc_name(enum rc rc);

@@ -29,11 +29,18 @@ enum rc size_parse(const char *text, int64_t *bytes, struct err *e) {
     if (end == text || end != text + strspn(text, "0123456789."))
         return err_set(e, RC_INVALID, "'%.64s' is not a byte size; write for example \"12GiB\", \"12GB\" or 1073741824",
                        text);
+    int digits = (int)(end - text);
     while (*end == ' ')
         end++;
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
         if (strcasecmp(end, units[i].suffix) != 0) continue;
+        if (units[i].factor == 1 && value != floor(value))
+            return err_set(e, RC_INVALID,
+                           "'%.64s' is a fraction of a byte; a number without a unit counts bytes: write for example "
+                           "\"%.*sGiB\", or a whole number",
+                           text, digits > 16 ? 16 : digits, text);
         value *= units[i].factor;
+        if (value > 0 && value < 1) return err_set(e, RC_INVALID, "byte size '%.64s' is less than a byte", text);
         if (value >= 9.2e18) return err_set(e, RC_INVALID, "byte size '%.64s' is too large", text);
         *bytes = (int64_t)value;
         return RC_OK;

@@ -1,5 +1,5 @@
 /* Byte sizes as people write them: "12GiB" (2^30), "12GB" (10^9), "512MiB", "4096". Fractions ("3.5GiB") are allowed
- * and rounded down to a byte. */
+ * and rounded down to a byte, but not of a byte ("1.5", who writes that means another unit). */
 #ifndef HSAQ_BASE_SIZES_H
 #define HSAQ_BASE_SIZES_H
 

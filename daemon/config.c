@@ -11,7 +11,7 @@
 #include "base/sizes.h"
 #include "base/strbuf.h"
 
-enum { CONFIG_FILE_MAX = 1 << 20, DEFAULT_PORT = 8080 };
+enum { CONFIG_FILE_MAX = 1 << 20, DEFAULT_PORT = 8080, MAX_BODY_MIN = 1024 };
 
 static const char help[] =
     "usage: hsaqd --data DIR --models DIR [options]\n"
@@ -158,7 +158,9 @@ static enum rc apply_worker_idle(struct config *c, const char *value, struct err
 }
 
 static enum rc apply_max_body(struct config *c, const char *value, struct err *e) {
-    return size_parse(value, &c->max_body, e);
+    TRY(size_parse(value, &c->max_body, e));
+    if (c->max_body >= MAX_BODY_MIN) return RC_OK;
+    return err_set(e, RC_INVALID, "takes 1KiB or more, not \"%s\": below that no job could be submitted", value);
 }
 
 static enum rc apply_log_level(struct config *c, const char *value, struct err *e) {
@@ -277,7 +279,7 @@ static bool apply_flag(struct config *c, const char *arg) {
     return false;
 }
 
-/* Splits "--name=value" or "--name value"; `*i` moves past what was taken. */
+/* Splits "--name=value" or "--name value", of an option there is; `*i` moves past what was taken. */
 static enum rc next_argument(int argc, char **argv, int *i, char name[32], const char **value, struct err *e) {
     const char *arg = argv[*i], *equals = strchr(arg, '=');
     size_t len = equals ? (size_t)(equals - arg) : strlen(arg);
@@ -286,6 +288,8 @@ static enum rc next_argument(int argc, char **argv, int *i, char name[32], const
         return err_set(e, RC_INVALID, "\"%s\" is no option; see hsaqd --help", arg);
     memcpy(name, arg + 2, len - 2);
     name[len - 2] = '\0';
+    if (strcmp(name, "config") != 0 && !find_option(name))
+        return err_set(e, RC_INVALID, "there is no option --%s; see hsaqd --help", name);
     if (!equals && *i + 1 >= argc) return err_set(e, RC_INVALID, "%s takes a value; see hsaqd --help", arg);
     *value = equals ? equals + 1 : argv[++*i];
     return RC_OK;
@@ -303,9 +307,7 @@ static enum rc walk_arguments(struct config *c, int argc, char **argv, bool file
             if (file) TRY(load_file(c, value, e));
             continue;
         }
-        const struct option *o = find_option(name);
-        if (!o) return err_set(e, RC_INVALID, "there is no option --%s; see hsaqd --help", name);
-        if (!file) TRY(apply(c, o, value, "--", e));
+        if (!file) TRY(apply(c, find_option(name), value, "--", e));
     }
     return RC_OK;
 }

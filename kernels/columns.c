@@ -98,8 +98,8 @@ static enum rc fill_steps(const struct quantize_args *a, struct steps *s, struct
 enum rc steps_init(const struct quantize_args *a, struct steps *s, struct err *e) {
     int64_t cols = a->w.cols;
     *s = (struct steps){.count = cols, .fitted_before = a->candidate.order == ORDER_STATIC_GROUPS || a->rows != NULL};
-    s->group = malloc((size_t)cols * sizeof *s->group);
-    s->group_end = malloc((size_t)cols * sizeof *s->group_end);
+    s->group = calloc((size_t)cols, sizeof *s->group);
+    s->group_end = calloc((size_t)cols, sizeof *s->group_end);
     enum rc rc = fill_steps(a, s, e);
     if (rc != RC_OK) steps_release(s);
     return rc;

@@ -140,7 +140,7 @@ static enum rc parse_bench_option(int id, struct bench_options *b, struct err *e
     case OPT_CANDIDATES: b->candidates = optarg; return RC_OK;
     case OPT_PHASES: b->phases = optarg; return RC_OK;
     case OPT_JSON: b->json = optarg; return RC_OK;
-    default: return err_set(e, RC_INVALID, "see hsaq-worker --help"); /* getopt has said what is wrong */
+    default: return err_set(e, RC_INTERNAL, "option %d is not read", id);
     }
 }
 
@@ -166,12 +166,22 @@ static enum rc parse_option(int id, struct arguments *a, struct err *e) {
     }
 }
 
+/* getopt_long's '?' and ':'. */
+static enum rc refuse_option(int id, const char *arg, struct err *e) {
+    if (id == ':') return err_set(e, RC_INVALID, "%s takes a value; see hsaq-worker --help", arg);
+    if (optopt >= ' ') return err_set(e, RC_INVALID, "there is no option -%c; see hsaq-worker --help", optopt);
+    if (optopt) return err_set(e, RC_INVALID, "%s: this option takes no value; see hsaq-worker --help", arg);
+    return err_set(e, RC_INVALID, "there is no option %s, or several begin so; see hsaq-worker --help", arg);
+}
+
 static enum rc parse_arguments(int argc, char **argv, struct arguments *a, struct err *e) {
     const char *tmp = getenv("TMPDIR");
     *a = (struct arguments){.worker = {.devices = "auto", .scratch = tmp && *tmp ? tmp : "/tmp"}, .fd = -1};
     a->run.inputs = a->inputs;
-    for (int id; (id = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
+    for (int id; (id = getopt_long(argc, argv, ":", long_options, NULL)) != -1;) {
+        if (id == '?' || id == ':') return refuse_option(id, argv[optind - 1], e);
         TRY(parse_option(id, a, e));
+    }
     return RC_OK;
 }
 
@@ -217,7 +227,8 @@ static enum rc dispatch(int argc, char **argv, struct err *e) {
     }
     a.bench.memory_limit = a.worker.vram_limit;
     if (!strcmp(command, "bench")) return with_worker(&a, bench, e);
-    return err_set(e, RC_INVALID, "no command \"%s\"; see hsaq-worker --help", command);
+    return err_set(e, RC_INVALID, "no %s \"%s\"; see hsaq-worker --help", *command == '-' ? "option" : "command",
+                   command);
 }
 
 int main(int argc, char **argv) {

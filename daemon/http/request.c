@@ -1,5 +1,6 @@
 #include "daemon/http/request.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -151,6 +152,16 @@ static const struct field *find_field(const struct schema *schema, const char *n
     return NULL;
 }
 
+/* Of a whole number beyond int64, the nearest within, so that the field's bound is what refuses it. NULL: it is none.
+ */
+static json_t *nearest_integer(const char *text) {
+    const char *digits = text + (*text == '-');
+    if (*digits == '\0' || digits[strspn(digits, "0123456789")] != '\0') return NULL;
+    errno = 0;
+    long long nearest = strtoll(text, NULL, 10);
+    return errno == ERANGE ? json_integer(nearest) : NULL;
+}
+
 /* A query value as the JSON that its field expects; what does not read as that stays a string, for schema_decode to
  * refuse. */
 static json_t *query_value(const struct field *field, const char *text) {
@@ -161,7 +172,8 @@ static json_t *query_value(const struct field *field, const char *text) {
     json_t *number = NULL;
     bool numeric = field->type == FIELD_INT || field->type == FIELD_NUMBER;
     if (numeric && json_parse(text, strlen(text), &number, NULL) == RC_OK) return number;
-    return json_string(text);
+    if (field->type == FIELD_INT) number = nearest_integer(text);
+    return number ? number : json_string(text);
 }
 
 static void query_problem(struct request *r, const char *name, const char *detail) {

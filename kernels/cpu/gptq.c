@@ -176,8 +176,11 @@ static void fill_weight(const struct rounding *r) {
 }
 
 void gptq_prepare(struct rounding *r, float *weight) {
-    r->weight = r->a->candidate.range == RANGE_WEIGHTED ? weight : NULL;
-    if (r->weight != NULL) fill_weight(r);
+    r->weight = NULL;
+    if (r->a->candidate.range == RANGE_WEIGHTED) {
+        r->weight = weight;
+        fill_weight(r);
+    }
     if (r->a->out->group_of == NULL) return;
     for (int64_t k = 0; k < r->steps.count; k++)
         r->a->out->group_of[r->a->factor->order[k]] = r->steps.group[k];

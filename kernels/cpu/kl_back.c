@@ -64,7 +64,7 @@ static void kl_tile(const void *args, const struct logits *l, int64_t row, float
     const struct kl_back_args *a = args;
     const struct logits ref = {a->x_ref, a->head_ref.data != NULL ? a->head_ref : a->head, a->bias, a->logit_scale};
     struct logits_sum sums[LOGITS_TILE], sums_ref[LOGITS_TILE];
-    struct token tokens[LOGITS_TILE];
+    struct token tokens[LOGITS_TILE] = {0};
     int64_t rows = logits_chunk_at(l, row, 0).rows;
     logits_sums(l, row, scratch, sums);
     logits_sums(&ref, row, scratch, sums_ref);

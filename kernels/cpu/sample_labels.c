@@ -30,7 +30,7 @@ static void sample_tile(const void *args, const struct logits *l, int64_t row, f
     for (int64_t col = 0; col < l->head.rows; col += LOGITS_CHUNK) {
         struct logits_chunk c = logits_chunk_at(l, row, col);
         logits_compute(l, &c, scratch);
-        for (int64_t t = 0; t < c.rows; t++) {
+        for (int64_t t = 0; t < rows; t++) {
             if (searches[t].found) continue;
             vec_exp(scratch + t * LOGITS_CHUNK, c.cols, sums[t].max);
             search_on(&searches[t], scratch + t * LOGITS_CHUNK, c.col, c.cols);

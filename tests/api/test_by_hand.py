@@ -40,6 +40,15 @@ def test_a_run_goes_on_after_the_rows_of_an_earlier_one(tmp_path):
     assert rest[-1] == whole[-1]
 
 
+@pytest.mark.parametrize("options, said", [
+    (["--colour"], "there is no option --colour"), (["--colour=red"], "there is no option --colour=red"),
+    (["-x"], "there is no option -x"), (["--ram-limit"], "--ram-limit takes a value")])
+def test_an_option_that_is_none_is_named(tmp_path, options, said):
+    refused = run(tmp_path, *options)
+    assert refused.returncode == 1 and said in refused.stderr and "hsaq-worker --help" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("arithmetic", ["cuda/bf16", None])
 def test_a_run_does_not_go_on_from_rows_of_another_arithmetic(tmp_path, arithmetic):
     whole, cut = messages(run(tmp_path)), tmp_path / "cut"

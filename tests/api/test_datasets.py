@@ -44,6 +44,10 @@ def test_list_pages(service):
         cursor = page["next"]
     assert seen == sorted(seen) and {"p1", "p2", "p3"} <= set(seen)
     assert_problem(service.ask("GET", "/v1/datasets?limit=0"), 422, "?limit")
+    for beyond in ("99999999999999999999", "-99999999999999999999", "9223372036854775807"):
+        refused = service.ask("GET", f"/v1/datasets?limit={beyond}")
+        assert_problem(refused, 422, "?limit")
+        assert "must be between 1 and" in refused.body.decode()
 
 
 def test_what_is_no_dataset(service):

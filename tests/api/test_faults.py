@@ -121,7 +121,12 @@ def refusal(daemon, *options):
 def test_what_cannot_be_served_is_refused_in_words(daemon, tmp_path):
     assert "another hsaqd is using the data folder" in refusal(daemon)
     assert "loopback" in refusal(daemon, "--listen", "0.0.0.0:0")
-    assert "no option --colour" in refusal(daemon, "--colour", "red")
+    for unknown in (("--colour", "red"), ("--colour=red",), ("--colour",)):
+        said = refusal(daemon, *unknown)
+        assert "no option --colour" in said and "--help" in said and "takes a value" not in said
+    assert "--max-body takes a value" in refusal(daemon, "--max-body")
+    for too_small in ("0", "0GiB", "1023"):
+        assert "--max-body: takes 1KiB or more" in refusal(daemon, "--max-body", too_small)
     newer = tmp_path / "newer"
     newer.mkdir()
     import sqlite3

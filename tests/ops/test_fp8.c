@@ -71,7 +71,7 @@ static void check_scale(float scale, double max_abs) {
 static double max_abs(const float *w, int64_t n) {
     double max = 0;
     for (int64_t i = 0; i < n; i++)
-        max = fmax(max, fabs(w[i]));
+        max = fmax(max, fabs((double)w[i]));
     return max;
 }
 

@@ -26,7 +26,7 @@ static void noise_matches_float64(void **state) {
         for (int64_t i = 0; i < rows * cols; i++) {
             double noise = a.deviation * ref_gaussian(a.key, i);
             want[i] = w[i] + noise;
-            scale[i] = fabs(w[i]) + 6 * a.deviation; /* the angle is rounded: z strays in absolute terms */
+            scale[i] = fabs((double)w[i]) + 6 * a.deviation; /* the angle is rounded: z strays in absolute terms */
         }
         a.out = put_matrix(host_zeros(rows * cols), rows, cols, 2);
         assert_ok(dev.b->perturb(dev.s, &a, &err));

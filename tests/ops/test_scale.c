@@ -90,8 +90,8 @@ static void ref_column_share(const float *w, int64_t rows, int64_t cols, int64_t
         for (int64_t n = 0; n < rows; n++) {
             double max = 0;
             for (int64_t j = from; j < to; j++)
-                max = fmax(max, fabs(w[n * cols + j]));
-            if (max > 0) share[k] += fabs(w[n * cols + k]) / max / (double)rows;
+                max = fmax(max, fabs((double)w[n * cols + j]));
+            if (max > 0) share[k] += fabs((double)w[n * cols + k]) / max / (double)rows;
         }
     }
 }

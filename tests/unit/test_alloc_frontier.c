@@ -115,7 +115,8 @@ static void edges_keep_the_ten_nearest(void **state) {
     int choice[COUNT];
     struct alloc_edges edges;
     for (int i = 0; i < COUNT; i++) {
-        double slope = 1 + (i * 7) % COUNT / 2; /* pairs of equal ones */
+        int pair = (i * 7) % COUNT / 2;
+        double slope = 1 + pair; /* pairs of equal ones */
         options[i][0] = (struct alloc_option){10, 4 * slope, 2};
         options[i][1] = (struct alloc_option){20, 2 * slope, 3};
         options[i][2] = (struct alloc_option){30, slope, 4};
@@ -130,8 +131,9 @@ static void edges_keep_the_ten_nearest(void **state) {
         const struct alloc_edge *up = &edges.up[k], *down = &edges.down[k];
         assert_int_equal(up->to, 2);
         assert_int_equal(down->to, 0);
-        assert_true(up->rate == (13 - (k + 1) / 2) / 10.0);
-        assert_true(down->rate == (1 + k / 2) / 5.0);
+        int above = (k + 1) / 2, below = k / 2;
+        assert_true(up->rate == (13 - above) / 10.0);
+        assert_true(down->rate == (1 + below) / 5.0);
         if (k && up->rate == up[-1].rate) assert_true(up->item > up[-1].item);
         if (k && down->rate == down[-1].rate) assert_true(down->item > down[-1].item);
     }

@@ -433,7 +433,8 @@ static void scores_are_held_against_the_sweep(void **state) {
     (void)state;
     json_t *inputs = swept_inputs(0);
     for (int i = 0; i < BLOCKS * PROJECTIONS; i++) {
-        double kl = projections[i % PROJECTIONS].sensitivity / (1 + i / PROJECTIONS); /* drift rises with the block */
+        int block = i / PROJECTIONS;
+        double kl = projections[i % PROJECTIONS].sensitivity / (1 + block); /* drift rises with the block */
         json_object_set_new(data_at(inputs, "sweep", (size_t)i), "delta_kl", json_real(kl));
         for (int w = 0; w < WIDTHS; w++)
             json_object_set_new(data_at(inputs, "profile", (size_t)(i * WIDTHS + w)), "kfac",

@@ -116,6 +116,35 @@ static void rms_dp_is_of_the_true_tokens_probability(void **state) {
     run_release(&r);
 }
 
+/* How long a text is, in tokens, only the worker knows: its refusal says which member of the spec names that text. */
+static void a_text_too_short_is_told_by_its_place(void **state) {
+    (void)state;
+    static const struct {
+        const char *spec, *pointer;
+    } cases[] = {
+        {"{'kind':'eval','model':'M','dataset':'D','length':100000,'uniform':{'method':'none'}}", "/dataset"},
+        {"{'kind':'eval','model':'M','dataset':'D','length':100000,'protocol':'llama.cpp','uniform':{'method':'none'}}",
+         "/dataset"},
+        {"{'kind':'sweep','model':'M','dataset':'D','length':100000,'candidate':{'method':'rtn','bits':3,'group':64}}",
+         "/dataset"},
+        {SPEC(",'uniform':{'method':'gptq','bits':3,'group':64},'calibration':{'dataset':'C','samples':9999,'length':"
+              "64}"),
+         "/calibration/dataset"},
+        {"{'kind':'profile','model':'M','calibration':{'dataset':'D','samples':9999,'length':64},"
+         "'candidates':[{'method':'rtn','bits':3,'group':64}]}",
+         "/calibration/dataset"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct run r;
+        run_init(&r);
+        if (run_job(&r, FIXTURE "tiny", HELDOUT, cases[i].spec, NULL, NULL) != RC_INVALID)
+            fail_msg("%zu: %s", i, r.err.message);
+        if (!strstr(r.err.message, "tokens")) fail_msg("%zu: %s", i, r.err.message);
+        assert_string_equal(r.err.pointer, cases[i].pointer);
+        run_release(&r);
+    }
+}
+
 /* A device whose products come out a little different every time. */
 static enum rc wavering_gemm(struct backend_state *state, const struct gemm_args *a, struct err *e) {
     static int calls;
@@ -507,6 +536,7 @@ int main(void) {
         cmocka_unit_test(reference_alone_equals_reference_beside),
         cmocka_unit_test(interrupted_eval_gives_the_same_result),
         cmocka_unit_test(rms_dp_is_of_the_true_tokens_probability),
+        cmocka_unit_test(a_text_too_short_is_told_by_its_place),
         cmocka_unit_test(noise_floor_is_measured),
         cmocka_unit_test(windows_come_out_the_same_in_chunks),
         cmocka_unit_test(hidden_states_that_do_not_fit_change_nothing),

@@ -34,7 +34,7 @@ static void fisher_predicts_what_was_measured(void **state) {
 /* Refined scales make up for more where more is lost. */
 static void refined_scales_cost_less(void **state) {
     (void)state;
-    struct prediction large, small;
+    struct prediction large = {0}, small = {0};
     assert_true(predict_kl(SCORE_FISHER, true, 0.1944, &large) && predict_kl(SCORE_FISHER, true, 0.0360, &small));
     assert_true(fabs(large.kl / 0.2146 - 1) < 0.05);
     assert_true(fabs(small.kl / 0.0467 - 1) < 0.05);
@@ -55,8 +55,10 @@ static void delta_kl_is_corrected_by_its_size(void **state) {
     near(kl(SCORE_DELTA_KL, sqrt(0.37 * 1.5)), sqrt(0.37 * 1.5) * 1.45);
     near(kl(SCORE_DELTA_KL, 1.5), 1.5 * 1.7);
     near(kl(SCORE_DELTA_KL, 20), 34);
-    for (double sum = 0.01; sum < 5; sum *= 1.07)
+    for (int step = 0; step < 92; step++) { /* up to 5 */
+        double sum = 0.01 * pow(1.07, step);
         assert_true(kl(SCORE_DELTA_KL, sum * 1.07) > kl(SCORE_DELTA_KL, sum));
+    }
 }
 
 static void what_is_not_in_nats_predicts_nothing(void **state) {

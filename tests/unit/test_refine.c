@@ -267,7 +267,7 @@ static int64_t changed_scales(const struct golden_store *a, const struct golden_
             const struct packed *p = packed_store_codes(a->store, block, i, &by);
             const struct packed *q = packed_store_codes(b->store, block, i, &by);
             assert_true((p == NULL) == (q == NULL));
-            if (!p) continue;
+            if (!p || !q) continue;
             assert_memory_equal(p->codes, q->codes, p->codes_bytes);
             if (p->zeros_bytes > 0) assert_memory_equal(p->zeros, q->zeros, p->zeros_bytes);
             int64_t here = different(p->scales, q->scales, p->scales_bytes);

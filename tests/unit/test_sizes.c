@@ -24,7 +24,7 @@ static void parses_sizes_as_people_write_them(void **state) {
         {"1KiB", 1024},
         {"2TiB", 2199023255552},
         {"2TB", 2000000000000},
-        {"1.9", 1},
+        {"2.0", 2},
         {"7B", 7},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -46,6 +46,23 @@ static void refuses_what_is_no_size(void **state) {
         assert_int_equal(bytes, -1);
         assert_true(strlen(e.message) > 0);
     }
+}
+
+/* 1.5 of what? Read as one byte, it is a budget that nothing fits. */
+static void refuses_a_fraction_of_a_byte(void **state) {
+    (void)state;
+    static const char *const cases[] = {"1.5", "1.9", "0.5", "1.5B", "1.5 b", "0.0001kB"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int64_t bytes = -1;
+        struct err e = {0};
+        assert_int_equal(size_parse(cases[i], &bytes, &e), RC_INVALID);
+        assert_int_equal(bytes, -1);
+        assert_non_null(strstr(e.message, "byte"));
+    }
+    struct err e = {0};
+    int64_t bytes;
+    size_parse("1.5", &bytes, &e);
+    assert_non_null(strstr(e.message, "\"1.5GiB\""));
 }
 
 static void formats_for_people(void **state) {
@@ -105,11 +122,9 @@ static void arena_is_zeroed_aligned_and_apart(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(parses_sizes_as_people_write_them),
-        cmocka_unit_test(refuses_what_is_no_size),
-        cmocka_unit_test(formats_for_people),
-        cmocka_unit_test(strbuf_grows_and_consumes),
-        cmocka_unit_test(arena_is_zeroed_aligned_and_apart),
+        cmocka_unit_test(parses_sizes_as_people_write_them), cmocka_unit_test(refuses_what_is_no_size),
+        cmocka_unit_test(refuses_a_fraction_of_a_byte),      cmocka_unit_test(formats_for_people),
+        cmocka_unit_test(strbuf_grows_and_consumes),         cmocka_unit_test(arena_is_zeroed_aligned_and_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

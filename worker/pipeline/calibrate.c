@@ -135,10 +135,14 @@ static enum rc make_group(struct hand *h, struct err *e) {
     return RC_OK;
 }
 
+static enum linear_input input_at(const struct calibrator *k, int position) {
+    return k->model->linears[k->made.linears[position].index].input;
+}
+
 /* The first position with this input. */
 static int first_position(const struct calibrator *k, enum linear_input input) {
     int at = 0;
-    while (at < k->made.count && k->made.linears[at].linear->input != input)
+    while (at < k->made.count && input_at(k, at) != input)
         at++;
     return at;
 }
@@ -162,7 +166,7 @@ static enum rc make_input(struct calibrator *k, enum linear_input input, const s
 static enum rc calibrate_input(struct calibrator *k, enum linear_input input, const struct mat *w, struct err *e) {
     int at = first_position(k, input);
     struct input_group from = {.job = k->job, .w = &w[at], .mean_abs = k->grams.mean_abs[input]};
-    while (at + from.count < k->made.count && k->made.linears[at + from.count].linear->input == input)
+    while (at + from.count < k->made.count && input_at(k, at + from.count) == input)
         from.count++;
     if (k->grams.active[input]) from.gram.h = k->grams.h[input];
     input_group_fold(&from, k->model, k->made.block, input);

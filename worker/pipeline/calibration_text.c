@@ -36,8 +36,10 @@ enum rc calibration_find(const struct job *job, const struct spec_calibration *g
 
 enum rc calibration_windows(const struct tokens *tokens, const struct spec_calibration *c, struct windows *out,
                             struct err *e) {
-    if (c->sampling == SAMPLING_RANDOM) return windows_random(tokens, c->length, c->samples, (uint64_t)c->seed, out, e);
-    return windows_first(tokens, c->length, c->samples, out, e);
+    enum rc rc = c->sampling == SAMPLING_RANDOM
+                     ? windows_random(tokens, c->length, c->samples, (uint64_t)c->seed, out, e)
+                     : windows_first(tokens, c->length, c->samples, out, e);
+    return rc == RC_INVALID ? err_locate(e, "/calibration/dataset") : rc;
 }
 
 enum rc calibration_read(const struct job *job, const struct source *source, const struct spec_calibration *c,

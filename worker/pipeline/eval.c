@@ -67,14 +67,18 @@ struct eval {
     int64_t tokens_walked;
 };
 
-static enum rc open_windows(struct eval *v, struct err *e) {
+static enum rc cut_windows(struct eval *v, struct err *e) {
     const struct spec_eval *s = v->spec;
+    const struct tokens *tokens = &v->source.tokens;
     int64_t *dropped = &v->table.dropped_tokens;
-    if (s->protocol == PROTOCOL_LLAMA_CPP)
-        TRY(windows_llama_cpp(&v->source.tokens, s->length, s->windows, tokenizer_bos(v->source.tokenizer), &v->windows,
-                              dropped, e));
-    else
-        TRY(windows_all(&v->source.tokens, s->length, s->windows, &v->windows, dropped, e));
+    if (s->protocol != PROTOCOL_LLAMA_CPP) return windows_all(tokens, s->length, s->windows, &v->windows, dropped, e);
+    return windows_llama_cpp(tokens, s->length, s->windows, tokenizer_bos(v->source.tokenizer), &v->windows, dropped,
+                             e);
+}
+
+static enum rc open_windows(struct eval *v, struct err *e) {
+    enum rc rc = cut_windows(v, e);
+    if (rc != RC_OK) return rc == RC_INVALID ? err_locate(e, "/dataset") : rc;
     v->table.windows = calloc((size_t)v->windows.count, sizeof *v->table.windows);
     if (!v->table.windows) return err_set(e, RC_NO_MEMORY, "no memory for %lld windows", (long long)v->windows.count);
     v->table.count = v->windows.count;

@@ -365,7 +365,8 @@ static enum rc run_passes(struct sweep *s, struct err *e) {
 
 static enum rc run(struct sweep *s, struct err *e) {
     TRY(source_open(s->job, &s->source, e));
-    TRY(windows_all(&s->source.tokens, s->spec->length, s->spec->windows, &s->windows, &s->dropped_tokens, e));
+    enum rc rc = windows_all(&s->source.tokens, s->spec->length, s->spec->windows, &s->windows, &s->dropped_tokens, e);
+    if (rc != RC_OK) return rc == RC_INVALID ? err_locate(e, "/dataset") : rc;
     TRY(open_table(s, e));
     TRY(take_earlier_rows(s, e));
     TRY(prints_open(s->job, s->source.model, &s->prints, e));
