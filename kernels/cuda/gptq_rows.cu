@@ -12,10 +12,10 @@
 
 static const int SIDE = 64;                         /* rows and columns of a tile */
 static const int PART = 16, PARTS_OF = SIDE / PART; /* of one of its parts, which one warp rounds */
-static const int PAIR = WARP / PART,
-                 HELD = PART / PAIR;          /* threads of a row there, and what each has of its sums' terms */
-static const int DEPTH = 32;                  /* of a product's panels */
-static const int EACH = DEPTH * SIDE / BLOCK; /* elements of a panel that one thread brings */
+static const int PAIR = WARP / PART;                /* threads of a row there */
+static const int HELD = PART / PAIR;                /* what each has of its sums' terms */
+static const int DEPTH = 32;                        /* of a product's panels */
+static const int EACH = DEPTH * SIDE / BLOCK;       /* elements of a panel that one thread brings */
 /* Lines of shared memory, so that threads of a warp, which are at neighbouring rows on an anti-diagonal, meet in no
  * bank; nor those that read a fragment. */
 static const int LINE = SIDE + 2, WIDE = SIDE + 8;
@@ -460,7 +460,7 @@ static __device__ inline void store_left(const struct two_sided &b, const struct
 
 /* What only this block and the host ask for, after others wait no more. */
 static __device__ inline void store_rest(const struct two_sided &b, const struct shared &s, const struct tile &t) {
-    int k = (int)threadIdx.x % SIDE, p = k;
+    int k = (int)threadIdx.x % SIDE, p = k; /* neighbours in what is written: columns of codes, rows of errors */
     uint8_t *codes = b.q.codes + (k < t.cols ? b.order[t.col + k] : 0);
     for (int from = (int)threadIdx.x / SIDE; from < SIDE; from += BLOCK / SIDE) {
         if (k < t.cols && from < t.rows) codes[s.rows[from] * b.q.cols] = (uint8_t)__low2float(s.grid[from][k]);

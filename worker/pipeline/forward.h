@@ -22,8 +22,8 @@ struct forward {
     float *cos, *sin;         /* [length, rotary/2] */
 };
 
-/* windows: how many a chunk holds. keep: q and k before their norm too. */
-/* Measured: without memory, and so many bytes is what it would take of it. */
+/* windows: how many a chunk holds. keep: q and k before their norm too. Measured it has no memory, and the bytes that
+ * it would take are returned. */
 size_t forward_measure(struct forward *f, const struct walk *walk, int64_t windows, bool keep);
 enum rc forward_open(struct forward *f, const struct walk *walk, int64_t windows, bool keep, struct err *e);
 void forward_release(struct forward *f);

@@ -28,17 +28,17 @@ void input_group_release(struct input_group *g) {
         factor_release(g->job->backend, g->job->device, &g->rows[i]);
 }
 
-/* What the weights that are quantized in one call take, in a call of two-sided candidates each one's: codes and their
- * parameters; */
+/* Codes and their parameters. */
 static int64_t codes_bytes(int64_t weights) {
     return weights + weights / 2;
 }
 
-/* and two floats, as they are scaled and worked on, or what each leaves to columns and to rows. */
+/* Weights as they are scaled and worked on; or, two-sided, what each leaves to columns and to rows. */
 static int64_t rounding_bytes(int64_t weights) {
     return 2 * (int64_t)sizeof(float) * weights;
 }
 
+/* What is quantized in one call, each candidate's weights counted. */
 static int64_t in_work_bytes(int64_t weights) {
     return codes_bytes(weights) + rounding_bytes(weights);
 }
