@@ -37,16 +37,15 @@ struct job timed_job_bare(const struct worker *worker, const struct source *sour
                         .scratch = worker->scratch};
 }
 
-/* A profile keeps its rate among its rows, an eval at the top. It counts a token once a round. */
+/* A profile keeps its rate among its rows, an eval at the top. */
 static enum rc walk_seconds(const json_t *result, int64_t tokens, struct job_time *time, struct err *e) {
     const json_t *rows = json_object_get(result, "rows");
-    const json_t *rounds = json_object_get(rows, "rounds");
-    double rate = 0, times = rounds ? (double)json_integer_value(rounds) : 1;
+    double rate = 0;
     time->walk = time->total;
     time->load = NAN;
     TRY(json_get_number(rows ? rows : result, "tokens_per_second", &rate, e));
     TRY(json_get_number(rows ? rows : result, "load_seconds", &time->load, e));
-    if (rate > 0) time->walk = (double)tokens * times / rate;
+    if (rate > 0) time->walk = (double)tokens / rate;
     return RC_OK;
 }
 

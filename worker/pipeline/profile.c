@@ -370,7 +370,7 @@ static enum rc run(struct profile *p, struct err *e) {
 
 static json_t *result_json(const struct profile *p) {
     struct profiled_model profiled = profiled_model(p);
-    double tokens = (double)(p->rounds * p->windows.count * p->windows.length);
+    double tokens = (double)(p->windows.count * p->windows.length);
     return json_pack("{so so sO so so so}", "model", profiled_model_json(&profiled), "calibration",
                      calibration_json(p->spec->calibration, &p->windows, p->job->dataset), "inversions", p->inversions,
                      "totals", drift_totals(&p->table), "above_rtn", drift_guard(&p->table), "rows",
