@@ -35,7 +35,7 @@ struct range {
  * memory each time. */
 struct member {
     int thread;
-    unsigned team; /* the threads of this warp that work together */
+    unsigned together; /* threads of this warp that go through all of it side by side: a team, or several */
 };
 
 struct stored : member {
@@ -76,9 +76,19 @@ template <int PER_LANE> struct held : member {
     }
 };
 
-/* Which part of its team's work this thread does. */
+/* Which part of its team's work this thread does, whatever other teams do. */
 static __device__ inline struct member this_member() {
     return {(int)(threadIdx.x % TEAM), ((1u << TEAM) - 1) << (threadIdx.x % WARP / TEAM * TEAM)};
+}
+
+/* Where all teams of a warp take the same way: exchanges among threads that are known at compile time cost less. */
+static __device__ inline struct member this_member_of_warp() {
+    return {(int)(threadIdx.x % TEAM), ~0u};
+}
+
+/* What has exchanges in it is done by all or by none. */
+static __device__ inline bool any(const member &g, bool is) {
+    return __any_sync(g.together, is);
 }
 
 /* The PER_LANE · LANES weights from element `at` on, in registers. The type is asked for once, so that all reads are
@@ -111,7 +121,7 @@ struct lanes {
 
 template <typename T> static __device__ inline T add_threads(const member &g, T sum) {
     for (int offset = TEAM / 2; offset > 0; offset /= 2)
-        sum += __shfl_xor_sync(g.team, sum, offset, TEAM);
+        sum += __shfl_xor_sync(g.together, sum, offset, TEAM);
     return sum;
 }
 
@@ -124,7 +134,7 @@ template <typename T> static __device__ inline T add_lanes(const member &g, stru
 
 static __device__ inline float max_lanes(const member &g, float value) {
     for (int offset = TEAM / 2; offset > 0; offset /= 2) {
-        float other = __shfl_xor_sync(g.team, value, offset, TEAM);
+        float other = __shfl_xor_sync(g.together, value, offset, TEAM);
         value = other > value ? other : value;
     }
     return value;
@@ -227,9 +237,11 @@ static __device__ inline struct grid rtn_symmetric(const G &g, double max_abs, c
 template <typename G>
 static __device__ inline struct grid rtn_asymmetric(const G &g, double min, double max, const struct candidate *c) {
     struct grid plain = over_range(min, max, c);
-    if (min <= 0 && max >= 0) return plain;
+    bool spans = min <= 0 && max >= 0;
+    if (!any(g, !spans)) return plain;
     struct grid extended = over_range(fmin(min, 0.0), fmax(max, 0.0), c);
-    return c->zero == ZERO_INTEGER || beats(g, extended, plain) ? extended : plain;
+    bool better = c->zero == ZERO_INTEGER || beats(g, extended, plain);
+    return better && !spans ? extended : plain;
 }
 
 template <typename G>
@@ -256,19 +268,24 @@ static __device__ inline float nearest_code(float scaled, float zero, float top)
     return magic_code(scaled, zero, top) - MAGIC;
 }
 
-/* The group's weights in steps of the grid, w/scale: they stay while the zero moves. */
+/* Of the group's weights in steps of the grid, w/scale, which stay while the zero moves. */
 struct scaled {
-    struct range range;
     float sum;
-    bool large; /* weights whose own rounding could hide how far x = w − ŵ is from the shrinkage's limit */
+    float idle_from, idle_to; /* zeros at which no x = w − ŵ can exceed what the shrinkage takes; or none */
 };
 
+/* A weight within the grid is off by half a step at most, and of those beyond it the extremes by most. Large weights'
+ * own rounding could hide how far off they are. */
 template <typename G>
 static __device__ inline struct scaled scaled_of(const G &g, const struct grid &grid, struct range r) {
-    float inverse = 1 / grid.scale;
+    float inverse = 1 / grid.scale, limit = HQQ_SHRINKS_ABOVE * inverse;
     struct lanes<float> sum = {};
     g.each([&](int o, float w) { sum.own[o] += w * inverse; });
-    return {{r.min * inverse, r.max * inverse}, add_lanes(g, sum), fmaxf(-r.min, r.max) > LARGE};
+    struct scaled s = {add_lanes(g, sum), INFINITY, -INFINITY};
+    if (fmaxf(-r.min, r.max) > LARGE || limit <= 0.5f) return s;
+    s.idle_from = -r.min * inverse - limit;
+    s.idle_to = (float)grid.top - r.max * inverse + limit;
+    return s;
 }
 
 /* Σ q: whole numbers, so that their order does not matter. */
@@ -298,13 +315,8 @@ static __device__ __noinline__ bool shrinks_by_max(struct stored g, struct grid 
     return max > HQQ_SHRINKS_ABOVE && max > pow(beta, -1 / (2 - HQQ_P));
 }
 
-/* Whether some |x| exceeds what the shrinkage takes. A weight within the grid is off by half a step at most, and of
- * those beyond it the extremes by most: as a rule that tells. */
-template <typename G>
-static __device__ inline bool shrinks(const G &g, const struct grid &grid, const struct scaled &s, double beta) {
-    float below = -(s.range.min + grid.zero), above = s.range.max + grid.zero - (float)grid.top;
-    if (!s.large && fmaxf(0.5f, fmaxf(below, above)) * grid.scale < HQQ_SHRINKS_ABOVE) return false;
-    return shrinks_by_max(g.apart(), grid, beta);
+static __device__ inline bool is_idle(const struct scaled &s, float zero) {
+    return zero >= s.idle_from && zero <= s.idle_to;
 }
 
 /* Σ W_e/scale, W_e = sign(x)·relu(|x| − |x|^(p−1)/β): what the shrinkage takes out of the residual. */
@@ -348,46 +360,88 @@ struct judged {
     float squares;
 };
 
-template <typename G> static __device__ inline void keep_better(const G &g, struct judged &best, struct grid kept) {
-    float error = squares(g, kept);
-    if (error < best.squares) best = {kept, error};
+template <typename G> static __device__ inline struct judged judged_as(const G &g, struct grid kept) {
+    return {kept, squares(g, kept)};
 }
 
 /* The zero moves unrounded, since steps smaller than storage's spacing add up; what is judged and kept is rounded.
- * `r` is the group's range. */
+ * `r` is the group's range. A team whose zero rests goes along with the others. */
 template <typename G>
 static __device__ inline struct grid iterate(const G &g, struct grid moving, struct range r,
                                              const struct candidate *c) {
     struct judged best = {moving, INFINITY};
     struct scaled scaled = scaled_of(g, moving, r);
-    bool judging = c->zero == ZERO_INTEGER;
+    bool judging = c->zero == ZERO_INTEGER, any_judging = judging, rests = false;
     double beta = HQQ_BETA;
-    for (int i = 0; i <= ITERATIONS; i++, beta *= HQQ_KAPPA) {
-        bool shrinking = shrinks(g, moving, scaled, beta);
-        judging |= shrinking;
-        if (judging) keep_better(g, best, as_stored(moving, c));
+    for (int i = 0; i <= ITERATIONS && any(g, !rests); i++, beta *= HQQ_KAPPA) {
+        bool shrinking = false, idle = rests || is_idle(scaled, moving.zero);
+        float taken = 0;
+        if (any(g, !idle)) {
+            shrinking = shrinks_by_max(g.apart(), moving, beta) && !idle;
+            judging |= shrinking;
+            any_judging = any(g, judging);
+            if (any(g, shrinking)) taken = shrunk(g.apart(), moving, beta);
+        }
+        if (any_judging) {
+            struct judged kept = judged_as(g, as_stored(moving, c));
+            if (judging && !rests && kept.squares < best.squares) best = kept;
+        }
         float residual = (float)sum_of_codes(g, moving) - scaled.sum; /* n times the next zero */
-        if (shrinking) residual += shrunk(g.apart(), moving, beta);
+        if (shrinking) residual += taken;
         float zero = residual / (float)g.n;
-        if (zero == moving.zero && !shrinking) break;
-        moving.zero = zero;
+        rests |= zero == moving.zero && !shrinking;
+        if (!rests) moving.zero = zero;
     }
     return judging ? best.grid : as_stored(moving, c);
 }
 
-/* How far `squares` may be from the fp64 error at most, doubled: each x off by rounding its terms and by a code next to
- * the nearest, all within `off`, so that Σ 2·off·|x| <= Σ x²/k + k·off² for any k; and the sum's own rounding. */
-static __device__ inline float doubt(float squares, const struct grid &grid, float max_abs_w, float n) {
-    float off = 0x1p-20f * (max_abs_w + (fabsf(grid.zero) + (float)grid.top) * grid.scale);
-    return 2 * (squares * (0x1p-12f + n * 0x1p-23f) + n * off * off * 0x1.1p12f) + FLT_MIN * n;
+/* The code of a weight as `nearest` has it, unless it is so close to the middle between two that rounding hides which:
+ * `off` grows to the distance from it. */
+static __device__ inline float likely_code(float estimate, float top, float *off) {
+    float code = (estimate + MAGIC) - MAGIC;
+    *off = fmaxf(*off, fabsf(estimate - code));
+    return fminf(fmaxf(code, 0.0f), top);
+}
+
+/* By how much b's error is above a's, in fp32, and how far that may be from the difference of the fp64 errors. Where
+ * the scales are the same,
+ *
+ *   x_b² − x_a² = (x_b − x_a)·(x_b + x_a),  x_b − x_a = scale·((q_a − q_b) − (z_a − z_b)),
+ *
+ * and the first factor is off by its own rounding alone: two grids that hardly differ are told apart. */
+struct comparison {
+    float above, doubt;
+};
+
+template <typename G>
+static __device__ inline struct comparison compare(const G &g, const struct grid &a, const struct grid &b,
+                                                   struct range r) {
+    float scale = a.scale, inverse = 1 / scale, top = (float)a.top, apart = a.zero - b.zero, zeros = a.zero + b.zero;
+    float above = 0, sum = 0, moved = 0, off = 0;
+    g.each([&](int, float w) {
+        float at = w * inverse, q = likely_code(at + a.zero, top, &off), other = likely_code(at + b.zero, top, &off);
+        float move = (q - other) - apart, product = move * ((w + w) - (q + other - zeros) * scale);
+        above += product;
+        sum += fabsf(product);
+        moved += fabsf(move);
+    });
+    float most_w = fmaxf(-r.min, r.max), most_zero = fmaxf(fabsf(a.zero), fabsf(b.zero)), n = (float)g.n;
+    float margin = 0x1p-20f * (most_w * inverse + most_zero);
+    above = add_threads(g, above);
+    sum = add_threads(g, sum);
+    moved = add_threads(g, moved) + n * fabsf(apart);
+    off = max_lanes(g, off);
+    float doubt = 0x1p-22f * (n + 8) * sum + 0x1p-20f * (most_w + (most_zero + top) * scale) * moved + FLT_MIN * n;
+    return {above, a.scale != b.scale || off >= 0.5f - margin ? INFINITY : doubt};
 }
 
 /* Whether RTN's grid has the smaller error, by fp32 where that tells. */
 template <typename G>
 static __device__ inline bool rtn_beats(const G &g, const struct grid &rtn, const struct grid &hqq, struct range r) {
-    float max_abs_w = fmaxf(-r.min, r.max), n = (float)g.n, a = squares(g, hqq), b = squares(g, rtn);
-    if (fabsf(a - b) > doubt(a, hqq, max_abs_w, n) + doubt(b, rtn, max_abs_w, n)) return b < a;
-    return beats(g, rtn, hqq);
+    struct comparison c = compare(g, hqq, rtn, r);
+    bool same = rtn.scale == hqq.scale && rtn.zero == hqq.zero, told = same || fabsf(c.above) > c.doubt;
+    bool beaten = any(g, !told) && beats(g, rtn, hqq);
+    return told ? !same && c.above < 0 : beaten;
 }
 
 template <typename G>
@@ -400,7 +454,7 @@ static __device__ inline struct grid hqq_fit(const G &g, struct range r, const s
 /* --- What the kernels that fit have in common --- */
 
 struct findings {
-    unsigned long long bad; /* least index n·K + k of a weight that is no number; N·K: none */
+    unsigned long long bad; /* least index n·K + k of a weight that is no number; N·K or more: none */
     unsigned long long constant, rtn;
 };
 

@@ -39,7 +39,7 @@ struct fit_args {
     int64_t first, count; /* groups of each row to fit */
 };
 
-/* What one team has in hand: group `index` of all, whose first code is codes[0]. */
+/* What one team has in hand: group `index` of all, whose first code is codes[0]; NULL: only beside other teams. */
 struct target {
     int64_t index;
     uint8_t *codes;
@@ -47,16 +47,24 @@ struct target {
 
 template <bool HQQ, typename G>
 static __device__ inline struct grid fit_range(const G &g, struct range r, const struct candidate *c, bool *kept_rtn) {
-    if (r.min == r.max) return grid_constant(r.min, c);
-    if constexpr (HQQ) return hqq_fit(g, r, c, kept_rtn);
-    return rtn_over(g, r.min, r.max, c);
+    struct grid grid;
+    if constexpr (HQQ)
+        grid = hqq_fit(g, r, c, kept_rtn);
+    else
+        grid = rtn_over(g, r.min, r.max, c);
+    if (r.min != r.max) return grid;
+    *kept_rtn = false;
+    return grid_constant(r.min, c);
 }
 
 template <bool HQQ, typename G>
 static __device__ inline void fit_group(const struct fit_args &a, const G &g, struct target t) {
-    bool kept_rtn = false;
+    bool kept_rtn = false, good = true;
+    g.each([&](int, float w) { good &= (bool)isfinite(w); });
+    if (!good) atomicMin(&a.found->bad, 0ull); /* which one it is, find_bad tells */
     struct range r = grid_range(g);
     struct grid grid = fit_range<HQQ>(g, r, &a.candidate, &kept_rtn);
+    if (t.codes == NULL) return;
     encode(g, grid, t.codes);
     if (g.thread == 0) {
         a.q.scale[t.index] = grid.scale;
@@ -65,26 +73,30 @@ static __device__ inline void fit_group(const struct fit_args &a, const G &g, st
     count_group(g, r.min == r.max, kept_rtn, a.found);
 }
 
+/* Few threads, as a block's room is free when the last of its groups is done. */
+static const int FIT_BLOCK = 64;
+
 /* Blocks that share a multiprocessor: as many as the registers of a group allow, to hide the latency of its sums. */
-static constexpr int blocks_together(bool hqq, int per_lane) {
-    if (per_lane * OWN > 8) return 2;
-    return hqq || per_lane == 0 ? 3 : 4;
+static constexpr int blocks_together(int per_lane) {
+    return (per_lane * OWN > 8 ? 512 : 832) / FIT_BLOCK;
 }
 
 /* PER_LANE · LANES is the size of every group, or PER_LANE is 0: none sits in registers. */
 template <bool HQQ, int PER_LANE>
-static __global__ void __launch_bounds__(BLOCK, blocks_together(HQQ, PER_LANE)) fit(struct fit_args a) {
+static __global__ void __launch_bounds__(FIT_BLOCK, blocks_together(PER_LANE)) fit(struct fit_args a) {
     const struct quantized &q = a.q;
-    int64_t index = (int64_t)blockIdx.x * TEAMS + threadIdx.x / TEAM;
-    if (index >= q.rows * a.count) return;
+    int64_t index = (int64_t)blockIdx.x * (FIT_BLOCK / TEAM) + threadIdx.x / TEAM, all = q.rows * a.count;
+    bool spare = index >= all; /* goes along with the last one */
+    if (spare) index = all - 1;
     int64_t n = index / a.count, group = a.first + index % a.count, from = group * q.group, at = n * a.w.stride + from;
-    struct target target = {n * q.groups + group, q.codes + n * q.cols + from};
+    struct target target = {n * q.groups + group, spare ? NULL : q.codes + n * q.cols + from};
+    struct member member = this_member_of_warp();
     if constexpr (PER_LANE > 0) {
-        fit_group<HQQ>(a, hold<PER_LANE>(this_member(), a.w.data, a.w.type, at), target);
+        fit_group<HQQ>(a, hold<PER_LANE>(member, a.w.data, a.w.type, at), target);
     } else {
         int64_t length = q.cols - from < q.group ? q.cols - from : q.group;
         float first = load_stored(a.w.data, a.w.type, at);
-        fit_group<HQQ>(a, (struct stored){this_member(), length, a.w.data, a.w.type, at, first}, target);
+        fit_group<HQQ>(a, (struct stored){member, length, a.w.data, a.w.type, at, first}, target);
     }
 }
 
@@ -93,16 +105,16 @@ template <bool HQQ>
 static enum rc fit_groups(struct backend_state *state, struct fit_args a, int64_t first, int64_t count, int64_t size,
                           struct err *e) {
     if (count == 0) return RC_OK;
-    unsigned blocks = blocks_for(a.q.rows * count, TEAMS);
+    unsigned blocks = blocks_for(a.q.rows * count, FIT_BLOCK / TEAM);
     a.first = first;
     a.count = count;
     switch (size) {
-    case 1 * LANES: fit<HQQ, 1><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    case 2 * LANES: fit<HQQ, 2><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    case 4 * LANES: fit<HQQ, 4><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    case 8 * LANES: fit<HQQ, 8><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    case 16 * LANES: fit<HQQ, 16><<<blocks, BLOCK, 0, state->stream>>>(a); break;
-    default: fit<HQQ, 0><<<blocks, BLOCK, 0, state->stream>>>(a);
+    case 1 * LANES: fit<HQQ, 1><<<blocks, FIT_BLOCK, 0, state->stream>>>(a); break;
+    case 2 * LANES: fit<HQQ, 2><<<blocks, FIT_BLOCK, 0, state->stream>>>(a); break;
+    case 4 * LANES: fit<HQQ, 4><<<blocks, FIT_BLOCK, 0, state->stream>>>(a); break;
+    case 8 * LANES: fit<HQQ, 8><<<blocks, FIT_BLOCK, 0, state->stream>>>(a); break;
+    case 16 * LANES: fit<HQQ, 16><<<blocks, FIT_BLOCK, 0, state->stream>>>(a); break;
+    default: fit<HQQ, 0><<<blocks, FIT_BLOCK, 0, state->stream>>>(a);
     }
     LAUNCHED();
     return RC_OK;
@@ -132,6 +144,7 @@ static __global__ void take_diagonal(struct mat h, float *out) {
 static enum rc quantize_as(struct backend_state *state, const struct quantize_args *a, float *diagonal,
                            struct findings *found, struct err *e) {
     const struct candidate *c = &a->candidate;
+    if (c->method == METHOD_FP8 || c->range != RANGE_FULL) TRY(find_bad_weight(state, a->w, found, e));
     if (c->method == METHOD_FP8) return cuda_fp8(state, a, e);
     if (c->range == RANGE_FULL) {
         struct fit_args f = {a->w, *c, *a->out, found, 0, 0};
@@ -149,17 +162,24 @@ static enum rc check_gram_type(const struct quantize_args *a, struct err *e) {
     return err_set(e, RC_UNSUPPORTED, "quantize: H must be fp32 or fp64");
 }
 
+static enum rc refuse(struct backend_state *state, const struct quantize_args *a, struct findings *device,
+                      struct err *e) {
+    struct findings found = {~0ull, 0, 0};
+    CUDA_TRY(cudaMemcpyAsync(device, &found, sizeof found, cudaMemcpyHostToDevice, state->stream));
+    TRY(find_bad_weight(state, a->w, device, e));
+    TRY(cuda_download(state, device, sizeof found, &found, e));
+    return cuda_refuse_weight(state, &a->w, found.bad, e);
+}
+
 static enum rc quantize_one(struct backend_state *state, const struct quantize_args *a, struct err *e) {
-    int64_t count = a->w.rows * a->w.cols;
-    struct findings found = {(unsigned long long)count, 0, 0}, *device;
+    struct findings found = {~0ull, 0, 0}, *device;
     void *memory;
     TRY(cuda_scratch(state, sizeof found + (size_t)a->w.cols * sizeof(float), &memory, e));
     device = (struct findings *)memory;
     CUDA_TRY(cudaMemcpyAsync(device, &found, sizeof found, cudaMemcpyHostToDevice, state->stream));
-    TRY(find_bad_weight(state, a->w, device, e));
     TRY(quantize_as(state, a, (float *)(device + 1), device, e));
     TRY(cuda_download(state, device, sizeof found, &found, e));
-    if (found.bad < (unsigned long long)count) return cuda_refuse_weight(state, &a->w, found.bad, e);
+    if (found.bad != ~0ull) return refuse(state, a, device, e);
     *a->report = {(int64_t)found.constant, (int64_t)found.rtn};
     return RC_OK;
 }

@@ -91,7 +91,7 @@ static __device__ inline double output_error(const struct member &m, const struc
             if (j + t * TEAM < a.n) sum += column[t] * error_of(a, grid, inverse, j + t * TEAM);
     }
     for (int offset = TEAM / 2; offset > 0; offset /= 2)
-        sum += __shfl_xor_sync(m.team, sum, offset, TEAM);
+        sum += __shfl_xor_sync(m.together, sum, offset, TEAM);
     return sum;
 }
 
@@ -237,7 +237,7 @@ template <typename G> static __device__ inline int64_t count_up_to(const G &g, s
     int count = 0;
     g.each([&](int, float w) { count += key_of(w, order) <= limit; });
     for (int offset = TEAM / 2; offset > 0; offset /= 2)
-        count += __shfl_xor_sync(g.team, count, offset, TEAM);
+        count += __shfl_xor_sync(g.together, count, offset, TEAM);
     return count;
 }
 
@@ -248,7 +248,7 @@ template <typename G> static __device__ inline int least_above(const G &g, struc
         least = key > limit && key < least ? key : least;
     });
     for (int offset = TEAM / 2; offset > 0; offset /= 2)
-        least = min(least, __shfl_xor_sync(g.team, least, offset, TEAM));
+        least = min(least, __shfl_xor_sync(g.together, least, offset, TEAM));
     return least;
 }
 
