@@ -215,7 +215,7 @@ static void what_does_not_fit_together_is_refused(void **state) {
     struct mat stored[] = {s.w[0], s.w[0]};
     stored[1].type = DTYPE_BF16;
     struct candidate both[] = {s.candidate[0], s.candidate[0]};
-    if (!dev.b->weights_as_stored) {
+    if (!dev.b->own_memory) {
         REFUSED(RC_UNSUPPORTED, "computes in type", a.count = 2; a.w = stored; a.candidate = both);
     }
 #undef REFUSED
