@@ -1,94 +1,11 @@
-#include "worker/pipeline/gradwalk.h"
-
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
 #include "worker/pipeline/carve.h"
 #include "worker/pipeline/divide.h"
-#include "worker/pipeline/grams.h"
-#include "worker/pipeline/kept_inputs.h"
-#include "worker/pipeline/reverse.h"
-#include "worker/pipeline/team.h"
+#include "worker/pipeline/gradrun.h"
 #include "worker/pipeline/walk.h"
-
-/* One walk, on however many devices. */
-struct grad_run {
-    const struct grad_walk *g;
-    const struct model *model;
-    int devices, first_block;        /* that has a wanted Linear */
-    int64_t width[INPUT_COUNT];      /* the widest K of a wanted Linear with this input */
-    int64_t rows[BLOCK_LINEARS_MAX]; /* the widest N of a wanted Linear at this position */
-    int64_t most_weights;            /* of a block's wanted Linears */
-    int64_t chunk, windows;          /* windows of one; that are scored, and those that fill their last chunk */
-    struct grams *h, *h_w, *outer;   /* [devices]; without widths where they are not asked for */
-    struct grad_walker *walkers;     /* [devices] */
-    double *scores;                  /* [slots of a block, windows] by whoever has the window */
-    bool keeps;                      /* what is scored, instead of another pass */
-    _Atomic int64_t steps;
-};
-
-/* One device's part of it. */
-struct grad_walker {
-    struct grad_run *run;
-    const struct grad_walk *g;
-    const struct job *job; /* on the device */
-    int member;
-    struct grams *h, *h_w, *outer;
-    struct kept_inputs kept;
-    struct replaced shown;        /* what the walk sees of a block, where it is around a quantized model */
-    int owner[BLOCK_LINEARS_MAX]; /* of the block: which device measures */
-    bool inputs[INPUT_COUNT];     /* of the block: that wanted Linears read */
-    bool fits;                    /* what would be kept */
-    int64_t reserve;              /* of the device's room, for operations' workspaces */
-    void *memory;                 /* [bytes] on the device: the next six */
-    size_t bytes;
-    char *differences;       /* of a block's wanted Linears, [candidates, N, K] each, activation type */
-    double *norms;           /* [T] Σ‖g‖² of a chunk */
-    float *roots;            /* [T] */
-    void *weighed;           /* [T, K] of the widest, activation type */
-    double *sums;            /* [slots of a block, windows] on the device */
-    double *squares;         /* [windows] that no one reads */
-    double *scores;          /* as sums, on the host */
-    struct gram_slot *slots; /* [BLOCK_LINEARS_MAX, candidates] of the block */
-};
-
-static const struct linear *linear_at(const struct grad_run *run, int block, int position, int64_t *index) {
-    const struct linear *linear = block_linear(run->model, block, position);
-    *index = linear ? linear - run->model->linears : -1;
-    return linear;
-}
-
-static bool is_wanted(const struct grad_run *run, int64_t index) {
-    return run->g->gram.wanted[index];
-}
-
-static int64_t chunk_tokens(const struct grad_run *run) {
-    return run->chunk * run->g->gram.windows->length;
-}
-
-static int64_t slot_count(const struct grad_run *run) {
-    return (int64_t)run->g->candidates * BLOCK_LINEARS_MAX;
-}
-
-static bool scores_any(const struct grad_run *run) {
-    return run->g->candidates > 0 && run->windows > 0;
-}
-
-/* Chunks go round: the reverse walk's order. Of the scored ones. */
-static int64_t own_chunks(const struct grad_walker *k) {
-    return (k->run->windows / k->run->chunk - k->member + k->run->devices - 1) / k->run->devices;
-}
-
-static bool is_own(const struct grad_walker *k, int64_t window) {
-    return window / k->run->chunk % k->run->devices == k->member;
-}
-
-/* All devices have come; then one does `last`. */
-static enum rc meet(struct grad_walker *k, enum rc (*last)(void *ctx, struct err *e), struct err *e) {
-    if (k->run->devices > 1) return team_meet(k->job->team, last, k->run, e);
-    return last ? last(k->run, e) : RC_OK;
-}
 
 /* --- what it holds --- */
 
@@ -104,9 +21,8 @@ static size_t lay_out(struct grad_walker *k, void *base) {
     const struct grad_run *run = k->run;
     struct carve c = {.base = base};
     size_t tokens = k->g->guided ? (size_t)chunk_tokens(run) : 0, value = dtype_size(k->job->backend->activation);
-    size_t gaps = (size_t)slot_count(run) * 256; /* between matrices */
-    k->differences = carve(&c, k->g->candidates * (size_t)run->most_weights * value + gaps);
-    k->sums = carve(&c, (size_t)(slot_count(run) * run->windows) * sizeof(double));
+    k->differences = carve(&c, (size_t)run->plan.bytes);
+    k->sums = carve(&c, (size_t)(grad_slots(run) * run->windows) * sizeof(double));
     k->squares = carve(&c, (size_t)run->windows * sizeof(double));
     k->norms = carve(&c, tokens * sizeof(double));
     k->roots = carve(&c, tokens * sizeof(float));
@@ -178,13 +94,12 @@ static enum rc open_kept(struct grad_walker *k, struct err *e) {
 
 static enum rc walker_open(struct grad_walker *k, struct err *e) {
     const struct grad_run *run = k->run;
-    k->slots = xcalloc((size_t)slot_count(run) + 1, sizeof *k->slots);
-    k->scores = xcalloc((size_t)(slot_count(run) * run->windows) + 1, sizeof *k->scores);
+    k->slots = xcalloc((size_t)grad_slots(run) + 1, sizeof *k->slots);
+    k->scores = xcalloc((size_t)(grad_slots(run) * run->windows) + 1, sizeof *k->scores);
     TRY(open_grams(k, e));
     k->bytes = lay_out(k, NULL);
     if (k->job->backend->alloc(k->job->device, k->bytes, &k->memory, e) != RC_OK)
-        return err_context(e, "what %zu candidate%s of one block's Linears", k->g->candidates,
-                           k->g->candidates == 1 ? " makes" : "s make");
+        return err_context(e, "what candidates change");
     lay_out(k, k->memory);
     if (k->g->around) TRY(replaced_open(k->job, run->model, &k->shown, e));
     if (k->g->around) TRY(replaced_stage(k->job, run->model, &k->shown, e));
@@ -204,23 +119,6 @@ static void walker_release(struct grad_walker *k) {
 
 /* --- the first visit: H --- */
 
-static struct gram_slot *slots_at(const struct grad_walker *k, int position) {
-    return &k->slots[(size_t)position * k->g->candidates];
-}
-
-static void place_slots(struct grad_walker *k, int block) {
-    struct carve c = {.base = k->differences};
-    enum dtype type = k->job->backend->activation;
-    const struct linear *linear;
-    int64_t index;
-    memset(k->slots, 0, (size_t)slot_count(k->run) * sizeof *k->slots);
-    for (int position = 0; (linear = linear_at(k->run, block, position, &index)); position++)
-        for (size_t i = 0; is_wanted(k->run, index) && i < k->g->candidates; i++) {
-            void *values = carve(&c, (size_t)(linear->rows * linear->cols) * dtype_size(type));
-            slots_at(k, position)[i].d = (struct mat){values, linear->rows, linear->cols, linear->cols, type};
-        }
-}
-
 static enum rc begin_block(void *ctx, int block, const struct block_weights *w, struct err *e) {
     (void)w;
     struct grad_walker *k = ctx;
@@ -233,7 +131,6 @@ static enum rc begin_block(void *ctx, int block, const struct block_weights *w, 
         if (positions[position]) k->inputs[linear->input] = true;
     }
     divide_linears(k->run->model, k->g->gram.wanted, block, k->run->devices, k->owner);
-    place_slots(k, block);
     if (k->g->guided) TRY(grams_begin(k->h_w, k->inputs, e));
     if (k->g->outer) TRY(grams_begin(k->outer, positions, e));
     return k->g->unweighed ? grams_begin(k->h, k->inputs, e) : RC_OK;
@@ -293,9 +190,10 @@ static bool gather_input(const struct grad_walker *k, const struct block_weights
         out->index[out->count] = index;
         out->w[out->count] = w->linear[position];
         if (k->outer->active[position]) out->g[out->count] = k->outer->h[position];
-        if (k->g->candidates > 0) out->slots[out->count] = slots_at(k, position);
-        out->mine[out->count++] = k->owner[position] == k->member;
-        any = any || k->owner[position] == k->member;
+        if (scores_any(k->run)) out->slots[out->count] = grad_slots_at(k, position);
+        bool mine = grad_in_round(k, position) && k->owner[position] == k->member;
+        out->mine[out->count++] = mine;
+        any = any || mine;
     }
     return any;
 }
@@ -307,140 +205,43 @@ static enum rc measure_linears(struct grad_walker *k, int block, const struct bl
                                 .input = (enum linear_input)input,
                                 .h = k->h->h[input],
                                 .h_w = k->h_w->h[input],
-                                .mean_abs = k->h->mean_abs[input]};
+                                .mean_abs = k->h->mean_abs[input],
+                                .candidates = {0, g->candidates}};
+        if (scores_any(k->run)) in.candidates = k->round.candidates;
         if (gather_input(k, w, &in)) TRY(g->input(g->ctx, k->job, &in, e));
     }
     return RC_OK;
 }
 
-/* --- what was made gets to all devices: others bring zeros to a sum --- */
+/* --- rounds --- */
 
-static enum rc clear_others(struct grad_walker *k, int block, struct err *e) {
-    int64_t index;
-    for (int position = 0; linear_at(k->run, block, position, &index); position++)
-        for (size_t i = 0; is_wanted(k->run, index) && i < k->g->candidates; i++) {
-            struct mat d = slots_at(k, position)[i].d;
-            if (k->owner[position] == k->member) continue;
-            TRY(k->job->backend->clear(k->job->device, d.data, (size_t)(d.rows * d.cols) * dtype_size(d.type), e));
-        }
-    return RC_OK;
+/* Or none is left. */
+static enum rc measure_next(struct grad_walker *k, int block, const struct block_weights *w, struct err *e) {
+    bool shares = scores_any(k->run) && k->run->devices > 1;
+    if (!rounds_next(&k->run->plan, block, &k->round)) return RC_OK;
+    grad_place_slots(k, block);
+    if (shares) TRY(grad_clear_others(k, e));
+    TRY(measure_linears(k, block, w, e));
+    return shares ? meet(k, grad_share_slots, e) : RC_OK;
 }
 
-static enum rc share_slot(struct grad_run *run, int64_t slot, struct mat *parts, struct err *e) {
-    const struct job *job = run->g->gram.job;
-    bool any = false;
-    for (int i = 0; i < run->devices; i++)
-        any = any || run->walkers[i].slots[slot].filled;
-    if (!any) return RC_OK;
-    for (int i = 0; i < run->devices; i++) {
-        run->walkers[i].slots[slot].filled = true;
-        parts[i] = run->walkers[i].slots[slot].d;
-    }
-    return job->backend->combine(&(struct combine_args){.states = job->devices, .parts = parts, .count = run->devices},
-                                 e);
-}
-
-static enum rc share_slots(void *ctx, struct err *e) {
-    struct grad_run *run = ctx;
-    enum rc rc = RC_OK;
-    struct mat *parts = xcalloc((size_t)run->devices, sizeof *parts);
-    for (int64_t slot = 0; rc == RC_OK && slot < slot_count(run); slot++)
-        rc = share_slot(run, slot, parts, e);
-    free(parts);
-    return rc;
-}
-
-/* --- scores --- */
-
-/* What a chunk from this window has of every candidate. */
-static enum rc score_linear(struct grad_walker *k, int position, struct mat x, struct mat g, int64_t window,
-                            struct err *e) {
-    for (size_t i = 0; i < k->g->candidates; i++) {
-        const struct gram_slot *slot = &slots_at(k, position)[i];
-        if (!slot->filled) continue;
-        struct fisher_args a = {.x = x,
-                                .g = g,
-                                .d = slot->d,
-                                .length = k->g->gram.windows->length,
-                                .sum = k->sums + (slot - k->slots) * k->run->windows + window,
-                                .squares = k->squares};
-        TRY(k->job->backend->fisher(k->job->device, &a, e));
-    }
-    return RC_OK;
-}
-
-/* The second visit of the block. */
-static enum rc add_score(void *ctx, const struct linear_gradient *at, struct err *e) {
-    return score_linear(ctx, at->position, at->x, at->g, at->site->window, e);
-}
-
-/* Or none. */
-static enum rc score_kept(struct grad_walker *k, int block, struct err *e) {
-    int64_t index;
-    const struct linear *linear;
-    for (int position = 0; (linear = linear_at(k->run, block, position, &index)); position++)
-        for (int64_t chunk = 0; is_wanted(k->run, index) && chunk < own_chunks(k); chunk++) {
-            struct mat x = kept_input(&k->kept, chunk, linear);
-            struct mat g = kept_gradient(&k->kept, chunk, position, linear);
-            int64_t window = (chunk * k->run->devices + k->member) * k->run->chunk;
-            if (job_cancelled(k->job)) return err_set(e, RC_CANCELLED, "cancelled");
-            TRY(score_linear(k, position, x, g, window, e));
-            TRY(k->job->backend->keep_pace(k->job->device, e));
-        }
-    return RC_OK;
-}
-
-/* In the order of windows, whoever had them. */
-static double fisher_of(const struct grad_run *run, int64_t slot) {
-    struct windows scored = *run->g->gram.windows;
-    double sum = 0;
-    if (run->g->scored < scored.count) scored.count = run->g->scored;
-    for (int64_t window = 0; window < scored.count; window++)
-        sum += run->scores[slot * run->windows + window];
-    int64_t tokens = reverse_scored(&scored);
-    return tokens > 0 ? sum / 2 / (double)tokens : 0;
-}
-
-double kfac_score(const struct windows *windows, double trace) {
-    double tokens = (double)(windows->count * windows->length), scored = (double)reverse_scored(windows);
-    return scored > 0 ? trace / 2 / tokens / scored : 0;
-}
-
-/* The scores of one's own windows, to where all are. */
-static enum rc gather_scores(struct grad_walker *k, struct err *e) {
-    int64_t count = slot_count(k->run) * k->run->windows;
-    TRY(k->job->backend->download(k->job->device, k->sums, (size_t)count * sizeof *k->scores, k->scores, e));
-    for (int64_t i = 0; i < count; i++)
-        if (is_own(k, i % k->run->windows)) k->run->scores[i] = k->scores[i];
-    return RC_OK;
-}
-
-/* The others may begin the next block: what is handed out is written again when all have met at its end. */
-static enum rc hand_scores(void *ctx, int block, const struct block_weights *w, struct err *e) {
-    (void)w;
+/* What was measured has been scored. */
+static enum rc end_round(void *ctx, int block, const struct block_weights *w, struct err *e) {
     struct grad_walker *k = ctx;
-    int64_t index;
-    TRY(gather_scores(k, e));
-    TRY(meet(k, NULL, e));
-    for (int position = 0; k->member == 0 && linear_at(k->run, block, position, &index); position++)
-        for (size_t i = 0; i < k->g->candidates; i++) {
-            const struct gram_slot *slot = &slots_at(k, position)[i];
-            if (!slot->filled) continue;
-            TRY(k->g->score(k->g->gram.ctx, k->job, index, i, fisher_of(k->run, slot - k->slots), e));
-        }
-    return RC_OK;
+    TRY(grad_hand_scores(k, block, e));
+    return measure_next(k, block, w, e);
 }
 
 static enum rc end_block(void *ctx, int block, const struct block_weights *w, struct err *e) {
     struct grad_walker *k = ctx;
+    k->round = (struct round){0};
     TRY(finish_grams(k, e));
-    bool shares = scores_any(k->run) && k->run->devices > 1;
-    if (shares) TRY(clear_others(k, block, e));
-    TRY(measure_linears(k, block, w, e));
-    if (shares) TRY(meet(k, share_slots, e));
-    if (!k->run->keeps) return RC_OK;
-    TRY(score_kept(k, block, e));
-    return hand_scores(k, block, w, e);
+    TRY(measure_next(k, block, w, e));
+    for (int64_t left = k->run->keeps ? k->run->rounds[block] : 0; left > 0; left--) {
+        TRY(grad_score_kept(k, block, e));
+        TRY(end_round(k, block, w, e));
+    }
+    return RC_OK;
 }
 
 /* --- the walk --- */
@@ -465,14 +266,15 @@ static enum rc walk_back(struct grad_walker *k, struct err *e) {
                                   .begin = begin_block,
                                   .linear = add_input,
                                   .end = end_block,
-                                  .linear_again = again ? add_score : NULL,
-                                  .done = again ? hand_scores : NULL};
+                                  .linear_again = again ? grad_add_score : NULL,
+                                  .done = again ? end_round : NULL};
     struct reverse_walk walk = {.job = k->job,
                                 .model = k->run->model,
                                 .windows = g->gram.windows,
                                 .first_block = k->run->first_block,
                                 .seed = g->seed,
                                 .again = g->scored,
+                                .rounds = k->run->rounds,
                                 .part = k->member,
                                 .parts = k->run->devices,
                                 .hooks = &hooks,
@@ -511,15 +313,13 @@ static void note_linear(struct grad_run *run, const struct linear *linear, int p
 static void find_wanted(struct grad_run *run) {
     run->first_block = run->model->arch.blocks;
     for (int block = run->model->arch.blocks - 1; block >= 0; block--) {
-        int64_t index, weights = 0;
+        int64_t index;
         const struct linear *linear;
         for (int position = 0; (linear = linear_at(run, block, position, &index)); position++) {
             if (!is_wanted(run, index)) continue;
             note_linear(run, linear, position);
-            weights += linear->rows * linear->cols;
+            run->first_block = block;
         }
-        if (weights > 0) run->first_block = block;
-        if (weights > run->most_weights) run->most_weights = weights;
     }
 }
 
@@ -527,8 +327,22 @@ static struct grams *grams_of_all(const struct grad_run *run) {
     return xcalloc((size_t)run->devices, sizeof(struct grams));
 }
 
-static struct grad_run measured_run(const struct grad_walk *g) {
-    struct grad_run run = {.g = g, .model = g->gram.model, .devices = team_size(g->gram.job)};
+static int64_t clamp(int64_t value, int64_t least, int64_t most) {
+    value = value < most ? value : most;
+    return value > least ? value : least;
+}
+
+static struct rounds plan_of(const struct grad_walk *g, int64_t bytes) {
+    struct rounds plan = {.model = g->gram.model,
+                          .wanted = g->gram.wanted,
+                          .candidates = g->scored > 0 ? g->gram.candidates : 0,
+                          .value_size = dtype_size(g->gram.job->backend->activation)};
+    plan.bytes = clamp(bytes, rounds_least_bytes(&plan), rounds_most_bytes(&plan));
+    return plan;
+}
+
+static struct grad_run measured_run(const struct grad_walk *g, struct rounds plan) {
+    struct grad_run run = {.g = g, .model = g->gram.model, .devices = team_size(g->gram.job), .plan = plan};
     int64_t scored = g->scored, count = g->gram.windows->count;
     find_wanted(&run);
     run.chunk = walk_chunk(g->gram.job, g->gram.windows);
@@ -550,25 +364,45 @@ static int64_t whole_bytes(struct grad_run *run, const struct job *job) {
     return run->g->around ? bytes + (int64_t)replaced_bytes(job, run->model) : bytes;
 }
 
-bool grad_walk_fits(const struct grad_walk *g) {
-    struct grad_run run = measured_run(g);
-    bool fits = true;
+int64_t grad_walk_differences(const struct grad_walk *g, int64_t most) {
+    struct rounds plan = plan_of(g, most), none = plan;
+    none.bytes = 0;
+    struct grad_run run = measured_run(g, none);
+    int64_t bytes = plan.bytes;
     for (int i = run.devices - 1; i >= 0; i--) {
         struct job job = team_job(g->gram.job, i);
-        fits = fits && (!job.backend->own_memory || whole_bytes(&run, &job) <= job.backend->room(job.device));
+        if (!job.backend->own_memory) continue;
+        int64_t room = job.backend->room(job.device) - whole_bytes(&run, &job);
+        bytes = clamp(bytes, 0, room);
     }
-    return fits;
+    return plan_of(g, bytes).bytes;
+}
+
+int64_t grad_walk_rounds(const struct grad_walk *g, int64_t differences) {
+    struct rounds plan = plan_of(g, differences);
+    int64_t most = 0;
+    for (int block = 0; block < g->gram.model->arch.blocks; block++)
+        most = clamp(most, rounds_count(&plan, block), INT64_MAX);
+    return most;
+}
+
+static void count_rounds(struct grad_run *run) {
+    run->rounds = xcalloc((size_t)run->model->arch.blocks, sizeof *run->rounds);
+    for (int block = 0; block < run->model->arch.blocks; block++)
+        run->rounds[block] = rounds_count(&run->plan, block);
 }
 
 enum rc grad_walk_run(const struct grad_walk *g, struct err *e) {
-    struct grad_run run = measured_run(g);
-    if (run.most_weights == 0) return RC_OK;
+    struct grad_run run = measured_run(g, plan_of(g, g->differences > 0 ? g->differences : INT64_MAX));
+    if (run.first_block == run.model->arch.blocks) return RC_OK;
+    count_rounds(&run);
     run.h = grams_of_all(&run);
     run.h_w = grams_of_all(&run);
     run.outer = grams_of_all(&run);
     run.walkers = xcalloc((size_t)run.devices, sizeof *run.walkers);
-    run.scores = xcalloc((size_t)(slot_count(&run) * run.windows) + 1, sizeof *run.scores);
+    run.scores = xcalloc((size_t)(grad_slots(&run) * run.windows) + 1, sizeof *run.scores);
     enum rc rc = team_run(g->gram.job, run_member, &run, e);
+    free(run.rounds);
     free(run.h);
     free(run.h_w);
     free(run.outer);

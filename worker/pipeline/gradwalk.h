@@ -7,7 +7,8 @@
  * can weigh tokens by what their outputs matter, H_w = Σ_t ‖g_t‖²·x_t·x_tᵀ (algorithms §12). H is in all bits that of
  * the gram walk. What the callback made of a block's weights is scored over the first few windows: with their inputs
  * and gradients as they were kept, where the device has memory of its own and room in it, else by going through the
- * block once more.
+ * block once more. Where what all candidates change of a block has no room, it is asked for in rounds (rounds.h), to
+ * the same bits.
  *
  * All this can be taken around a quantized model instead, which a store holds: inputs, labels and gradients are then
  * its, while the weights that the callback gets, and so D, remain the reference's.
@@ -24,12 +25,12 @@
 struct grad_walk {
     /* As there; its callback gets inputs in the order of the way back: blocks from the last one, in a block as ever. */
     struct gram_walk gram;
-    bool unweighed;    /* H, else it has no data; */
-    bool guided;       /* H_w; */
-    bool outer;        /* G */
-    size_t candidates; /* how many weights of each wanted Linear are scored */
-    int64_t scored;    /* windows: the first so many */
-    uint64_t seed;     /* of the labels */
+    bool unweighed;      /* H, else it has no data; */
+    bool guided;         /* H_w; */
+    bool outer;          /* G */
+    int64_t scored;      /* the first so many windows score every candidate; 0: none does */
+    int64_t differences; /* bytes of a device for what a round changes of its Linears; 0: what all candidates do */
+    uint64_t seed;       /* of the labels */
     /* In place of the windows' own, where several walks share a phase; as in struct walk. */
     int64_t tokens_before, tokens_total;
     const struct packed_store *around; /* without scales in norms, and lm_head; NULL: the reference */
@@ -40,11 +41,13 @@ struct grad_walk {
 
 enum rc grad_walk_run(const struct grad_walk *g, struct err *e);
 
-/* Whether every device of the job has room for it, about: what it holds, what it takes of hidden states and weights at
- * least, what its callback takes, and what operations work in. Always where the memory is the host's. For walks that
- * could as well be several, each with fewer candidates, also when it fails after all. The calling thread is attached to
- * the first device then. */
-bool grad_walk_fits(const struct grad_walk *g);
+/* For `differences`: what every device of the job has room for beside what the walk holds, what it takes of hidden
+ * states and weights at least, what its callback takes, and what operations work in; about, so that a walk may fail
+ * after all. `most` at most, no more than is of use, but what one candidate of one Linear takes in any case. The
+ * calling thread is attached to the first device then. */
+int64_t grad_walk_differences(const struct grad_walk *g, int64_t most);
+/* The most rounds of a block with so much. */
+int64_t grad_walk_rounds(const struct grad_walk *g, int64_t differences);
 
 /* In nats a scored token, what tr(G·D·H·Dᵀ) of a walk over these windows says: half of it over the tokens summed, the
  * Fisher score if a token's gradient told nothing about its input. */

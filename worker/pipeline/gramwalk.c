@@ -96,7 +96,8 @@ static enum rc measure_linears(struct gram_walker *k, int block, const struct bl
         struct gram_input in = {.block = block,
                                 .input = (enum linear_input)input,
                                 .h = k->grams->h[input],
-                                .mean_abs = k->grams->mean_abs[input]};
+                                .mean_abs = k->grams->mean_abs[input],
+                                .candidates = {0, k->g->candidates}};
         if (gather_input(k, block, owner, w, &in)) TRY(k->g->input(k->g->ctx, k->job, &in, e));
     }
     return RC_OK;
@@ -125,6 +126,7 @@ static enum rc measure_head(struct gram_walker *k, struct err *e) {
                             .input = INPUT_HEAD,
                             .h = k->grams->h[INPUT_HEAD],
                             .mean_abs = k->grams->mean_abs[INPUT_HEAD],
+                            .candidates = {0, g->candidates},
                             .count = 1,
                             .index = {g->model->linear_count - 1},
                             .mine = {true}};

@@ -19,6 +19,11 @@ struct gram_slot {
     bool filled;  /* set by who wrote to it */
 };
 
+/* Some of the candidates that a walk is for: those from `first` on, up to `end`. */
+struct gram_share {
+    size_t first, end;
+};
+
 struct gram_input {
     int block; /* −1: of lm_head */
     enum linear_input input;
@@ -29,8 +34,9 @@ struct gram_input {
     int64_t index[BLOCK_LINEARS_MAX];           /* into model.linears */
     struct mat w[BLOCK_LINEARS_MAX];            /* [N, K] */
     struct mat g[BLOCK_LINEARS_MAX];            /* [N, N] of gradwalk.h: of the gradients; data NULL: not asked for */
-    struct gram_slot *slots[BLOCK_LINEARS_MAX]; /* [candidates] of gradwalk.h; else NULL */
-    bool mine[BLOCK_LINEARS_MAX];               /* wanted, and of a job that is split, for this device to measure */
+    struct gram_share candidates;               /* which are asked for: all, but for rounds of gradwalk.h */
+    struct gram_slot *slots[BLOCK_LINEARS_MAX]; /* [all candidates] of gradwalk.h; else NULL */
+    bool mine[BLOCK_LINEARS_MAX];               /* wanted, of the round, and of a job that is split, this device's */
 };
 
 struct gram_walk {
@@ -40,6 +46,7 @@ struct gram_walk {
     const char *phase;       /* of the progress */
     const bool *wanted;      /* [model.linear_count] */
     bool stats;              /* mean |x| too */
+    size_t candidates;       /* how many the callback is to measure of each Linear, if that is what it does */
     int64_t reserved;        /* bytes of the job's ram_limit that the caller holds */
     int64_t device_reserved; /* bytes of the device's own memory that the callback takes, where that is much */
     /* Its matrices are valid during the call. Inputs come in model order; of a job that is split, each device calls for

@@ -63,12 +63,11 @@ static int64_t most_of(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static void add_linear(struct input_sizes *s, const struct linear *linear) {
-    int64_t rows = linear->rows * linear->rows;
-    s->columns = most_of(s->columns, linear->cols * linear->cols);
-    s->all_rows += rows;
-    s->widest_row = most_of(s->widest_row, rows);
-    s->widest = most_of(s->widest, linear->rows * linear->cols);
+static void add_linear(struct input_sizes *s, int64_t rows, int64_t cols) {
+    s->columns = most_of(s->columns, cols * cols);
+    s->all_rows += rows * rows;
+    s->widest_row = most_of(s->widest_row, rows * rows);
+    s->widest = most_of(s->widest, rows * cols);
 }
 
 /* What is there until the input is done: codes, a Linear's weights as they were rounded, H in fp32, scaled or to
@@ -101,16 +100,10 @@ int64_t input_group_bytes(const struct model *model, int two_sided) {
         struct input_sizes *s = &inputs[linear->input];
         if (linear->block < 0) continue;
         if (s->block != linear->block) *s = (struct input_sizes){.block = linear->block};
-        add_linear(s, linear);
+        add_linear(s, linear->rows, linear->cols);
         most = most_of(most, sizes_bytes(s, two_sided));
     }
     return most;
-}
-
-int input_group_together(const struct job *job, const struct model *model, int64_t weights) {
-    int64_t spare = job->backend->room(job->device) - input_group_bytes(model, 1);
-    int64_t more = least(WEIGHTS_TOGETHER / weights - 1, spare / in_work_bytes(weights));
-    return more > 0 ? (int)least(1 + more, GROUP_TOGETHER_MAX) : 1;
 }
 
 struct candidate candidate_for(const struct candidate *c, const struct linear *linear) {
@@ -192,6 +185,17 @@ static enum rc ready(const struct group_quantize_args *a, struct quantize_args *
         TRY(ready_rows(a->group, a->index, e));
         q->rows = &a->group->rows[a->index];
     }
+    return RC_OK;
+}
+
+enum rc input_group_together(struct input_group *g, int index, const struct candidate *c, int *count, struct err *e) {
+    struct group_quantize_args a = {.group = g, .index = index, .candidate = c};
+    struct quantize_args unread;
+    int64_t weights = g->w[index].rows * g->w[index].cols;
+    TRY(ready(&a, &unread, e));
+    int64_t room = g->job->backend->room(g->job->device) / in_work_bytes(weights);
+    int64_t most = least(least(WEIGHTS_TOGETHER / weights, GROUP_TOGETHER_MAX), room);
+    *count = most > 1 ? (int)most : 1;
     return RC_OK;
 }
 

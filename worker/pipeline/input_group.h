@@ -53,10 +53,12 @@ void input_group_release(struct input_group *g);
 /* Device memory that quantizing the Linears of any one input takes beside Gram matrices, about at most; of the
  * candidates `two_sided` are two-sided, of which some go in one call. */
 int64_t input_group_bytes(const struct model *model, int two_sided);
-/* How many two-sided candidates of a Linear of so many weights to quantize in one call, at least one: few Linears keep
- * a device busy alone. No more than there is room for beside what one takes. */
+
+/* How many two-sided candidates of one of its Linears to quantize in one call, at least one: few Linears keep a device
+ * busy alone. No more than there is room for when the factors are there, which all of them share with this one and
+ * which are made here. */
 enum { GROUP_TOGETHER_MAX = 32 };
-int input_group_together(const struct job *job, const struct model *model, int64_t weights);
+enum rc input_group_together(struct input_group *g, int index, const struct candidate *c, int *count, struct err *e);
 
 /* By what AWQ multiplies each column of the group's weights, and divides the input's channels. */
 struct awq_scale {

@@ -5,7 +5,7 @@
  * left. Rows are phase "drift", index = Linear · candidates + candidate. Inversions are rechecked at the end.
  *
  * Fisher scores take what every candidate changes of a block's Linears side by side on the device. Where it has no room
- * for all of that, candidates are measured in rounds, a walk each, to the same bits.
+ * for all of that, a block's candidates are measured in rounds (rounds.h).
  *
  * Around an allocation (profile_around.h) the walk is of the quantized model, and always the one with a way back: H and
  * gradients are of what that model computes, while what is quantized and compared stays the reference's. The cache has
@@ -43,9 +43,10 @@ struct profile {
     int64_t *place;           /* [table.linear_count] index into model.linears */
     _Atomic int64_t computed; /* by several devices at once */
     int64_t cached, resumed;
-    struct profile_work work; /* of the round at hand */
-    int64_t walked, rounds;   /* walks done, and with those to come */
-    double seconds;           /* of them */
+    struct profile_work work;
+    size_t order[CANDIDATES_MAX], count; /* that the walk is for */
+    int64_t walks, rounds;               /* begun; of a block at most, in the last one */
+    double seconds;                      /* of them */
     json_t *inversions;
     struct profile_around around;
 };
@@ -178,10 +179,10 @@ static enum rc profile_input(void *ctx, const struct job *job, const struct gram
 }
 
 /* Completes a row. */
-static enum rc profile_score(void *ctx, const struct job *job, int64_t linear, size_t slot, double fisher,
+static enum rc profile_score(void *ctx, const struct job *job, int64_t linear, size_t candidate, double fisher,
                              struct err *e) {
     struct profile *p = ctx;
-    size_t l = profile_place(&p->work.profiled, linear), c = p->work.round.candidates[slot];
+    size_t l = profile_place(&p->work.profiled, linear), c = p->order[candidate];
     drift_at(&p->table, l, c)->scores.fisher = fisher;
     return send_row(p, job, l, c, e);
 }
@@ -190,10 +191,9 @@ static enum rc send_measured(void *ctx, const struct job *job, size_t l, size_t 
     return send_row(ctx, job, l, c, e);
 }
 
-/* Of the round. */
 static bool any_unknown(const struct profile *p, size_t l) {
-    for (size_t i = 0; i < p->work.round.count; i++)
-        if (!drift_at(&p->table, l, p->work.round.candidates[i])->known) return true;
+    for (size_t c = 0; c < p->table.candidate_count; c++)
+        if (!drift_at(&p->table, l, c)->known) return true;
     return false;
 }
 
@@ -201,13 +201,12 @@ static bool any_candidate(const struct profile *p, bool (*is)(const struct candi
     return candidates_any(p->table.candidates, p->table.candidate_count, is);
 }
 
-/* Of a round of so many candidates, whichever they are. */
 static int64_t quantizing_bytes(const struct profile *p) {
-    size_t two_sided = 0, most = p->work.round.count;
+    size_t two_sided = 0;
     for (size_t c = 0; c < p->table.candidate_count; c++)
         two_sided += candidate_is_two_sided(&p->table.candidates[c]);
     if (!any_candidate(p, candidate_needs_gram)) return 0;
-    return input_group_bytes(p->source.model, (int)(two_sided < most ? two_sided : most));
+    return input_group_bytes(p->source.model, (int)two_sided);
 }
 
 /* What a profile's walk is, whichever way it goes. */
@@ -220,20 +219,20 @@ static struct gram_walk gram_walk(struct profile *p, bool *wanted) {
                               .phase = p->spec->around ? "measure" : "calibrate",
                               .wanted = wanted,
                               .stats = any_candidate(p, candidate_uses_awq),
+                              .candidates = p->count,
                               .device_reserved = quantizing_bytes(p),
                               .input = profile_input,
                               .ctx = p};
 }
 
 static struct grad_walk grad_walk(struct profile *p, bool *wanted) {
-    bool fisher = spec_wants(p->spec, "fisher"), kfac = profile_wants_kfac(p->spec);
+    bool kfac = profile_wants_kfac(p->spec);
     return (struct grad_walk){.gram = gram_walk(p, wanted),
                               .unweighed =
                                   kfac || spec_wants_drift(p->spec) || any_candidate(p, candidate_needs_unweighed_gram),
                               .guided = spec_wants_guided(p->spec),
                               .outer = kfac || any_candidate(p, candidate_is_two_sided),
-                              .candidates = fisher ? p->work.round.count : 0,
-                              .scored = fisher ? p->spec->fisher_windows : 0,
+                              .scored = spec_wants(p->spec, "fisher") ? p->spec->fisher_windows : 0,
                               .seed = (uint64_t)p->spec->calibration->seed,
                               .around = p->around.store,
                               .score = profile_score};
@@ -243,55 +242,22 @@ static bool walks_back(const struct profile *p) {
     return spec_wants_loss(p->spec) || spec_wants_guided(p->spec);
 }
 
-/* Of `all` candidates, shared out evenly. */
-static void begin_round(struct profile *p, struct profile_round all, int64_t round, int64_t rounds) {
-    size_t first = all.count * (size_t)round / (size_t)rounds, end = all.count * (size_t)(round + 1) / (size_t)rounds;
-    p->work.round = (struct profile_round){all.candidates + first, end - first};
-}
-
-/* The fewest, so that what the candidates of one change of a block has room. The last round is as large as any. */
-static int64_t count_rounds(struct profile *p, struct profile_round all, bool *wanted) {
-    bool fits = !walks_back(p) || !spec_wants(p->spec, "fisher");
-    int64_t rounds = all.count > 0;
-    for (; !fits && rounds < (int64_t)all.count; rounds += !fits) {
-        begin_round(p, all, rounds - 1, rounds);
-        struct grad_walk g = grad_walk(p, wanted);
-        fits = grad_walk_fits(&g);
-    }
-    return rounds;
-}
-
 /* Beside what the device says itself. */
 static enum rc what_to_do(const struct profile *p, struct err *e) {
     struct err said = *e;
-    size_t count = p->work.round.count;
+    const char *part = spec_wants(p->spec, "fisher") ? "one candidate of one Linear at a time: " : "";
     bool two_sided = any_candidate(p, candidate_is_two_sided);
-    return err_set(
-        e, RC_NO_MEMORY, "%zu candidate%s at a time: %s; profile fewer projections at a time with \"layers\"%s", count,
-        count == 1 ? "" : "s", said.message, two_sided ? ", or name candidates with \"two_sided\": false" : "");
+    return err_set(e, RC_NO_MEMORY, "%s%s; profile fewer projections at a time with \"layers\"%s", part, said.message,
+                   two_sided ? ", or name candidates with \"two_sided\": false" : "");
 }
 
-static enum rc walk_round(struct profile *p, bool *wanted, struct err *e) {
+/* What is unknown. Progress does not go back where it is another walk than the first. */
+static enum rc walk(struct profile *p, struct grad_walk *g, struct err *e) {
     int64_t tokens = p->windows.count * p->windows.length;
-    struct grad_walk g = grad_walk(p, wanted);
-    g.tokens_before = p->walked * tokens;
-    g.tokens_total = p->rounds * tokens;
-    enum rc rc = walks_back(p) ? grad_walk_run(&g, e) : gram_walk_run(&g.gram, e);
-    return rc == RC_NO_MEMORY && p->job->backend->own_memory ? what_to_do(p, e) : rc;
-}
-
-/* What is unknown, in `least` rounds or more. */
-static enum rc walk_rounds(struct profile *p, bool *wanted, int64_t least, struct err *e) {
-    size_t order[CANDIDATES_MAX];
-    struct profile_round all = {order, profile_order(&p->table, order)};
-    int64_t rounds = count_rounds(p, all, wanted);
-    if (rounds < least) rounds = least < (int64_t)all.count ? least : (int64_t)all.count;
-    p->rounds = p->walked + rounds;
-    for (int64_t round = 0; round < rounds; round++, p->walked++) {
-        begin_round(p, all, round, rounds);
-        TRY(walk_round(p, wanted, e));
-    }
-    return RC_OK;
+    g->tokens_before = p->walks++ * tokens;
+    g->tokens_total = p->walks * tokens;
+    p->rounds = spec_wants(p->spec, "fisher") ? grad_walk_rounds(g, g->differences) : 1;
+    return walks_back(p) ? grad_walk_run(g, e) : gram_walk_run(&g->gram, e);
 }
 
 /* What was measured and waits for its score, which the walk did not get to. */
@@ -305,8 +271,36 @@ static void forget_unscored(struct profile *p) {
     }
 }
 
-/* A device can turn out to have less room than it seemed: what is left then goes in twice as
- * many rounds. */
+static size_t count_unknown(const struct profile *p) {
+    size_t count = 0;
+    for (size_t i = 0; i < p->table.linear_count * p->table.candidate_count; i++)
+        count += !p->table.rows[i].known;
+    return count;
+}
+
+/* A device can turn out to have less room than it seemed. What is left then goes in another walk, which holds less:
+ * what is left needs fewer Gram matrices, candidates of a Linear come one at a time, and rounds are half as much. As
+ * long as a walk gets somewhere, or can hold less. */
+static enum rc walk_rounds(struct profile *p, bool *wanted, struct err *e) {
+    int64_t last = INT64_MAX;
+    size_t before = 0;
+    for (int walks = 0;; walks++) {
+        size_t left = count_unknown(p);
+        p->count = profile_order(&p->table, p->order);
+        if (p->count == 0) return RC_OK;
+        struct grad_walk g = grad_walk(p, wanted);
+        g.differences = grad_walk_differences(&g, walks == 0 ? INT64_MAX : last / 2);
+        bool went_together = walks == 1 && p->count > 1;
+        if (left == before && g.differences == last && !went_together) return what_to_do(p, e);
+        before = left;
+        last = g.differences;
+        p->work.together = walks == 0;
+        enum rc rc = walk(p, &g, e);
+        if (rc != RC_NO_MEMORY || !p->job->backend->own_memory) return rc;
+        forget_unscored(p);
+    }
+}
+
 static enum rc walk_unknown(struct profile *p, struct err *e) {
     bool *wanted = xcalloc((size_t)p->source.model->linear_count, sizeof *wanted);
     p->work = (struct profile_work){.spec = p->spec,
@@ -314,13 +308,10 @@ static enum rc walk_unknown(struct profile *p, struct err *e) {
                                     .profiled = profiled_model(p),
                                     .table = &p->table,
                                     .computed = &p->computed,
+                                    .order = p->order,
                                     .send = send_measured,
                                     .ctx = p};
-    enum rc rc = walk_rounds(p, wanted, 0, e);
-    while (rc == RC_NO_MEMORY && p->job->backend->own_memory && p->work.round.count > 1) {
-        forget_unscored(p);
-        rc = walk_rounds(p, wanted, 2 * (p->rounds - p->walked), e);
-    }
+    enum rc rc = walk_rounds(p, wanted, e);
     free(wanted);
     return rc;
 }

@@ -81,13 +81,13 @@ static enum rc measure_rtn(struct bench *b, int n, const struct candidate *c, st
     return RC_OK;
 }
 
-/* `at`: which of the round. */
+/* `at`: which of the walk. */
 static const struct candidate *candidate_at(const struct bench *b, size_t at) {
-    return &b->p->table->candidates[b->p->round.candidates[at]];
+    return &b->p->table->candidates[b->p->order[at]];
 }
 
 static struct drift_row *row_at(const struct bench *b, int n, size_t at) {
-    return drift_at(b->p->table, b->place[n], b->p->round.candidates[at]);
+    return drift_at(b->p->table, b->place[n], b->p->order[at]);
 }
 
 /* Where the difference is wanted for the score that follows; NULL: none does. */
@@ -99,19 +99,18 @@ static struct gram_slot *slot_at(const struct bench *b, int n, size_t at) {
 struct batch {
     int n; /* of the input's Linears */
     int count;
-    size_t at[GROUP_TOGETHER_MAX];            /* of the round */
+    size_t at[GROUP_TOGETHER_MAX];            /* of the walk */
     struct candidate own[GROUP_TOGETHER_MAX]; /* as this Linear has them */
     struct quantized q[GROUP_TOGETHER_MAX];
     struct group_quantize_args args[GROUP_TOGETHER_MAX];
 };
 
-static enum rc fill_row(struct bench *b, const struct batch *batch, int i, struct err *e) {
+static enum rc measure_row(struct bench *b, const struct batch *batch, int i, struct drift_row *row, struct err *e) {
     const struct profile_work *p = b->p;
     int n = batch->n;
     const struct candidate *c = candidate_at(b, batch->at[i]);
     const struct group_quantize_args *a = &batch->args[i];
     struct mat w_hat = matf(b->w_hat, batch->q[i].rows, batch->q[i].cols), none = {0};
-    struct drift_row *row = row_at(b, n, batch->at[i]);
     struct gram_slot *slot = slot_at(b, n, batch->at[i]);
     struct error_report report;
     TRY(group_dequantize(a, w_hat, e));
@@ -122,8 +121,18 @@ static enum rc fill_row(struct bench *b, const struct batch *batch, int i, struc
     if (spec_wants_drift(p->spec)) TRY(measure_rtn(b, n, c, w_hat, &row->rtn_drift, e));
     if (candidate_uses_gptq(c)) row->damp = group_gram(b->group, a->scale, c)->factor.damp;
     if (candidate_uses_awq(c)) row->awq_gain = a->scale->by_col ? a->scale->gain : -1;
-    (*p->computed)++;
     return RC_OK;
+}
+
+/* And sends it, unless it waits for a score. */
+static enum rc fill_row(struct bench *b, const struct batch *batch, int i, struct err *e) {
+    const struct profile_work *p = b->p;
+    struct drift_row row = {0};
+    TRY(measure_row(b, batch, i, &row, e));
+    *row_at(b, batch->n, batch->at[i]) = row;
+    (*p->computed)++;
+    if (b->in->slots[batch->n]) return RC_OK;
+    return p->send(p->ctx, b->group->job, b->place[batch->n], p->order[batch->at[i]], e);
 }
 
 static enum rc quantize_batch(struct bench *b, struct batch *batch, struct awq_scale *scale, struct err *e) {
@@ -147,36 +156,35 @@ static enum rc fill_batch(struct bench *b, struct batch *batch, struct awq_scale
     return rc;
 }
 
-/* But for rows that wait for a score. */
-static enum rc send_batch(const struct bench *b, const struct batch *batch, struct err *e) {
-    for (int i = 0; i < batch->count && !b->in->slots[batch->n]; i++)
-        TRY(b->p->send(b->p->ctx, b->group->job, b->place[batch->n], b->p->round.candidates[batch->at[i]], e));
-    return RC_OK;
-}
-
-/* Candidates of the round that are handed over together: one, or some that are two-sided and share a factor. */
-struct together {
-    size_t first, end;
-};
-
 static bool is_unknown(const struct bench *b, int n, size_t at) {
     return b->in->mine[n] && !row_at(b, n, at)->known;
 }
 
-static enum rc fill_linear(struct bench *b, int n, const struct together *t, struct awq_scale *scale, struct err *e) {
-    struct mat w = b->in->w[n];
-    bool many = t->end > t->first + 1;
-    int most = many ? input_group_together(b->group->job, b->p->profiled.model, w.rows * w.cols) : 1;
+static enum rc fill_batches(struct bench *b, int n, const struct gram_share *t, struct awq_scale *scale,
+                            struct err *e) {
+    int most = 1;
+    if (b->p->together && t->end > t->first + 1)
+        TRY(input_group_together(b->group, n, candidate_at(b, t->first), &most, e));
     for (size_t at = t->first; at < t->end;) {
         struct batch batch = {.n = n};
         for (; at < t->end && batch.count < most; at++)
             if (is_unknown(b, n, at)) batch.at[batch.count++] = at;
         if (batch.count == 0) break;
-        if (fill_batch(b, &batch, scale, e) != RC_OK)
-            return err_context(e, "%s", b->p->table->linears[b->place[n]]->name);
-        TRY(send_batch(b, &batch, e));
+        TRY(fill_batch(b, &batch, scale, e));
     }
     return RC_OK;
+}
+
+static bool any_unknown_at(const struct bench *b, int n, const struct gram_share *t) {
+    for (size_t at = t->first; at < t->end; at++)
+        if (is_unknown(b, n, at)) return true;
+    return false;
+}
+
+static enum rc fill_linear(struct bench *b, int n, const struct gram_share *t, struct awq_scale *scale, struct err *e) {
+    if (!any_unknown_at(b, n, t)) return RC_OK;
+    enum rc rc = fill_batches(b, n, t, scale, e);
+    return rc == RC_OK ? RC_OK : err_context(e, "%s", b->p->table->linears[b->place[n]]->name);
 }
 
 /* AWQ's scale is for all the Linears of the input, as if all had this candidate. */
@@ -187,14 +195,14 @@ static enum rc find_scale(const struct bench *b, const struct candidate *c, stru
     return awq_search(b->group, all, scale, e);
 }
 
-static bool any_unknown_of(const struct bench *b, const struct together *t) {
+static bool any_unknown_of(const struct bench *b, const struct gram_share *t) {
     for (int n = 0; n < b->in->count; n++)
-        for (size_t at = t->first; at < t->end; at++)
-            if (is_unknown(b, n, at)) return true;
+        if (any_unknown_at(b, n, t)) return true;
     return false;
 }
 
-static enum rc fill_together(struct bench *b, const struct together *t, struct err *e) {
+/* One candidate, or some that are two-sided and share a factor. */
+static enum rc fill_together(struct bench *b, const struct gram_share *t, struct err *e) {
     const struct candidate *first = candidate_at(b, t->first);
     struct awq_scale scale = {0};
     if (!any_unknown_of(b, t)) return RC_OK;
@@ -209,11 +217,12 @@ static bool goes_together(const struct candidate *a, const struct candidate *b) 
     return a->two_sided && b->two_sided && candidates_share_factor(a, b);
 }
 
-static enum rc fill_round(struct bench *b, struct err *e) {
-    for (struct together t = {0, 0}; t.first < b->p->round.count; t.first = t.end) {
+static enum rc fill_all(struct bench *b, struct err *e) {
+    size_t end = b->in->candidates.end;
+    for (struct gram_share t = b->in->candidates; t.first < end; t.first = t.end) {
         const struct candidate *first = candidate_at(b, t.first);
         t.end = t.first + 1;
-        while (t.end < b->p->round.count && goes_together(first, candidate_at(b, t.end)))
+        while (t.end < end && goes_together(first, candidate_at(b, t.end)))
             t.end++;
         TRY(fill_together(b, &t, e));
     }
@@ -232,7 +241,7 @@ enum rc profile_measure(const struct profile_work *work, const struct job *job, 
         if (in->w[n].rows > most) most = in->w[n].rows;
     }
     enum rc rc = device_floats(job, most * in->w[0].cols, &b.w_hat, e);
-    if (rc == RC_OK) rc = fill_round(&b, e);
+    if (rc == RC_OK) rc = fill_all(&b, e);
     if (b.w_hat) job->backend->free(job->device, b.w_hat);
     input_group_release(&group);
     return rc;

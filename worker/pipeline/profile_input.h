@@ -1,5 +1,5 @@
-/* What a profile does with the Linears of one input when a walk hands them over: each candidate of the round at hand is
- * made of each Linear and measured, and its row filled. Called on whatever thread a walk calls back. */
+/* What a profile does with the Linears of one input when a walk hands them over: each candidate that is asked
+ * for is made of each Linear and measured, and its row filled. Called on whatever thread a walk calls back. */
 #ifndef HSAQ_WORKER_PIPELINE_PROFILE_INPUT_H
 #define HSAQ_WORKER_PIPELINE_PROFILE_INPUT_H
 
@@ -7,19 +7,13 @@
 #include "worker/pipeline/gramwalk.h"
 #include "worker/pipeline/profile.h"
 
-/* Candidates that one walk measures, [count] indices into the table, as profile_order has them: their slots (struct
- * gram_slot) are numbered by where they stand here. */
-struct profile_round {
-    const size_t *candidates;
-    size_t count;
-};
-
 struct profile_work {
     const struct spec_profile *spec;
     const struct windows *windows;
     struct profiled_model profiled;
     struct drift_table *table; /* several devices write, each to rows of its own */
-    struct profile_round round;
+    const size_t *order;       /* the walk's candidates, indices into the table: by profile_order */
+    bool together;             /* two-sided candidates of a Linear in one call, as many as have room */
     _Atomic int64_t *computed; /* rows: added to */
     /* Of a row that waits for no score. */
     enum rc (*send)(void *ctx, const struct job *job, size_t linear, size_t candidate, struct err *e);

@@ -130,15 +130,20 @@ static int64_t own_chunks(const struct reverse *k, int64_t windows) {
 }
 
 static int64_t windows_again(const struct reverse *k) {
-    if (!k->r->hooks->linear_again) return 0;
     return k->r->again < k->w->count ? k->r->again : k->w->count;
+}
+
+static int64_t rounds_again(const struct reverse *k, int block) {
+    if (!k->r->hooks->linear_again) return 0;
+    return k->r->rounds ? k->r->rounds[block] : 1;
 }
 
 /* Of all the walks, whose progress is one. */
 static int64_t count_steps(const struct reverse *k) {
-    int64_t chunks = all_chunks(k, k->w->count), again = all_chunks(k, windows_again(k));
-    int64_t back = (chunks + again) * BACKWARD_STEPS;
-    return blocks_of(k) * chunks * FORWARD_STEPS + (blocks_of(k) - k->r->first_block) * back;
+    int64_t chunks = all_chunks(k, k->w->count), again = all_chunks(k, windows_again(k)), visits = 0;
+    for (int block = k->r->first_block; block < blocks_of(k); block++)
+        visits += chunks + rounds_again(k, block) * again;
+    return blocks_of(k) * chunks * FORWARD_STEPS + visits * BACKWARD_STEPS;
 }
 
 static enum rc open_all(struct reverse *k, struct err *e) {
@@ -373,18 +378,25 @@ static enum rc chunk_back(struct reverse *k, int block, int64_t chunk, linear_ho
     return end_step(k, BACKWARD_STEPS, e);
 }
 
+static enum rc visit_again(struct reverse *k, int block, bool last, struct err *e) {
+    const struct reverse_hooks *hooks = k->r->hooks;
+    for (int64_t chunk = 0; chunk < own_chunks(k, windows_again(k)); chunk++)
+        TRY(chunk_back(k, block, chunk, hooks->linear_again, last, e));
+    return hooks->done ? hooks->done(hooks->ctx, block, &block_feed_at(&k->feed, block)->weights, e) : RC_OK;
+}
+
 static enum rc block_back(struct reverse *k, int block, struct err *e) {
     const struct reverse_hooks *hooks = k->r->hooks;
     const struct block_weights *w = &block_feed_at(&k->feed, block)->weights;
-    int64_t again = own_chunks(k, windows_again(k));
+    int64_t again = rounds_again(k, block) > 0 ? own_chunks(k, windows_again(k)) : 0;
     TRY(ready_block(k, block, block > k->r->first_block ? block - 1 : -1, e));
     if (hooks->begin) TRY(hooks->begin(hooks->ctx, block, w, e));
     for (int64_t chunk = 0; chunk < k->chunks; chunk++)
         TRY(chunk_back(k, block, chunk, hooks->linear, chunk >= again, e));
     if (hooks->end) TRY(hooks->end(hooks->ctx, block, w, e));
-    for (int64_t chunk = 0; chunk < again; chunk++)
-        TRY(chunk_back(k, block, chunk, hooks->linear_again, true, e));
-    return hooks->done ? hooks->done(hooks->ctx, block, w, e) : RC_OK;
+    for (int64_t left = rounds_again(k, block); left > 0; left--)
+        TRY(visit_again(k, block, left == 1, e));
+    return RC_OK;
 }
 
 static enum rc walk_all(struct reverse *k, struct err *e) {

@@ -7,7 +7,7 @@
  * forward and once backward, and the memory on the device does not grow with the number of windows.
  *
  *   for each block, the last one first: load → begin → for each chunk: forward, backward → linear at each Linear →
- * end → for the chunks of the first `again` windows: forward, backward → linear_again; then done
+ * end → as often as asked for: for the chunks of the first `again` windows: forward, backward → linear_again; then done
  *
  * A label depends on the seed, the window's number and the position alone, and chunks are those of the walk: neither
  * labels nor gradients depend on how many windows are in the job. Walks of one job on several devices go on side by
@@ -48,7 +48,7 @@ struct reverse_hooks {
     enum rc (*end)(void *ctx, int block, const struct block_weights *w, struct err *e);
     /* With what `end` made of all windows. */
     enum rc (*linear_again)(void *ctx, const struct linear_gradient *at, struct err *e);
-    /* All is done in the block. */
+    /* The windows went through again. */
     enum rc (*done)(void *ctx, int block, const struct block_weights *w, struct err *e);
 };
 
@@ -59,6 +59,7 @@ struct reverse_walk {
     const int32_t *labels;   /* [count, length] label of each position; NULL: drawn from the model */
     uint64_t seed;           /* of the draw */
     int64_t again;           /* how many windows linear_again sees, and those that share a chunk with them */
+    const int64_t *rounds;   /* [blocks] how often it sees them; NULL: once */
     int part, parts;         /* chunks part, part + parts, …; parts 0: all */
     int first_block;         /* the way back ends with this one */
     int64_t chunk;           /* windows of one; 0: those of the walk */
