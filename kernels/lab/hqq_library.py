@@ -8,8 +8,8 @@ weights that are on the device already, what a user calls (Quantizer.quantize, w
 optimizer inside it, for groups along each axis: axis=0 is the library's default, axis=1 what checkpoints and kernels
 take. Random normal weights; medians; the library empties the allocator's cache in each call, as it does for its users.
 
-measured (hqq 0.2.8.post1, PyTorch 2.11, H100; G weights/s): Quantizer.quantize 1.32–2.18, its optimizer 1.66–2.31,
-the most for 4 bits of a 4096 × 12800 weight. hqq_fit in kernels/cuda/grid.cuh did 44–45 in the same run.
+measured (hqq 0.2.8.post1, PyTorch 2.11, H100; G weights/s): Quantizer.quantize 1.29–2.16, its optimizer 1.54–2.30,
+the most for 4 bits of a 4096 × 12800 weight. The backend's HQQ did 124–129 in the same run.
 """
 import argparse
 import statistics

@@ -1,4 +1,4 @@
-/* How much of a device quantizing the Linears of an input takes, and how many candidates go together in what is left. */
+/* How much of a device quantizing the Linears of an input takes, and how many candidates go together in the rest. */
 #include "tests/unit/cmocka_main.h"
 
 #include "worker/pipeline/input_group.h"
