@@ -100,10 +100,10 @@ bool grad_in_round(const struct grad_walker *k, int position);
 void grad_place_slots(struct grad_walker *k, int block);
 /* What was made gets to all devices: others bring zeros to a sum. */
 enum rc grad_clear_others(struct grad_walker *k, struct err *e);
-enum rc grad_share_slots(void *run, struct err *e);
+enum rc grad_share_slots(void *ctx, struct err *e); /* a struct grad_run */
 
 /* The second visit of the block, or what was kept of the first, or none. */
-enum rc grad_add_score(void *walker, const struct linear_gradient *at, struct err *e);
+enum rc grad_add_score(void *ctx, const struct linear_gradient *at, struct err *e); /* a struct grad_walker */
 enum rc grad_score_kept(struct grad_walker *k, int block, struct err *e);
 /* The others may go on: what is handed out is written again when all have met after the next round's measuring. */
 enum rc grad_hand_scores(struct grad_walker *k, int block, struct err *e);
