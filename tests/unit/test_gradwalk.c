@@ -359,6 +359,27 @@ static void only_what_is_wanted_is_walked(void **state) {
     golden_close(&g);
 }
 
+/* One that has nothing to score is not gone through again, and what lies before it gets its gradient all the same. */
+static void a_block_that_is_not_wanted_hands_gradients_on(void **state) {
+    (void)state;
+    static struct walked all, some;
+    struct golden g;
+    golden_open(&g, "llama-sharded");
+    assert_int_equal(g.model->arch.blocks, 3);
+    struct grad_walk walk = grad_walk(&g, &all, SCORED);
+    golden_must(&g, grad_walk_run(&walk, &g.err));
+    walk = grad_walk(&g, &some, SCORED);
+    for (int64_t i = 0; i < g.model->linear_count; i++)
+        wanted[i] = wanted[i] && g.model->linears[i].block != 1;
+    golden_must(&g, grad_walk_run(&walk, &g.err));
+    for (int64_t i = 0; i < g.model->linear_count; i++) {
+        if (!wanted[i]) continue;
+        assert_int_equal(some.linears[i].scores, CANDIDATES);
+        assert_memory_equal(some.linears[i].fisher, all.linears[i].fisher, sizeof all.linears[i].fisher);
+    }
+    golden_close(&g);
+}
+
 /* --- against what the model loses --- */
 
 struct replacement {
@@ -513,6 +534,7 @@ int main(void) {
         cmocka_unit_test(score_does_not_depend_on_chunks),
         cmocka_unit_test(kept_inputs_and_rounds_score_the_same),
         cmocka_unit_test(only_what_is_wanted_is_walked),
+        cmocka_unit_test(a_block_that_is_not_wanted_hands_gradients_on),
         cmocka_unit_test(gradients_tell_what_the_model_loses),
         cmocka_unit_test(weighed_gram_makes_gptq_lose_less),
     };

@@ -21,7 +21,7 @@ void grad_place_slots(struct grad_walker *k, int block) {
     for (int position = k->round.first; position < k->round.end; position++) {
         const struct linear *linear = linear_at(k->run, block, position, &index);
         for (size_t i = k->round.candidates.first; is_wanted(k->run, index) && i < k->round.candidates.end; i++) {
-            void *values = carve(&c, (size_t)rounds_matrix_bytes(&k->run->plan, linear));
+            void *values = carve(&c, (size_t)(linear->rows * linear->cols) * dtype_size(type));
             grad_slots_at(k, position)[i].d = (struct mat){values, linear->rows, linear->cols, linear->cols, type};
         }
     }

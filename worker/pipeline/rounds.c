@@ -1,6 +1,7 @@
 #include "worker/pipeline/rounds.h"
 
 #include "worker/pipeline/block.h"
+#include "worker/pipeline/carve.h"
 
 /* The first of those from `position` on; NULL: there is none. */
 static const struct linear *next_wanted(const struct rounds *s, int block, int *position) {
@@ -10,12 +11,15 @@ static const struct linear *next_wanted(const struct rounds *s, int block, int *
     return NULL;
 }
 
-int64_t rounds_matrix_bytes(const struct rounds *s, const struct linear *linear) {
-    return (linear->rows * linear->cols * (int64_t)s->value_size + 255) / 256 * 256; /* as carve.h places them */
+/* What one candidate changes of a Linear: a matrix as big as its weights. */
+static int64_t matrix_bytes(const struct rounds *s, const struct linear *linear) {
+    struct carve c = {0};
+    carve(&c, (size_t)(linear->rows * linear->cols) * s->value_size);
+    return (int64_t)c.used;
 }
 
 static int64_t all_bytes(const struct rounds *s, const struct linear *linear) {
-    return rounds_matrix_bytes(s, linear) * (int64_t)s->candidates;
+    return matrix_bytes(s, linear) * (int64_t)s->candidates;
 }
 
 static size_t part_of(size_t count, size_t parts) {
@@ -24,7 +28,7 @@ static size_t part_of(size_t count, size_t parts) {
 
 /* From candidate `from` on. */
 static void take_share(const struct rounds *s, const struct linear *linear, size_t from, struct round *r) {
-    int64_t room = s->bytes / rounds_matrix_bytes(s, linear);
+    int64_t room = s->bytes / matrix_bytes(s, linear);
     size_t most = room > 1 ? (size_t)room : 1, left = s->candidates - from;
     r->candidates = (struct gram_share){from, from + part_of(left, part_of(left, most))};
 }
@@ -78,7 +82,7 @@ int64_t rounds_least_bytes(const struct rounds *s) {
     for (int64_t i = 0; i < s->model->linear_count; i++) {
         const struct linear *linear = &s->model->linears[i];
         bool counts = s->wanted[i] && linear->block >= 0;
-        if (counts && rounds_matrix_bytes(s, linear) > most) most = rounds_matrix_bytes(s, linear);
+        if (counts && matrix_bytes(s, linear) > most) most = matrix_bytes(s, linear);
     }
     return s->candidates > 0 ? most : 0;
 }

@@ -17,16 +17,13 @@ struct rounds {
     const bool *wanted; /* [model.linear_count] */
     size_t candidates;  /* of each wanted Linear; 0: one round of nothing */
     size_t value_size;  /* bytes */
-    int64_t bytes;      /* what a round takes at most; one candidate of one Linear it takes in any case */
+    int64_t bytes;      /* what a round takes at most, carved; one candidate of one Linear it takes in any case */
 };
 
 struct round {
     int first, end;               /* positions in the block, of which those wanted count */
     struct gram_share candidates; /* of each */
 };
-
-/* What one candidate changes of a Linear: a matrix as big as its weights. */
-int64_t rounds_matrix_bytes(const struct rounds *s, const struct linear *linear);
 
 /* The block's round after `r`, after {0} its first. False: that was the last one. */
 bool rounds_next(const struct rounds *s, int block, struct round *r);
