@@ -44,6 +44,7 @@ static int close_device(void **state) {
 static int run_group(const char *name, const struct CMUnitTest *tests, size_t count) {
     struct CMUnitTest *all = calloc(count, sizeof *all);
     if (all == NULL) return 1;
+    cmocka_set_test_filter(getenv("ONLY"));
     for (size_t i = 0; i < count; i++) {
         all[i] = tests[i];
         all[i].setup_func = open_device;
