@@ -131,6 +131,7 @@ static enum rc open_artifacts(struct app *app, struct err *e) {
     roots[c->n_models] = arena_strdup(&c->arena, resolved);
     app->artifacts = roots[c->n_models];
     app->models = (struct models){roots, c->n_models + 1};
+    if (!c->n_models) log_warn("no --models were given: what lies in %s is all that is found", app->artifacts);
     return RC_OK;
 }
 

@@ -106,8 +106,7 @@ static enum rc find(const struct models *m, const char *name, struct place *p, s
         if (find_in_root(m->roots[i], name, p)) return RC_OK;
     for (size_t i = 0; i < m->count; i++)
         strbuf_printf(&roots, "%s%s", i ? ", " : "", m->roots[i]);
-    err_set(e, RC_NOT_FOUND, "there is no model \"%s\" (a folder with a config.json) beneath %s", name,
-            m->count ? roots.data : "any root, as hsaqd was started without --models");
+    err_set(e, RC_NOT_FOUND, "there is no model \"%s\" (a folder with a config.json) beneath %s", name, roots.data);
     strbuf_release(&roots);
     return RC_NOT_FOUND;
 }
