@@ -112,22 +112,12 @@ static enum rc find(const struct models *m, const char *name, struct place *p, s
 }
 
 enum rc model_find(const struct models *m, const char *name, char **path, struct err *e) {
-    struct place p;
+    struct place p = {.root = -1};
 
     TRY(find(m, name, &p, e));
     *path = xasprintf("%s/%s", p.root_path, p.below);
     place_release(&p);
     return RC_OK;
-}
-
-enum rc model_open_file(const struct models *m, const char *name, const char *file, int *fd, struct err *e) {
-    struct place p;
-
-    TRY(find(m, name, &p, e));
-    *fd = open_file(p.root, p.below, file);
-    enum rc rc = *fd >= 0 ? RC_OK : err_errno(e, "cannot open %s of model \"%s\"", file, name);
-    place_release(&p);
-    return rc;
 }
 
 /* ---- listing ---- */
