@@ -232,7 +232,7 @@ enum rc request_decode_query(struct request *r, void *object, struct err *e) {
     json_decref(query);
     for (size_t i = before; i < problems->count && i < PROBLEMS_MAX; i++)
         problems->items[i].pointer[0] = '?';
-    return rc == RC_OK ? first_problem(problems, e) : rc;
+    return problems->count > 0 ? first_problem(problems, e) : rc;
 }
 
 /* Of a route that takes none. */

@@ -26,6 +26,7 @@ def test_unknown_paths_and_methods(service):
     assert_problem(misspelt, 422, "?modle")
     assert misspelt.json["detail"] == "?modle: unknown parameter; this path takes: model"
     assert service.ask("GET", "/v1/version?x").json["detail"].endswith("takes: none")
+    assert service.ask("GET", "/v1/jobs?limit=0").json["detail"] == "?limit: must be between 1 and 500"
 
 
 def test_unknown_parameters_are_refused_everywhere(service):
