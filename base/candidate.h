@@ -52,7 +52,7 @@ struct candidate {
     int damp;                /* of GPTQ: share of the mean of diag H that is added to it, in 1/PARTS; else 0 */
     int descend;             /* of GPTQ: sweeps of coordinate descent over its codes, 0 to DESCEND_MAX; else 0 */
     bool sequential; /* calibrated on what the model quantized so far computes; else on what the reference does */
-    bool guided;     /* tokens weighed in H by what the loss gains at the outputs (algorithms §12); never sequential */
+    bool guided;     /* tokens weighed in H by what the loss gains at the outputs (GuidedQuant); never sequential */
     bool two_sided;  /* of a guided GPTQ that does not descend: rows make up for each other's errors too */
     enum fp8_scale fp8_scale;
 };
@@ -62,7 +62,7 @@ enum { CANDIDATE_ID_SIZE = 96 };
 /* What a method is when nothing else is said of it. */
 struct candidate candidate_default(enum method method, int bits, int group);
 
-/* The recipe that does least damage for its bytes (docs/results.md): guided GPTQ, its codes gone through twice more. */
+/* The recipe that does least damage for its bytes (docs/results.md): guided two-sided GPTQ. */
 struct candidate candidate_best(int bits, int group);
 
 /* Fills `id` with the canonical id and returns it. */

@@ -37,7 +37,7 @@ static void calibration_defaults(void *object) {
 static const struct field calibration_fields[] = {
     NAME_FIELD(struct spec_calibration, dataset, true),
     INT_FIELD(struct spec_calibration, samples, 1, WINDOWS_MAX),
-    INT_FIELD(struct spec_calibration, length, 1, LENGTH_MAX),
+    INT_FIELD(struct spec_calibration, length, 2, LENGTH_MAX),
     ENUM_FIELD(struct spec_calibration, sampling, sampling_names),
     INT_FIELD(struct spec_calibration, seed, 0, SEED_MAX),
     {0},

@@ -1,5 +1,6 @@
 #include "daemon/config.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +30,7 @@ static const char help[] =
     "  --worker PATH        the hsaq-worker program (beside hsaqd, else ../libexec/hsaq-worker)\n"
     "  --worker-idle SEC    a worker without work leaves after this many seconds (60)\n"
     "  --max-body SIZE      largest JSON body accepted (1MiB)\n"
-    "  --config FILE        JSON object with the same keys without dashes: {\"listen\": …, \"models\": [\"DIR\"], …}\n"
+    "  --config FILE        the same options as a JSON object: {\"models\": [\"DIR\"], \"vram-limit\": \"12GiB\", …}\n"
     "  --log-level LEVEL    error, warn, info, debug (info)\n"
     "  --describe           print the routes as JSON and leave\n"
     "  --version, --help    print and leave\n";
@@ -46,7 +47,8 @@ static enum rc apply_listen(struct config *c, const char *value, struct err *e) 
     const char *colon = strrchr(value, ':');
     char *end, *host;
 
-    if (!colon || colon == value) return err_set(e, RC_INVALID, "\"%s\" is not HOST:PORT", value);
+    if (!colon || colon == value)
+        return err_set(e, RC_INVALID, "\"%s\" is not HOST:PORT, such as 127.0.0.1:8080", value);
     long port = strtol(colon + 1, &end, 10);
     if (!colon[1] || *end || port < 0 || port > 65535) return err_set(e, RC_INVALID, "\"%s\" is no port", colon + 1);
     host = arena_strdup(&c->arena, value);
@@ -75,11 +77,23 @@ static enum rc apply_artifacts(struct config *c, const char *value, struct err *
     return RC_OK;
 }
 
+/* What people give by mistake: a file, or a model in place of the folder around it. */
+static enum rc check_models_root(const char *path, struct err *e) {
+    int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (root < 0) return err_errno(e, "cannot use %s as a folder of models", path);
+    bool is_model = faccessat(root, "config.json", F_OK, 0) == 0;
+    close(root);
+    if (!is_model) return RC_OK;
+    return err_set(e, RC_INVALID, "%s is a model itself, with a config.json: give the folder that it lies in", path);
+}
+
 static enum rc apply_models(struct config *c, const char *value, struct err *e) {
     char resolved[PATH_MAX];
     char **roots;
 
     if (!realpath(value, resolved)) return err_errno(e, "cannot use %s as a folder of models", value);
+    TRY(check_models_root(resolved, e));
     roots = arena_alloc(&c->arena, (c->n_models + 1) * sizeof *roots);
     if (c->n_models) memcpy(roots, c->models, c->n_models * sizeof *roots);
     roots[c->n_models++] = arena_strdup(&c->arena, resolved);

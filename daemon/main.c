@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -122,7 +123,7 @@ static enum rc open_artifacts(struct app *app, struct err *e) {
     char resolved[PATH_MAX];
     enum rc rc = RC_OK;
 
-    if ((mkdir(path, 0777) != 0 && errno != EEXIST) || !realpath(path, resolved))
+    if ((mkdir(path, 0777) != 0 && errno != EEXIST) || !realpath(path, resolved) || access(resolved, W_OK | X_OK) != 0)
         rc = err_errno(e, "cannot use %s as the folder of artifacts", path);
     free(path);
     TRY(rc);
@@ -131,6 +132,7 @@ static enum rc open_artifacts(struct app *app, struct err *e) {
     roots[c->n_models] = arena_strdup(&c->arena, resolved);
     app->artifacts = roots[c->n_models];
     app->models = (struct models){roots, c->n_models + 1};
+    if (!c->n_models) log_warn("no --models were given: what lies in %s is all that is found", app->artifacts);
     return RC_OK;
 }
 

@@ -106,29 +106,18 @@ static enum rc find(const struct models *m, const char *name, struct place *p, s
         if (find_in_root(m->roots[i], name, p)) return RC_OK;
     for (size_t i = 0; i < m->count; i++)
         strbuf_printf(&roots, "%s%s", i ? ", " : "", m->roots[i]);
-    err_set(e, RC_NOT_FOUND, "there is no model \"%s\" (a folder with a config.json) beneath %s", name,
-            m->count ? roots.data : "any root, as hsaqd was started without --models");
+    err_set(e, RC_NOT_FOUND, "there is no model \"%s\" (a folder with a config.json) beneath %s", name, roots.data);
     strbuf_release(&roots);
     return RC_NOT_FOUND;
 }
 
 enum rc model_find(const struct models *m, const char *name, char **path, struct err *e) {
-    struct place p;
+    struct place p = {.root = -1};
 
     TRY(find(m, name, &p, e));
     *path = xasprintf("%s/%s", p.root_path, p.below);
     place_release(&p);
     return RC_OK;
-}
-
-enum rc model_open_file(const struct models *m, const char *name, const char *file, int *fd, struct err *e) {
-    struct place p;
-
-    TRY(find(m, name, &p, e));
-    *fd = open_file(p.root, p.below, file);
-    enum rc rc = *fd >= 0 ? RC_OK : err_errno(e, "cannot open %s of model \"%s\"", file, name);
-    place_release(&p);
-    return rc;
 }
 
 /* ---- listing ---- */

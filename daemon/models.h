@@ -20,10 +20,6 @@ bool model_name_valid(const char *name);
 /* The model's absolute path; the caller frees it. RC_NOT_FOUND names the model and the roots. */
 enum rc model_find(const struct models *m, const char *name, char **path, struct err *e);
 
-/* A file of the model, by its name within the folder, read-only. A symlink may lead elsewhere beneath the root (the
- * blobs of a Hugging Face cache), never out of it. */
-enum rc model_open_file(const struct models *m, const char *name, const char *file, int *fd, struct err *e);
-
 /* What tells that files of the model were replaced: a digest of the names, sizes, mtimes and inodes in its folder. */
 enum { MODEL_STAMP_SIZE = 65 };
 enum rc model_stamp(const char *path, char stamp[MODEL_STAMP_SIZE], struct err *e);

@@ -198,7 +198,7 @@ struct adam_args {
     float *slope, *mean, *square, *theta, *scale;
 };
 
-/* Twice what the loss gains, to second order, where ŵ stands for w (algorithms §11): f[t] = (g_t · (x_t·Dᵀ))², where
+/* Twice what the loss gains, to second order, where ŵ stands for w: f[t] = (g_t · (x_t·Dᵀ))², where
  * x·Dᵀ has the activation type; per window of `length` tokens Σ f and Σ f², in fp64. */
 struct fisher_args {
     struct mat x;          /* [T, K] the Linear's input */
@@ -208,8 +208,8 @@ struct fisher_args {
     double *sum, *squares; /* [T / length] device memory */
 };
 
-/* norms[t] = Σ_n g[t][n]², in fp64: how much a token's output matters to the loss (algorithms §12). Inputs that several
- * Linears share sum theirs. √norms is what `scale` takes by row to weigh a Gram matrix. */
+/* norms[t] = Σ_n g[t][n]², in fp64: how much a token's output matters to the loss (GuidedQuant, Kim et al. 2025).
+ * Inputs that several Linears share sum theirs. √norms is what `scale` takes by row to weigh a Gram matrix. */
 struct row_norms_args {
     struct mat g;  /* [T, N] */
     bool add;      /* norms += … */
@@ -253,9 +253,9 @@ struct column_share_args {
     double *share; /* [K] host memory */
 };
 
-/* What GPTQ needs of H (algorithms §4), for every candidate and Linear with this input, group (where the order depends
- * on it) and damping: with H′ = H + damp·mean(diag H)·I and its rows and columns in the order in which columns are
- * rounded, H′⁻¹ = UᵀU. A dead column (H_kk = 0) gets H′_kk = 1, which the mean does not see: so H's unit changes no
+/* What GPTQ (Frantar et al. 2022) needs of H, for every candidate and Linear with this input, group (where the order
+ * depends on it) and damping: with H′ = H + damp·mean(diag H)·I and its rows and columns in the order in which columns
+ * are rounded, H′⁻¹ = UᵀU. A dead column (H_kk = 0) gets H′_kk = 1, which the mean does not see: so H's unit changes no
  * code. Where H′ is not positive definite in fp64, damp is doubled until it is, up to 1; then RC_INVALID, as for an H
  * that is not finite. */
 struct factor {
@@ -293,7 +293,7 @@ struct quantize_report {
     int64_t rtn_groups;      /* HQQ: groups where RTN's parameters had the smaller weight error and were kept */
 };
 
-/* algorithms: RTN §2, HQQ §3, GPTQ §4, clipping §7; METHOD_AWQ is RTN here: its scales are in w and h already.
+/* RTN, HQQ (Badri & Shaji 2023) or GPTQ; METHOD_AWQ (Lin et al. 2023) is RTN here: its scales are in w and h already.
  * A candidate that descends has GPTQ's codes gone through again so many times, in the order in which it rounded them:
  * each moves to where tr((w − ŵ)·H′·(w − ŵ)ᵀ), H′ damped as the factor is, is least as the others are; scales and zeros
  * stay (cyclic coordinate descent: QuantEase, Behdin et al. 2023; CDQuant, Nair & Suggala 2024).
@@ -319,7 +319,7 @@ struct dequantize_args {
     struct mat out;      /* [N, K] */
 };
 
-/* Output error and reconstruction error of ŵ against w (algorithms §1, §8). tr(D H Dᵀ) = Σ (DᵀD)·H element by
+/* Output error and reconstruction error of ŵ against w. tr(D H Dᵀ) = Σ (DᵀD)·H element by
  * element, in fp64. h.data NULL: output error is not computed and drift fields
  * are 0. The denominator is the same for every candidate of a Linear: hand it back in to save its cost. */
 struct error_args {
@@ -357,8 +357,8 @@ struct perturb_args {
 };
 
 /* What the loss gains where ŵ stands for w, as far as tokens' gradients and inputs have nothing to do with each other
- * (algorithms §11): with D = w − ŵ, kfac = tr(G·D·H·Dᵀ) = Σ (G·D)∘(D·H), and diag the same with G's diagonal alone.
- * Products as those of error, sums in fp64. */
+ * (K-FAC, Martens & Grosse 2015): with D = w − ŵ, kfac = tr(G·D·H·Dᵀ) = Σ (G·D)∘(D·H), and diag the same with G's
+ * diagonal alone. Products as those of error, sums in fp64. */
 struct kfac_args {
     struct mat w, w_hat; /* [N, K]; w_hat fp32 */
     struct mat h, g; /* [K, K], [N, N] of the backend's gram type, finished: Σ xᵀx of its input, Σ gᵀg at its output */

@@ -209,7 +209,8 @@ static enum rc with_worker(const struct arguments *a,
 
 static enum rc dispatch(int argc, char **argv, struct err *e) {
     struct arguments a;
-    const char *command = argc > 1 ? argv[1] : "";
+    if (argc < 2) return err_set(e, RC_INVALID, "a command is needed; see hsaq-worker --help");
+    const char *command = argv[1];
     if (!strcmp(command, "inspect")) return oneshot(ONESHOT_INSPECT, stdin, stdout, e);
     if (!strcmp(command, "tokenize")) return oneshot(ONESHOT_TOKENIZE, stdin, stdout, e);
     insist_on_sleeping_waits(argv);
@@ -231,12 +232,19 @@ static enum rc dispatch(int argc, char **argv, struct err *e) {
                    command);
 }
 
+/* Also behind a command. */
+static bool asks_for_help(int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--help")) return true;
+    return false;
+}
+
 int main(int argc, char **argv) {
     log_set_program("hsaq-worker");
     if (argc == 2 && !strcmp(argv[1], "--version")) return puts("hsaq-worker " HSAQ_VERSION) < 0;
-    if (argc == 2 && !strcmp(argv[1], "--help")) return fputs(usage, stdout) < 0;
+    if (asks_for_help(argc, argv)) return fputs(usage, stdout) < 0;
     struct err e = {0};
     enum rc rc = dispatch(argc, argv, &e);
-    if (rc != RC_OK) log_error("%s", e.message);
+    if (rc != RC_OK) log_error("%s%s%s", e.pointer, *e.pointer ? ": " : "", e.message);
     return rc == RC_OK ? EXIT_SUCCESS : EXIT_FAILURE;
 }

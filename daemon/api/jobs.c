@@ -229,7 +229,8 @@ static const struct field patch_fields[] = {
     {.name = "device", .type = FIELD_STRING, .offset = offsetof(struct patch, device), .min = 1, .max = 32},
     {0},
 };
-static const struct schema patch_schema = {.name = "job_patch", .fields = patch_fields, .size = sizeof(struct patch)};
+static const struct schema patch_schema = {
+    .name = "a change of a job", .fields = patch_fields, .size = sizeof(struct patch)};
 
 static enum rc check_device(struct request *r, const char *device, struct err *e) {
     const struct job_kind *kind;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "base/strbuf.h"
 
 static const struct {
     int status;
@@ -50,6 +51,16 @@ static json_t *error_item(const char *pointer, const char *detail) {
     return json_pack("{s:o, s:o}", "pointer", text_json(pointer), "detail", text_json(detail));
 }
 
+/* In one line for who reads no further: where, what, and that it was not all. */
+static json_t *detail_json(const struct err *e, size_t faults) {
+    struct strbuf line = STRBUF_INIT;
+    strbuf_printf(&line, "%s%s%s", e->pointer, e->pointer[0] != '\0' ? ": " : "", e->message);
+    if (faults > 1) strbuf_printf(&line, " (and %zu more; see errors)", faults - 1);
+    json_t *detail = text_json(line.data);
+    strbuf_release(&line);
+    return detail;
+}
+
 json_t *problem_json(int status, const struct err *e, const struct problems *problems, const char *instance) {
     json_t *errors = json_array();
     size_t count = problems == NULL ? 0 : problems->count < PROBLEMS_MAX ? problems->count : PROBLEMS_MAX;
@@ -59,9 +70,9 @@ json_t *problem_json(int status, const struct err *e, const struct problems *pro
 
     bool ours = e->rc != RC_OK && rc_http_status(e->rc) == status;
     char *type = ours ? xasprintf("urn:hsaqd:%s", rc_name(e->rc)) : xstrdup("about:blank");
-    json_t *problem =
-        json_pack("{s:s, s:s, s:i, s:o, s:o, s:o}", "type", type, "title", ours ? rc_text(e->rc) : http_reason(status),
-                  "status", status, "detail", text_json(e->message), "instance", text_json(instance), "errors", errors);
+    json_t *problem = json_pack(
+        "{s:s, s:s, s:i, s:o, s:o, s:o}", "type", type, "title", ours ? rc_text(e->rc) : http_reason(status), "status",
+        status, "detail", detail_json(e, json_array_size(errors)), "instance", text_json(instance), "errors", errors);
     free(type);
     return problem;
 }

@@ -182,6 +182,18 @@ static void query_problem(struct request *r, const char *name, const char *detai
     problem_here(&d, "%s", detail);
 }
 
+/* As schema_decode refuses an unknown member. */
+static void refuse_parameter(struct request *r, const char *name) {
+    const struct schema *query = r->match.route->query;
+    struct strbuf text = STRBUF_INIT;
+    strbuf_puts(&text, "unknown parameter; this path takes: ");
+    for (const struct field *f = query == NULL ? NULL : query->fields; f != NULL && f->name != NULL; f++)
+        strbuf_printf(&text, "%s%s", f == query->fields ? "" : ", ", f->name);
+    if (query == NULL) strbuf_puts(&text, "none");
+    query_problem(r, name, text.data);
+    strbuf_release(&text);
+}
+
 static enum rc add_query_pair(struct request *r, const char *pair, size_t len, json_t *object, struct err *e) {
     const char *equals = memchr(pair, '=', len), *name, *value = "";
     size_t name_len = equals == NULL ? len : (size_t)(equals - pair);
@@ -189,7 +201,7 @@ static enum rc add_query_pair(struct request *r, const char *pair, size_t len, j
     if (equals != NULL) TRY(percent_decode(r, equals + 1, len - name_len - 1, true, &value, e));
     const struct field *field = r->match.route->query == NULL ? NULL : find_field(r->match.route->query, name);
     if (field == NULL)
-        query_problem(r, name, "there is no such parameter here");
+        refuse_parameter(r, name);
     else if (json_object_get(object, name) != NULL)
         query_problem(r, name, "given twice");
     else
@@ -220,7 +232,7 @@ enum rc request_decode_query(struct request *r, void *object, struct err *e) {
     json_decref(query);
     for (size_t i = before; i < problems->count && i < PROBLEMS_MAX; i++)
         problems->items[i].pointer[0] = '?';
-    return rc == RC_OK ? first_problem(problems, e) : rc;
+    return problems->count > 0 ? first_problem(problems, e) : rc;
 }
 
 /* Of a route that takes none. */

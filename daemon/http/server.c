@@ -113,8 +113,8 @@ static enum rc listen_on(struct server *s, int *out, struct err *e) {
     if (!ok) {
         int cause = errno;
         if (fd >= 0) close(fd);
-        return err_set(e, RC_CONFLICT, "cannot listen on %s port %d: %s", s->options.host, s->options.port,
-                       strerror(cause));
+        return err_set(e, RC_CONFLICT, "cannot listen on %s port %d: %s%s", s->options.host, s->options.port,
+                       strerror(cause), cause == EADDRINUSE ? "; give another with --listen" : "");
     }
     union {
         struct sockaddr any;

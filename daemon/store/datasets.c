@@ -36,7 +36,8 @@ enum rc dataset_get(struct db *db, const char *name, struct dataset *out, struct
 
     TRY(db_query(db, &stmt, e, "SELECT name, sha256, bytes, created_at FROM dataset WHERE name = ?", "t", name));
     TRY(db_step(db, stmt, &row, e));
-    if (!row) return err_set(e, RC_NOT_FOUND, "there is no dataset \"%.128s\"", name);
+    if (!row)
+        return err_set(e, RC_NOT_FOUND, "there is no dataset \"%.128s\"; GET /v1/datasets lists those there are", name);
     read_dataset(stmt, out);
     sqlite3_reset(stmt);
     return RC_OK;

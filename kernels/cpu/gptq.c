@@ -1,4 +1,4 @@
-/* GPTQ (Frantar et al. 2022; algorithms §4): columns are rounded one after the other, and those that follow make up for
+/* GPTQ (Frantar et al. 2022): columns are rounded one after the other, and those that follow make up for
  * each one's error as far as H lets them.
  *
  * Rows are independent, so each thread takes some of them through all columns. Inside a block of columns LANES rows go

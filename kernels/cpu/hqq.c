@@ -1,4 +1,4 @@
-/* Half-quadratic quantization (Badri & Shaji 2023; algorithms §3): the scale stays, the zero moves.
+/* Half-quadratic quantization (Badri & Shaji 2023): the scale stays, the zero moves.
  *
  * The iteration is the paper's, in fp32, with the scale and the zero that is kept rounded to the 16 bits of storage.
  * Where the shrinkage is idle (errors below about 0.15, all LLM weights) each step gives the zero of least squared

@@ -1,4 +1,4 @@
-/* Round to nearest (algorithms §2), fitted to what storage keeps: scale and zero are rounded to 16 bits first, and the
+/* Round to nearest, fitted to what storage keeps: scale and zero are rounded to 16 bits first, and the
  * zero follows from the rounded scale.
  *
  * Two departures from the plain formula, where 16 bits would spoil it. A group that does not straddle 0 needs a zero

@@ -176,6 +176,14 @@ def test_half_closed_clients_get_their_stream(service):
         assert b'"state":"succeeded"' in told and told.endswith(b"\r\n0\r\n\r\n")
 
 
+def test_the_first_line_of_a_refusal_says_where_and_whether_there_is_more(service):
+    one = service.ask("POST", "/v1/jobs", {"kind": "eval", "dataset": "d"})
+    two = service.ask("POST", "/v1/jobs", {"kind": "eval", "dataset": "d", "windows": 0})
+    assert one.json["detail"] == "/model: is required" and one.json["errors"][0]["detail"] == "is required"
+    assert two.json["detail"] == "/model: is required (and 1 more; see errors)" and len(two.json["errors"]) == 2
+    assert service.ask("GET", "/v1/jobs/01X").json["detail"].startswith("there is no job")
+
+
 def test_unknown_things_are_named(service):
     service.put_dataset()
     for body, pointer, name in (

@@ -134,6 +134,7 @@ def test_a_model_with_one_fault_fails_its_job_by_name(lab, request, spoil, words
     job = run(lab, **SPEC, model=name, uniform={"method": "rtn", "bits": 3, "group": 64})
     assert job["state"] == "failed" and job["attempt"] == 1, job
     assert job["error"]["code"] != "worker_lost" and words in str(job["error"]), job["error"]
+    assert f"model '{name}'" in job["error"]["message"]
     assert run(lab, **SPEC, model="sound")["state"] == "succeeded"
 
 

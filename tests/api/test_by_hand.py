@@ -49,6 +49,15 @@ def test_an_option_that_is_none_is_named(tmp_path, options, said):
     assert len(refused.stderr.splitlines()) == 1
 
 
+def test_help_is_had_behind_a_command_too(tmp_path):
+    assert run(tmp_path, "--help").stdout.startswith("usage: hsaq-worker")
+
+
+def test_a_fault_of_the_spec_is_placed(tmp_path):
+    refused = run(tmp_path, spec={**SPEC, "length": 1})
+    assert refused.returncode == 1 and "/length: must be between" in refused.stderr
+
+
 @pytest.mark.parametrize("arithmetic", ["cuda/bf16", None])
 def test_a_run_does_not_go_on_from_rows_of_another_arithmetic(tmp_path, arithmetic):
     whole, cut = messages(run(tmp_path)), tmp_path / "cut"

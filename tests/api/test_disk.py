@@ -97,10 +97,12 @@ def test_killed_on_a_full_disk_nothing_acknowledged_is_lost(daemon, disk):
     assert daemon.rows(running)[: len(rows)] == rows and len(daemon.rows(running)) == 30
 
 
-def test_a_read_only_data_folder_is_refused_in_words(tmp_path, disk):
+def test_folders_that_are_read_only_are_refused_in_words(tmp_path, disk):
     daemon = Daemon(tmp_path)
     assert daemon.stop() == 0
     subprocess.run(["mount", "-o", "remount,ro", str(disk.path)], check=True)
-    ended = subprocess.run([str(part) for part in daemon.command()], capture_output=True, text=True, timeout=20)
-    assert ended.returncode == 1 and f"cannot write to the data folder {disk.path}" in ended.stderr
-    assert "Read-only file system" in ended.stderr
+    command, elsewhere = [str(part) for part in daemon.command()], str(tmp_path / "elsewhere")
+    for options, said in (([], f"cannot write to the data folder {disk.path}"),
+                          (["--data", elsewhere, "--artifacts", str(disk.path)], f"cannot use {disk.path}")):
+        ended = subprocess.run(command + options, capture_output=True, text=True, timeout=20)
+        assert ended.returncode == 1 and said in ended.stderr and "Read-only file system" in ended.stderr

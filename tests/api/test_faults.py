@@ -121,6 +121,11 @@ def refusal(daemon, *options):
 def test_what_cannot_be_served_is_refused_in_words(daemon, tmp_path):
     assert "another hsaqd is using the data folder" in refusal(daemon)
     assert "loopback" in refusal(daemon, "--listen", "0.0.0.0:0")
+    taken = refusal(daemon, "--data", str(tmp_path / "other"), "--listen", f"127.0.0.1:{daemon.port}")
+    assert "already in use" in taken and "--listen" in taken
+    assert "HOST:PORT, such as" in refusal(daemon, "--listen", "8080")
+    assert "Not a directory" in refusal(daemon, "--models", str(daemon.models / "org/m/config.json"))
+    assert "is a model itself" in refusal(daemon, "--models", str(daemon.models / "org/m"))
     for unknown in (("--colour", "red"), ("--colour=red",), ("--colour",)):
         said = refusal(daemon, *unknown)
         assert "no option --colour" in said and "--help" in said and "takes a value" not in said

@@ -22,7 +22,11 @@ def test_unknown_paths_and_methods(service):
     answer = service.ask("POST", "/v1/datasets/a", "x")
     assert_problem(answer, 405)
     assert answer.headers["Allow"] == "PUT, GET, HEAD, DELETE"
-    assert_problem(service.ask("GET", "/v1/cache?modle=x"), 422, "?modle")
+    misspelt = service.ask("GET", "/v1/cache?modle=x")
+    assert_problem(misspelt, 422, "?modle")
+    assert misspelt.json["detail"] == "?modle: unknown parameter; this path takes: model"
+    assert service.ask("GET", "/v1/version?x").json["detail"].endswith("takes: none")
+    assert service.ask("GET", "/v1/jobs?limit=0").json["detail"] == "?limit: must be between 1 and 500"
 
 
 def test_unknown_parameters_are_refused_everywhere(service):

@@ -61,7 +61,7 @@ double ref_criterion(const struct ref_fit *a, const struct ref_grid *g);
 struct ref_grid ref_range_search(const struct ref_fit *a, double *margin);
 struct ref_grid ref_range_given(const struct ref_fit *a); /* RANGE_PERCENTILE, RANGE_RATIO */
 
-/* HQQ as its library runs it (algorithms §3): one early stop for the whole tensor, the zero one step past the best
+/* HQQ as its library runs it: one early stop for the whole tensor, the zero one step past the best
  * iterate, nothing rounded to 16 bits. Fills ŵ [N, K]. */
 void ref_hqq(const float *w, int64_t rows, int64_t cols, int group, int bits, double *w_hat);
 

@@ -49,6 +49,9 @@ static void a_target_crosses_out_what_it_cannot_carry(void **state) {
         assert_true(has_candidate(result, "rtn8") == cases[i].eight);
         json_decref(result);
     }
+    assert_int_equal(run_over(inputs, "\"budget\":{\"average_bits\":1.5},\"target\":\"vllm\"", &result, &e),
+                     RC_INFEASIBLE);
+    assert_non_null(strstr(e.message, "by target vllm"));
     json_decref(inputs);
 }
 

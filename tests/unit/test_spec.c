@@ -393,6 +393,8 @@ static void every_fault_has_its_pointer(void **state) {
         {"{\"kind\":\"profile\",\"model\":\"M\",\"calibration\":{\"dataset\":\"D\",\"samples\":0}," CANDIDATES "}",
          "/calibration/samples"},
         {"{\"kind\":\"profile\",\"model\":\"M\",\"calibration\":{}," CANDIDATES "}", "/calibration/dataset"},
+        {"{\"kind\":\"profile\",\"model\":\"M\",\"calibration\":{\"dataset\":\"C\",\"length\":1}," CANDIDATES "}",
+         "/calibration/length"},
         {"{" ALLOCATION "}", "/budget"},
         {"{" ALLOCATION ",\"budget\":{}}", "/budget"},
         {"{" ALLOCATION ",\"budget\":{\"vram\":1,\"weights\":1}}", "/budget"},

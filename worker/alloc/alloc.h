@@ -1,7 +1,7 @@
 /* Bit allocation: one option per item under a budget. Pure functions: no I/O, no JSON, no tensors.
  *
  * An item is a set of Linears that must share a candidate (one Linear, or a tied group); its options are the candidates
- * left after the rules, with exact bytes and a score (lower is better, additive over items). algorithms §10.
+ * left after the rules, with exact bytes and a score (lower is better, additive over items).
  *   greedy   every item at its cheapest option, then again and again the upgrade with the best score drop per byte
  *   upgrade  every item at `base_bits` (4) where it has them; then the most sensitive to 16, else 8, while bits last
  *   optimal  multiple-choice knapsack, exact: Pareto prune → LP relaxation over convex hulls → dynamic programming on

@@ -1,4 +1,4 @@
-/* The second seed's method: everything at 4 bits, then the most sensitive to 16, else 8, while the budget lasts. */
+/* Everything at 4 bits, then the most sensitive to 16, else 8, while the budget lasts. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>

@@ -33,7 +33,7 @@ enum rc tokens_encode(const struct tokenizer *t, const char *text, size_t len, i
 enum rc tokens_read(const struct tokenizer *t, const char *path, int64_t vocab, struct tokens *out, struct err *e);
 void tokens_release(struct tokens *tokens);
 
-/* Protocol "windows" (algorithms: perplexity, A): every window from the start, at most `limit` (0: all); all labels but
+/* Protocol "windows": every window from the start, at most `limit` (0: all); all labels but
  * the first are scored. `*dropped`: tokens of the last partial window, whether or not `limit` ended before it. */
 enum rc windows_all(const struct tokens *tokens, int64_t length, int64_t limit, struct windows *out, int64_t *dropped,
                     struct err *e);

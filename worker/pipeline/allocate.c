@@ -22,28 +22,31 @@ static int64_t cost_limit(const struct allocation *a) {
     return budget->has_vram ? budget->vram - vram_sum(&a->vram) : budget->weights;
 }
 
-/* Says the smallest feasible budget in the unit that the user gave. */
+/* Says the smallest feasible budget in the unit that the user gave, and what besides the budget makes it so. */
 static enum rc infeasible(const struct allocation *a, int64_t smallest, struct err *e) {
     const struct spec_budget *budget = a->spec->budget;
-    const char *start = a->spec->method == ALLOCATION_UPGRADE ? " (`upgrade` starts at 4 bits)" : "";
-    char text[24];
+    bool aimed = a->spec->target != TARGET_NONE;
+    char text[24], why[96];
+    snprintf(why, sizeof why, "%s%s%s", a->spec->method == ALLOCATION_UPGRADE ? " (`upgrade` starts at 4 bits)" : "",
+             aimed ? ", with the candidates that can be carried by target " : "",
+             aimed ? target_names[a->spec->target] : "");
     if (budget->has_average_bits) {
         double bits = ceil((double)smallest / (double)a->table.params * 1e6) / 1e6;
         return err_at(e, "/budget/average_bits", RC_INFEASIBLE,
                       "%g average bits are infeasible: the smallest feasible average_bits is %.10g%s",
-                      budget->average_bits, bits, start);
+                      budget->average_bits, bits, why);
     }
     if (budget->has_weights)
         return err_at(e, "/budget/weights", RC_INFEASIBLE,
                       "%lld bytes are infeasible: the smallest feasible weights is %lld (%s)%s",
-                      (long long)budget->weights, (long long)smallest, size_format(smallest, text, sizeof text), start);
+                      (long long)budget->weights, (long long)smallest, size_format(smallest, text, sizeof text), why);
     int64_t total = smallest + vram_sum(&a->vram);
     return err_at(e, "/budget/vram", RC_INFEASIBLE,
                   "%lld bytes are infeasible: the smallest feasible vram is %lld (%s), of which weights %lld, "
                   "unquantized %lld, kv_cache %lld, workspace %lld, reserve %lld%s",
                   (long long)budget->vram, (long long)total, size_format(total, text, sizeof text), (long long)smallest,
                   (long long)a->vram.unquantized, (long long)a->vram.kv_cache, (long long)a->vram.workspace,
-                  (long long)a->vram.reserve, start);
+                  (long long)a->vram.reserve, why);
 }
 
 static enum rc solve(struct allocation *a, struct err *e) {

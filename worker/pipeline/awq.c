@@ -1,4 +1,4 @@
-/* AWQ's search for the scale of each input channel (Lin et al. 2023; algorithms §5), judged by the exact output error
+/* AWQ's search for the scale of each input channel (Lin et al. 2023), judged by the exact output error
  * tr(D H Dᵀ) of every Linear that reads the input, with and without the weights' own share (duo scaling). */
 #include <math.h>
 #include <stdlib.h>

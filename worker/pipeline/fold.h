@@ -1,5 +1,5 @@
 /* AWQ's scales t of an input's channels, folded: the Linears that read the input are quantized from W·diag(t), and 1/t
- * goes into what computes it, so that the model's function stays as it is (algorithms §5).
+ * goes into what computes it, so that the model's function stays as it is (Lin et al. 2023).
  *
  * A norm's weights are rounded to the type that they are stored in, and t is what they are divided by then: exact. The
  * rows of v and up may be quantized already: their scales are divided and rounded anew; in 16 bits the rows

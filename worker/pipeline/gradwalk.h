@@ -1,14 +1,14 @@
 /* A gram walk (gramwalk.h) on the way back: beside each input's H it has the gradients at the outputs of the Linears
  * that read it. So a candidate can be told in nats what it costs,
  *
- *   Fisher score = ½ Σ_t (g_t·Δy_t)² / scored tokens,  Δy_t = x_t·Dᵀ,  D = w − ŵ  (algorithms §11)
+ *   Fisher score = ½ Σ_t (g_t·Δy_t)² / scored tokens,  Δy_t = x_t·Dᵀ,  D = w − ŵ
  *
  * or, as far as gradients and inputs have nothing to do with each other, from G = Σ_t g_tᵀg_t and H alone (kfac), and H
- * can weigh tokens by what their outputs matter, H_w = Σ_t ‖g_t‖²·x_t·x_tᵀ (algorithms §12). H is in all bits that of
- * the gram walk. What the callback made of a block's weights is scored over the first few windows: with their inputs
- * and gradients as they were kept, where the device has memory of its own and room in it, else by going through the
- * block once more. Where what all candidates change of a block has no room, it is asked for in rounds (rounds.h), to
- * the same bits.
+ * can weigh tokens by what their outputs matter, H_w = Σ_t ‖g_t‖²·x_t·x_tᵀ (GuidedQuant, Kim et al. 2025). H is in all
+ * bits that of the gram walk. What the callback made of a block's weights is scored over the first few windows: with
+ * their inputs and gradients as they were kept, where the device has memory of its own and room in it, else by going
+ * through the block once more. Where what all candidates change of a block has no room, it is asked for in rounds
+ * (rounds.h), to the same bits.
  *
  * All this can be taken around a quantized model instead, which a store holds: inputs, labels and gradients are then
  * its, while the weights that the callback gets, and so D, remain the reference's.

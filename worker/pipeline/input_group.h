@@ -1,5 +1,5 @@
 /* The Linears of a block that read one input, and how they are quantized together: GPTQ shares one factor of the
- * input's H, AWQ one scale for each of its channels (algorithms §4, §5). A two-sided GPTQ has a factor of each Linear's
+ * input's H, AWQ one scale for each of its channels. A two-sided GPTQ has a factor of each Linear's
  * own rows beside that.
  *
  * The same code for every job kind, so that what a profile scored is what an eval runs. Deterministic; GPU thread only.

@@ -12,7 +12,6 @@
  * A label depends on the seed, the window's number and the position alone, and chunks are those of the walk: neither
  * labels nor gradients depend on how many windows are in the job. Walks of one job on several devices go on side by
  * side, a thread each, with every so many-th chunk: so the first windows are shared out as evenly as all of them.
- * Sources: algorithms §11, §12.
  *
  * The loss, and what is seen of a block, can be the caller's; and what the walk holds can be opened once, for many runs
  * over small sets of windows. GPU thread only. */

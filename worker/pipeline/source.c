@@ -22,7 +22,8 @@ enum rc source_open_model(const struct job *job, struct source *s, struct err *e
 }
 
 enum rc source_open_tokenizer(struct source *s, struct err *e) {
-    return s->tokenizer ? RC_OK : tokenizer_load(s->model->dir_fd, &s->tokenizer, e);
+    if (s->tokenizer || tokenizer_load(s->model->dir_fd, &s->tokenizer, e) == RC_OK) return RC_OK;
+    return err_context(e, "model '%.100s'", s->model->name);
 }
 
 enum rc source_open(const struct job *job, struct source *s, struct err *e) {
