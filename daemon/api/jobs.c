@@ -322,6 +322,7 @@ static enum rc list_jobs(struct request *r, struct err *e) {
 
     TRY(request_decode_query(r, &q, e));
     if (q.cursor && !id_valid(q.cursor)) return err_at(e, "?cursor", RC_INVALID, "is not a cursor that was handed out");
+    if (q.kind && !job_kind_find(q.kind)) return err_at(e, "?kind", RC_INVALID, "there is no such kind of job");
     struct job_filter filter = {.state = q.state ? states[q.state] : NULL,
                                 .kind = q.kind,
                                 .model = q.model,

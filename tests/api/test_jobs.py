@@ -155,6 +155,7 @@ def test_lists_filter_and_page(daemon):
     page = daemon.ask("GET", f"/v1/jobs?limit=2&cursor={page['next']}").json
     assert [j["id"] for j in page["items"]] == [ids[0]] and page["next"] is None
     assert daemon.ask("GET", "/v1/jobs?state=failed").json["items"] == []
+    assert daemon.ask("GET", "/v1/jobs?kind=evals").json["errors"][0]["pointer"] == "?kind"
 
 
 def test_a_dataset_stays_while_a_job_needs_it(daemon):
