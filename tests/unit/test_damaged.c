@@ -1,5 +1,5 @@
-/* A weight that is no number is named by whatever calibrates on what flows through the model: no candidate is chosen by
- * what comes of it. */
+/* A weight that is no number is named: by whatever calibrates on what flows through the model, so that no candidate is
+ * chosen by what comes of it; and by an eval, whichever of its models has it. */
 #include "tests/unit/run_job.h"
 #include "tests/unit/tiny_copy.h"
 
@@ -61,11 +61,37 @@ static void refining_names_the_weight(void **state) {
     expect_named("model.norm.weight", QUANTIZE("{'method':'rtn','bits':3}", ",'refine':true"));
 }
 
+/* An artifact's, beside a reference that is sound. */
+static void an_eval_names_an_artifacts_damage(void **state) {
+    (void)state;
+    static const char shard[] = "made/model-00002-of-00007.safetensors";
+    static const char tensor[] = "model.layers.1.mlp.down_proj.weight_scale";
+    static const uint16_t nan = 0x7e00;
+    struct scratch folder = scratch_open();
+    char artifact[96];
+    struct run run;
+    snprintf(artifact, sizeof artifact, "%s/made", folder.path);
+    run_init(&run);
+    run.artifact = artifact;
+    must_run(&run, HELDOUT, "{'kind':'quantize','model':'M','name':'made','uniform':{'method':'rtn','bits':4}}", NULL);
+    int fd = openat(folder.fd, shard, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, &nan, sizeof nan, tiny_find(fd, tensor).offset), sizeof nan);
+    close(fd);
+    const char *spec = "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':1,'artifact':'made'}";
+    assert_int_equal(run_job(&run, FIXTURE "tiny", HELDOUT, spec, NULL, NULL), RC_INVALID);
+    assert_non_null(strstr(run.err.message, "the quantized model's logits are not finite: in model-00002-of-00007"));
+    assert_non_null(strstr(run.err.message, "element 0 of model.layers.1.mlp.down_proj.weight_scale is NaN"));
+    run_release(&run);
+    scratch_close(&folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_looks_at_h_names_the_weight),
         cmocka_unit_test(what_looks_at_gradients_names_the_weight),
         cmocka_unit_test(refining_names_the_weight),
+        cmocka_unit_test(an_eval_names_an_artifacts_damage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

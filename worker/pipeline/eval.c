@@ -240,6 +240,12 @@ static void sum_window(const struct scorer *s, struct eval_window *w) {
     }
 }
 
+/* Of a recipe's model the weights are the reference's. */
+static enum rc not_finite(const struct eval *v, const struct eval_window *w, struct err *e) {
+    if (!isfinite(w->nll)) return model_not_finite(v->source.model, "the model's logits are", e);
+    return model_not_finite(v->artifact ? v->artifact : v->source.model, "the quantized model's logits are", e);
+}
+
 static enum rc send_window(const struct scorer *s, int64_t window, struct err *e) {
     const struct eval *v = s->v;
     if (v->table.quantized && !job_row(s->job, "_token_kl", window)) {
@@ -249,7 +255,7 @@ static enum rc send_window(const struct scorer *s, int64_t window, struct err *e
         TRY(rc);
     }
     json_t *data = eval_window_encode(&v->table, window);
-    if (!data) return model_not_finite(v->source.model, "the model's logits are", e);
+    if (!data) return not_finite(v, &v->table.windows[window], e);
     enum rc rc = emit_row(s->job, "window", window, data, NULL, e);
     json_decref(data);
     return rc;

@@ -23,6 +23,10 @@ json_t *eval_window_encode(const struct eval_table *t, int64_t window) {
     if (!t->quantized || !row) return row;
     json_t *more =
         json_pack("{sf sf sf sf}", "nll_quantized", w->nll_q, "kl", w->kl, "top1_agree", w->top1_agree, "dp2", w->dp2);
+    if (!more) {
+        json_decref(row);
+        return NULL;
+    }
     json_object_update(row, more);
     json_decref(more);
     return row;
