@@ -388,8 +388,10 @@ static void compare_pairs_with_an_earlier_eval(void **state) {
     assert_int_equal(run_job(&after, FIXTURE "tiny", HELDOUT, same, NULL, inputs), RC_OK);
     assert_true(number(&after, "compare", "nll") == 0);
     static const char shorter[] = "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':6,'compare':'J'}";
+    size_t rows = json_array_size(after.rows);
     assert_int_equal(run_job(&after, FIXTURE "tiny", HELDOUT, shorter, NULL, inputs), RC_INVALID);
     assert_string_equal(after.err.pointer, "/compare");
+    assert_int_equal(json_array_size(after.rows), rows); /* refused before anything was computed */
     json_decref(inputs);
     run_release(&before);
     run_release(&after);
