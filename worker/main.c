@@ -237,6 +237,6 @@ int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "--help")) return fputs(usage, stdout) < 0;
     struct err e = {0};
     enum rc rc = dispatch(argc, argv, &e);
-    if (rc != RC_OK) log_error("%s", e.message);
+    if (rc != RC_OK) log_error("%s%s%s", e.pointer, *e.pointer ? ": " : "", e.message);
     return rc == RC_OK ? EXIT_SUCCESS : EXIT_FAILURE;
 }
