@@ -26,6 +26,11 @@ static int64_t group_length(const struct candidate *c, int64_t cols) {
     return c->group > 0 && c->group < cols ? c->group : cols;
 }
 
+/* Scales that METHOD_FP8 stores. */
+static int64_t fp8_scales(const struct candidate *c, int64_t rows) {
+    return c->fp8_scale == FP8_PER_TENSOR ? 1 : rows;
+}
+
 /* Whether its columns' groups are stored. */
 static bool indexed(const struct candidate *c) {
     return candidate_uses_gptq(c) && c->order == ORDER_ACTIVATION;
@@ -58,7 +63,8 @@ struct packed packed_sizes(const struct candidate *c, int64_t rows, int64_t cols
     if (c->method == METHOD_NONE)
         return (struct packed){.layout = c->layout, .codes_bytes = rows * cols * HALF_BYTES_PER_WEIGHT};
     if (c->method == METHOD_FP8)
-        return (struct packed){.layout = c->layout, .codes_bytes = rows * cols, .scales_bytes = rows * PARAMETER_BYTES};
+        return (struct packed){
+            .layout = c->layout, .codes_bytes = rows * cols, .scales_bytes = fp8_scales(c, rows) * PARAMETER_BYTES};
     struct packed p = c->layout == LAYOUT_HQQ ? hqq_sizes(c, rows, cols) : dense_sizes(c, rows, cols);
     if (indexed(c)) p.group_of_bytes = cols * WORD_BYTES;
     return p;
@@ -328,7 +334,7 @@ enum rc pack(const struct quantized *q, const struct candidate *c, struct packed
     TRY(buffers(out, e));
     if (c->method == METHOD_FP8) {
         memcpy(out->codes, q->codes, (size_t)out->codes_bytes);
-        put_halves(q->scale, q->rows, f32_to_bf16, out->scales);
+        put_halves(q->scale, fp8_scales(c, q->rows), f32_to_bf16, out->scales);
         return RC_OK;
     }
     if (out->group_of != NULL) memcpy(out->group_of, q->group_of, (size_t)out->group_of_bytes);
@@ -358,8 +364,11 @@ static enum rc check_sizes(const struct packed *p, const struct packed *sizes, s
 }
 
 static void unpack_fp8(const struct packed *p, struct quantized *out) {
+    int64_t scales = p->scales_bytes / PARAMETER_BYTES;
     memcpy(out->codes, p->codes, (size_t)p->codes_bytes);
-    get_halves(p->scales, out->rows, bf16_to_f32, out->scale);
+    get_halves(p->scales, scales, bf16_to_f32, out->scale);
+    for (int64_t n = scales; n < out->rows; n++)
+        out->scale[n] = out->scale[0];
     memset(out->zero, 0, (size_t)out->rows * sizeof *out->zero);
 }
 

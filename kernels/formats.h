@@ -6,7 +6,7 @@
  *   8, 6, 5 bits: u8; 4: u8, halves (top << 4 | bottom); 2: u8, quarters (<< 6, 4, 2, 0); 3: i32, tenths
  *   (<< 27, 24, …, 0, zero-padded); scales and float zeros 16-bit, one a group.
  * Either: where columns have their groups in another order (g_idx), the group of each, int32 [K].
- * METHOD_FP8: codes u8 [N, K], e4m3; scales bf16 [N].
+ * METHOD_FP8: codes u8 [N, K], e4m3; scales bf16 [N], or one for all.
  * packed_bytes is what the buffers really take: the allocation's budget counts these. */
 #ifndef HSAQ_KERNELS_FORMATS_H
 #define HSAQ_KERNELS_FORMATS_H

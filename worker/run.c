@@ -66,6 +66,11 @@ static enum rc collect_line(const char *line, size_t len, struct output *out, st
     return rc;
 }
 
+/* Where a run ended that was killed: it is gone on from the line before. */
+static bool is_cut_off(const char *line, ssize_t n, const struct output *out) {
+    return out->arithmetic && line[n - 1] != '\n';
+}
+
 /* Rows and result out of what an earlier run printed. */
 static enum rc read_output(const char *path, struct output *out, struct err *e) {
     FILE *file = fopen(path, "r");
@@ -73,7 +78,7 @@ static enum rc read_output(const char *path, struct output *out, struct err *e) 
     char *line = NULL;
     size_t capacity = 0;
     enum rc rc = RC_OK;
-    for (ssize_t n; rc == RC_OK && (n = getline(&line, &capacity, file)) > 0;)
+    for (ssize_t n; rc == RC_OK && (n = getline(&line, &capacity, file)) > 0 && !is_cut_off(line, n, out);)
         rc = collect_line(line, (size_t)n - (line[n - 1] == '\n'), out, e);
     free(line);
     fclose(file);
@@ -139,7 +144,7 @@ static enum rc gather(const struct run_options *o, const char *arithmetic, json_
     json_object_set_new(document, "rows", earlier.rows);
     json_object_set_new(document, "inputs", inputs);
     json_object_set_new(document, "earlier", earlier.result);
-    if (json_parse_file(o->spec, SPEC_FILE_MAX, &spec, e) != RC_OK) return err_context(e, "%s", o->spec);
+    TRY(json_parse_file(o->spec, SPEC_FILE_MAX, &spec, e));
     json_object_set_new(document, "spec", spec);
     if (o->resume) TRY(read_output(o->resume, &earlier, e));
     for (int i = 0; i < o->input_count; i++)

@@ -40,6 +40,21 @@ def test_a_run_goes_on_after_the_rows_of_an_earlier_one(tmp_path):
     assert rest[-1] == whole[-1]
 
 
+def test_a_run_goes_on_where_it_was_killed_within_a_line(tmp_path):
+    whole, cut = run(tmp_path), tmp_path / "cut"
+    rows = of_type(messages(whole), "row")
+    lines = [line for line in whole.stdout.splitlines(True) if json.loads(line)["type"] in ("hello", "row")]
+    cut.write_text("".join(lines[:3]) + lines[3][:30])
+    assert of_type(messages(run(tmp_path, "--resume", cut)), "row") == rows[2:]
+
+
+@pytest.mark.parametrize("spec, said", [
+    ({**SPEC, "windows": 0}, "/windows: must be between 1 and"), ({"kind": "eval"}, "/model: is required")])
+def test_a_refused_spec_is_told_by_its_place(tmp_path, spec, said):
+    refused = run(tmp_path, spec=spec)
+    assert refused.returncode == 1 and said in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("options, said", [
     (["--colour"], "there is no option --colour"), (["--colour=red"], "there is no option --colour=red"),
     (["-x"], "there is no option -x"), (["--ram-limit"], "--ram-limit takes a value")])

@@ -83,7 +83,7 @@ static void sizes_are_those_of_the_layouts(void **state) {
         {CANDIDATE(METHOD_RTN, 4, 64, true, ZERO_FLOAT, LAYOUT_HQQ), 8, 128, 8 * 64, 16 * 2, 0},
         {{.method = METHOD_NONE, .bits = 16}, 8, 128, 8 * 128 * 2, 0, 0},
         {{.method = METHOD_FP8, .bits = 8}, 8, 33, 8 * 33, 8 * 2, 0},
-        {{.method = METHOD_FP8, .bits = 8, .fp8_scale = FP8_PER_TENSOR}, 8, 33, 8 * 33, 8 * 2, 0},
+        {{.method = METHOD_FP8, .bits = 8, .fp8_scale = FP8_PER_TENSOR}, 8, 33, 8 * 33, 2, 0},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 1, 1, 4, 2, 2},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 0, 128, 0, 0, 0},
         {CANDIDATE(METHOD_RTN, 4, 64, false, ZERO_FLOAT, LAYOUT_DENSE), 8, 0, 0, 0, 0},
@@ -210,10 +210,11 @@ static void unpacking_gives_back_what_was_packed(void **state) {
     }
 }
 
-static void fp8_is_a_byte_a_weight_and_a_bf16_a_row(void **state) {
-    (void)state;
+static void check_fp8(enum fp8_scale by) {
     enum { N = 5, K = 33 };
     struct candidate c = candidate_default(METHOD_FP8, 8, 0), rtn = candidate_default(METHOD_RTN, 8, 0);
+    c.fp8_scale = by;
+    int scales = by == FP8_PER_TENSOR ? 1 : N;
     struct linear in, out;
     struct packed p;
     linear_shape(&in, N, K, &c);
@@ -223,17 +224,17 @@ static void fp8_is_a_byte_a_weight_and_a_bf16_a_row(void **state) {
     for (int i = 0; i < N * K; i++)
         in.codes[i] = (uint8_t)below(256);
     for (int n = 0; n < N; n++) {
-        in.scale[n] = bf16_to_f32(f32_to_bf16((float)(1e-20 * uniform())));
+        in.scale[n] = n < scales ? bf16_to_f32(f32_to_bf16((float)(1e-20 * uniform()))) : in.scale[0];
         in.zero[n] = 0;
     }
     assert_ok(pack(&in.q, &c, &p, &err));
     assert_memory_equal(p.codes, in.codes, N * K);
-    for (int n = 0; n < N; n++) {
+    for (int n = 0; n < scales; n++) {
         uint16_t half;
         memcpy(&half, p.scales + 2 * n, 2);
         assert_true(bf16_to_f32(half) == in.scale[n]);
     }
-    assert_true(p.zeros == NULL && p.group_of == NULL && packed_bytes(&p) == N * (K + 2));
+    assert_true(p.zeros == NULL && p.group_of == NULL && packed_bytes(&p) == N * K + 2 * scales);
     assert_ok(unpack(&p, &c, &out.q, &err));
     assert_memory_equal(in.codes, out.codes, sizeof in.codes);
     assert_memory_equal(in.scale, out.scale, sizeof in.scale);
@@ -242,6 +243,12 @@ static void fp8_is_a_byte_a_weight_and_a_bf16_a_row(void **state) {
     assert_refused(pack(&in.q, &rtn, &p, &err), RC_INVALID, "is not what the candidate makes");
     in.q.fp8 = false;
     assert_refused(pack(&in.q, &c, &p, &err), RC_INVALID, "is not what the candidate makes");
+}
+
+static void fp8_is_a_byte_a_weight_and_a_bf16_a_row_or_for_all(void **state) {
+    (void)state;
+    check_fp8(FP8_PER_ROW);
+    check_fp8(FP8_PER_TENSOR);
 }
 
 /* Four bytes a column, and no group that is not there comes in from a file. */
@@ -529,7 +536,7 @@ int main(void) {
         cmocka_unit_test(hqq_codes_lie_in_row_blocks),
         cmocka_unit_test(scales_and_float_zeros_are_halves_in_order),
         cmocka_unit_test(unpacking_gives_back_what_was_packed),
-        cmocka_unit_test(fp8_is_a_byte_a_weight_and_a_bf16_a_row),
+        cmocka_unit_test(fp8_is_a_byte_a_weight_and_a_bf16_a_row_or_for_all),
         cmocka_unit_test(groups_of_columns_are_packed),
         cmocka_unit_test(what_does_not_fit_is_not_packed),
         cmocka_unit_test(buffers_of_another_size_are_not_unpacked),

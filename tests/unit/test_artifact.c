@@ -46,6 +46,14 @@ static void check_block(const struct job *job, const struct model *made, int ind
     block_close(&b);
 }
 
+/* What a budget counts is what lies in the file. */
+static void check_bytes(const struct fixture *f, const struct linear *l, int64_t index) {
+    struct packed sizes = packed_sizes(&f->candidates[index], l->rows, l->cols);
+    int64_t bytes = l->packed ? packed_linear_bytes(l->packed) : l->weight->bytes;
+    if (f->candidates[index].method == METHOD_NONE) return;
+    if (bytes != packed_bytes(&sizes)) fail_msg("%s has %lld bytes", l->name, (long long)bytes);
+}
+
 static void check_values(struct fixture *f) {
     struct job job = {.id = "test", .backend = &backend_cpu, .device = f->m.device, .scratch = "/tmp"};
     struct model *made;
@@ -58,6 +66,8 @@ static void check_values(struct fixture *f) {
         job.backend = &apart;
         for (int64_t i = 0; i < made->linear_count; i++)
             check_linear(f, &job, made, i);
+        for (int64_t i = 0; i < made->linear_count; i++)
+            check_bytes(f, &made->linears[i], i);
         for (int block = 0; block < made->arch.blocks; block++)
             check_block(&job, made, block);
     }

@@ -414,7 +414,8 @@ static enum rc add_input(void *ctx, const struct site *site, enum linear_input i
 static void measure(struct measured *m) {
     static const bool all[INPUT_COUNT] = {true, true, true, true};
     struct golden *g = m->g;
-    struct grams_args a = {.job = &g->job, .count = INPUT_COUNT, .tokens = GOLDEN_WINDOWS * GOLDEN_LENGTH};
+    struct grams_args a = {
+        .job = &g->job, .model = g->model, .count = INPUT_COUNT, .tokens = GOLDEN_WINDOWS * GOLDEN_LENGTH};
     for (int i = 0; i < BLOCK_LINEARS_MAX && g->model->blocks[m->block].linears[i] >= 0; i++) {
         const struct linear *l = &g->model->linears[g->model->blocks[m->block].linears[i]];
         a.width[l->input] = l->cols;

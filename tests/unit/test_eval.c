@@ -1,6 +1,7 @@
 /* An eval measures what the weights do and nothing else, and survives interruption bit for bit. */
 #include "tests/unit/late_copies.h"
 #include "tests/unit/run_job.h"
+#include "tests/unit/tiny_copy.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -388,11 +389,42 @@ static void compare_pairs_with_an_earlier_eval(void **state) {
     assert_int_equal(run_job(&after, FIXTURE "tiny", HELDOUT, same, NULL, inputs), RC_OK);
     assert_true(number(&after, "compare", "nll") == 0);
     static const char shorter[] = "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':6,'compare':'J'}";
+    size_t rows = json_array_size(after.rows);
     assert_int_equal(run_job(&after, FIXTURE "tiny", HELDOUT, shorter, NULL, inputs), RC_INVALID);
     assert_string_equal(after.err.pointer, "/compare");
+    assert_int_equal(json_array_size(after.rows), rows); /* refused before anything was computed */
     json_decref(inputs);
     run_release(&before);
     run_release(&after);
+}
+
+/* Where no token begins a text, both protocols cut the same windows; what they score of them differs. */
+static void a_comparison_across_protocols_is_refused_at_once(void **state) {
+    (void)state;
+    static const char windows[] = "{'kind':'eval','model':'M','dataset':'D','length':64,'windows':2";
+    struct scratch model = tiny_copy();
+    char spec[256];
+    struct run before, after;
+    run_init(&before);
+    run_init(&after);
+    json_t *tokenizer = json_load_file(TINY "tokenizer.json", 0, NULL);
+    json_object_set_new(tokenizer, "post_processor", json_null());
+    char *text = json_dumps(tokenizer, 0);
+    scratch_write(&model, "tokenizer.json", text, strlen(text));
+    snprintf(spec, sizeof spec, "%s}", windows);
+    assert_int_equal(run_job(&before, model.path, HELDOUT, spec, NULL, NULL), RC_OK);
+    json_t *inputs = json_pack("{s{sO sO}}", "compare", "result", before.result, "rows", before.rows);
+    snprintf(spec, sizeof spec, "%s,'protocol':'llama.cpp','compare':'J'}", windows);
+    assert_int_equal(run_job(&after, model.path, HELDOUT, spec, NULL, inputs), RC_INVALID);
+    assert_string_equal(after.err.pointer, "/compare");
+    assert_non_null(strstr(after.err.message, "use the same protocol"));
+    assert_int_equal(json_array_size(after.rows), 0);
+    json_decref(inputs);
+    json_decref(tokenizer);
+    free(text);
+    run_release(&before);
+    run_release(&after);
+    scratch_close(&model);
 }
 
 static const json_t *calibration_of(const struct run *r) {
@@ -551,6 +583,7 @@ int main(void) {
         cmocka_unit_test(calibrated_head_is_evaluated),
         cmocka_unit_test(prediction_stands_beside_the_measurement),
         cmocka_unit_test(compare_pairs_with_an_earlier_eval),
+        cmocka_unit_test(a_comparison_across_protocols_is_refused_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

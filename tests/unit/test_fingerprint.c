@@ -2,6 +2,7 @@
 #include "tests/unit/scratch.h"
 
 #include "worker/model/fingerprint.h"
+#include "worker/pipeline/profile.h"
 
 #define GOLDEN "tests/golden/models/qwen2"
 static struct err err;
@@ -101,6 +102,34 @@ static void keys_depend_on_candidate_backend_and_windows(void **state) {
     close_prints(&o);
 }
 
+static void put_gradients_key(const char *path, struct strbuf *key) {
+    struct opened o = open_prints(path);
+    gradients_key(o.model, o.prints, 7, key);
+    close_prints(&o);
+}
+
+/* The loss's gradients depend on what becomes of the logits, which no Linear's input tells. */
+static void a_key_of_gradients_depends_on_the_logits_scaling(void **state) {
+    (void)state;
+    static const char granite[] = "tests/golden/models/granite", factor[] = "\"logits_scaling\": ";
+    struct scratch s = scratch_open();
+    struct strbuf before = STRBUF_INIT, after = STRBUF_INIT;
+    size_t len;
+    char *config = scratch_load("tests/golden/models/granite/config.json", &len);
+    char *at = memmem(config, len, factor, strlen(factor));
+    assert_non_null(at);
+    at[strlen(factor)] ^= 1; /* the first digit of a number that is not 1 before or after */
+    scratch_write(&s, "config.json", config, len);
+    scratch_copy(&s, "tests/golden/models/granite/model.safetensors", "model.safetensors");
+    put_gradients_key(granite, &before);
+    put_gradients_key(s.path, &after);
+    assert_string_not_equal(before.data, after.data);
+    strbuf_release(&before);
+    strbuf_release(&after);
+    free(config);
+    scratch_close(&s);
+}
+
 static void stored_hashes_spare_the_reading(void **state) {
     (void)state;
     struct opened o = open_prints(GOLDEN);
@@ -140,6 +169,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_flipped_byte_invalidates_exactly_what_is_downstream),
         cmocka_unit_test(keys_depend_on_candidate_backend_and_windows),
+        cmocka_unit_test(a_key_of_gradients_depends_on_the_logits_scaling),
         cmocka_unit_test(stored_hashes_spare_the_reading),
         cmocka_unit_test(hashes_survive_their_text),
     };

@@ -144,6 +144,7 @@ static void only_what_is_asked_for_is_told(void **state) {
     json_object_update(again.cache, k.cache);
     must_run(&again, CALIBRATION, only_kfac, NULL);
     assert_int_equal(row_count(&again, "cached"), LINEARS * CANDIDATES);
+    same_rows(&again, &k);
     run_release(&all);
     run_release(&k);
     run_release(&d);

@@ -76,7 +76,7 @@ static void add_zeros(const struct linear *l, const struct candidate *c, const s
     add_part(l->name, c->zero == ZERO_INTEGER ? "weight_zero_point" : "weight_zero", zeros, out);
 }
 
-/* One scale a row, or the first of them for all. */
+/* One scale a row, or one for all. */
 static void add_fp8(const struct linear *l, const struct candidate *c, const struct packed *p, struct out_shard *out) {
     struct out_tensor codes = {
         .type = "F8_E4M3", .shape = {l->rows, l->cols}, .bytes = p->codes_bytes, .data = p->codes};
@@ -84,7 +84,6 @@ static void add_fp8(const struct linear *l, const struct candidate *c, const str
     if (c->fp8_scale == FP8_PER_TENSOR) {
         scales.shape[0] = 1;
         scales.shape[1] = 0;
-        scales.bytes = 2;
     }
     add_part(l->name, "weight", codes, out);
     add_part(l->name, "weight_scale", scales, out);

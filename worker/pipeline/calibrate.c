@@ -345,8 +345,11 @@ static bool uses_awq(const struct calibrator *k) {
 
 static struct grams_args grams_needed(const struct calibrator *k) {
     const struct windows *windows = k->a->windows;
-    struct grams_args a = {
-        .job = k->job, .count = INPUT_COUNT, .tokens = windows->count * windows->length, .stats = uses_awq(k)};
+    struct grams_args a = {.job = k->job,
+                           .model = k->model,
+                           .count = INPUT_COUNT,
+                           .tokens = windows->count * windows->length,
+                           .stats = uses_awq(k)};
     for (int64_t i = 0; i < k->model->linear_count; i++) {
         const struct linear *linear = &k->model->linears[i];
         if (!candidate_needs_gram(&k->a->recipe[i])) continue;

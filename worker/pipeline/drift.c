@@ -80,13 +80,13 @@ static enum rc get_score(const json_t *data, const char *key, double *out, struc
 }
 
 enum rc drift_row_decode(const json_t *data, struct drift_row *row, struct err *e) {
-    *row = (struct drift_row){.awq_gain = -1, .scores = no_scores, .bytes = -1};
+    *row = (struct drift_row){.rtn_drift = -1, .awq_gain = -1, .scores = no_scores, .bytes = -1};
     TRY(get_score(data, "drift", &row->drift, e));
     TRY(get_score(data, "drift_num", &row->drift_num, e));
     TRY(get_score(data, "drift_den", &row->drift_den, e));
     TRY(get_number(data, "relative_error", false, &row->relative_error, e));
     TRY(get_number(data, "max_abs_error", false, &row->max_abs_error, e));
-    TRY(get_number(data, "rtn_drift", true, &row->rtn_drift, e));
+    TRY(json_get_number(data, "rtn_drift", &row->rtn_drift, e));
     TRY(get_number(data, "damp", true, &row->damp, e));
     TRY(json_get_number(data, "awq_gain", &row->awq_gain, e));
     TRY(json_get_number(data, "fisher", &row->scores.fisher, e));

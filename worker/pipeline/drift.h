@@ -21,7 +21,7 @@ struct loss_scores {
 struct drift_row {
     double drift, drift_num, drift_den;   /* < 0: not asked for, */
     double relative_error, max_abs_error; /* ‖D‖/‖W‖, max |D| */
-    double rtn_drift; /* as RTN's on the same grid, which says where another method is no gain; of RTN itself 0 */
+    double rtn_drift; /* as RTN's on the same grid, which says where another method is no gain; of RTN itself unused */
     double damp;      /* GPTQ: what its factor took; else 0 */
     double awq_gain;  /* AWQ: output error of rounding to nearest with its scale, over that without; < 0: there is no
                          scale, as it cannot be taken out of what computes the input */

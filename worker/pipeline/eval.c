@@ -240,6 +240,12 @@ static void sum_window(const struct scorer *s, struct eval_window *w) {
     }
 }
 
+/* Of a recipe's model the weights are the reference's. */
+static enum rc not_finite(const struct eval *v, const struct eval_window *w, struct err *e) {
+    if (!isfinite(w->nll)) return model_not_finite(v->source.model, "the model's logits are", e);
+    return model_not_finite(v->artifact ? v->artifact : v->source.model, "the quantized model's logits are", e);
+}
+
 static enum rc send_window(const struct scorer *s, int64_t window, struct err *e) {
     const struct eval *v = s->v;
     if (v->table.quantized && !job_row(s->job, "_token_kl", window)) {
@@ -249,7 +255,7 @@ static enum rc send_window(const struct scorer *s, int64_t window, struct err *e
         TRY(rc);
     }
     json_t *data = eval_window_encode(&v->table, window);
-    if (!data) return model_not_finite(v->source.model, "the model's logits are", e);
+    if (!data) return not_finite(v, &v->table.windows[window], e);
     enum rc rc = emit_row(s->job, "window", window, data, NULL, e);
     json_decref(data);
     return rc;
@@ -375,9 +381,24 @@ static enum rc calibrate_model(struct eval *v, struct err *e) {
     return refined_send(v->job, v->refined, e);
 }
 
+/* Before anything is computed for it. */
+static enum rc check_compare(const struct eval *v, struct err *e) {
+    const json_t *other = json_object_get(v->job->inputs, "compare");
+    const char *windows = json_string_value(json_object_get(json_object_get(other, "result"), "windows_hash"));
+    struct hash128 hash = windows_hash(&v->windows);
+    char text[HASH_TEXT_SIZE];
+    if (!v->spec->compare) return RC_OK;
+    if (windows && !strcmp(windows, hash_text(&hash, text)))
+        return eval_compare_check(&v->table, json_object_get(other, "rows"), e);
+    return err_at(e, "/compare", RC_INVALID,
+                  "job %s evaluated other windows: use the same dataset, tokenizer, length and number of windows",
+                  v->spec->compare);
+}
+
 static enum rc run(struct eval *v, struct err *e) {
     TRY(source_open(v->job, &v->source, e));
     TRY(open_windows(v, e));
+    TRY(check_compare(v, e));
     TRY(open_recipe(v, e));
     if (v->spec->artifact) TRY(eval_artifact_open(v->job, v->source.model, &v->artifact, e));
     TRY(open_calibration(v, e));
@@ -391,14 +412,9 @@ static enum rc run(struct eval *v, struct err *e) {
     return RC_OK;
 }
 
-static enum rc add_compare(const struct eval *v, const char *windows_hash_text, json_t *result, struct err *e) {
+static enum rc add_compare(const struct eval *v, json_t *result, struct err *e) {
     if (!v->spec->compare) return RC_OK;
     const json_t *other = json_object_get(v->job->inputs, "compare");
-    const char *hash = json_string_value(json_object_get(json_object_get(other, "result"), "windows_hash"));
-    if (!hash || strcmp(hash, windows_hash_text) != 0)
-        return err_at(e, "/compare", RC_INVALID,
-                      "job %s evaluated other windows: use the same dataset, tokenizer, length and number of windows",
-                      v->spec->compare);
     json_t *compare = NULL;
     TRY(eval_compare_json(&v->table, json_object_get(other, "rows"), &compare, e));
     json_object_set_new(compare, "job", json_string(v->spec->compare));
@@ -440,7 +456,7 @@ static enum rc make_result(const struct eval *v, json_t **result, struct err *e)
     if (v->calibrated) json_object_set_new(*result, "calibration", calibration_result(v));
     if (v->refined) json_object_set(*result, "refined", v->refined);
     add_prediction(v, *result);
-    enum rc rc = add_compare(v, text, *result, e);
+    enum rc rc = add_compare(v, *result, e);
     if (rc == RC_OK) return RC_OK;
     json_decref(*result);
     *result = NULL;

@@ -23,6 +23,10 @@ json_t *eval_window_encode(const struct eval_table *t, int64_t window) {
     if (!t->quantized || !row) return row;
     json_t *more =
         json_pack("{sf sf sf sf}", "nll_quantized", w->nll_q, "kl", w->kl, "top1_agree", w->top1_agree, "dp2", w->dp2);
+    if (!more) {
+        json_decref(row);
+        return NULL;
+    }
     json_object_update(row, more);
     json_decref(more);
     return row;
@@ -215,9 +219,17 @@ static enum rc other_nll(const struct eval_table *t, const json_t *rows, double 
     }
     for (int64_t i = 0; i < t->count; i++)
         if (isnan(nll[i]))
-            return err_at(e, "/compare", RC_INVALID, "the other eval has no window %lld of the same length",
+            return err_at(e, "/compare", RC_INVALID,
+                          "the other eval did not score as many tokens of window %lld: use the same protocol",
                           (long long)i);
     return RC_OK;
+}
+
+enum rc eval_compare_check(const struct eval_table *t, const json_t *rows, struct err *e) {
+    double *nll = xcalloc((size_t)t->count, sizeof *nll);
+    enum rc rc = other_nll(t, rows, nll, e);
+    free(nll);
+    return rc;
 }
 
 enum rc eval_compare_json(const struct eval_table *t, const json_t *rows, json_t **out, struct err *e) {

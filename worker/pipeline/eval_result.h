@@ -48,6 +48,8 @@ enum rc eval_noise_decode(const json_t *row, struct eval_noise *noise, struct er
  * one. */
 json_t *eval_result_json(const struct eval_table *t);
 
+/* Whether another eval's rows are of the same windows: of each its tokens suffice. */
+enum rc eval_compare_check(const struct eval_table *t, const json_t *rows, struct err *e);
 /* Paired against another eval's rows of the same windows: {ppl, percent, se, ci95, helped, hurt, …} of ours − theirs.
  */
 enum rc eval_compare_json(const struct eval_table *t, const json_t *rows, json_t **out, struct err *e);

@@ -37,7 +37,8 @@ static void ask_grams(const struct grad_walker *k, struct grams_args asked[GRAM_
     const struct grad_run *run = k->run;
     const struct windows *windows = k->g->gram.windows;
     for (int i = 0; i < GRAM_KINDS; i++)
-        asked[i] = (struct grams_args){.job = k->job, .count = INPUT_COUNT, .tokens = windows->count * windows->length};
+        asked[i] = (struct grams_args){
+            .job = k->job, .model = run->model, .count = INPUT_COUNT, .tokens = windows->count * windows->length};
     asked[0].stats = k->g->gram.stats;
     asked[2].count = BLOCK_LINEARS_MAX;
     if (k->g->unweighed) memcpy(asked[0].width, run->width, sizeof run->width);

@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "base/sizes.h"
+#include "worker/model/finite.h"
 
 static enum rc clear(const struct job *job, struct mat h, struct err *e) {
     return job->backend->clear(job->device, h.data, (size_t)(h.rows * h.stride) * dtype_size(h.type), e);
@@ -46,7 +47,8 @@ int64_t grams_bytes(const struct grams_args *a) {
 }
 
 enum rc grams_open(struct grams *g, const struct grams_args *a, struct err *e) {
-    *g = (struct grams){.job = a->job, .count = a->count, .tokens = a->tokens, .bytes = grams_bytes(a)};
+    *g = (struct grams){
+        .job = a->job, .model = a->model, .count = a->count, .tokens = a->tokens, .bytes = grams_bytes(a)};
     TRY(check_limit(a->job, g->bytes + a->beside, e));
     for (int i = 0; i < g->count; i++)
         if (a->width[i]) TRY(open_input(g, i, a->width[i], a->stats, e));
@@ -107,10 +109,30 @@ static enum rc finish_stats(struct grams *g, int i, struct err *e) {
     return RC_OK;
 }
 
+static double number_at(const void *values, enum dtype type, int64_t k) {
+    return type == DTYPE_F64 ? ((const double *)values)[k] : ((const float *)values)[k];
+}
+
+/* A channel with one value that is no number has none in the first row either, as its product even with zero is none:
+ * candidates would be chosen by that without a word. */
+static enum rc check_finite(const struct grams *g, int i, struct err *e) {
+    struct mat h = g->h[i];
+    size_t bytes = (size_t)h.cols * dtype_size(h.type);
+    void *row = xcalloc(1, bytes);
+    double sum = 0;
+    enum rc rc = g->job->backend->download(g->job->device, h.data, bytes, row, e);
+    for (int64_t k = 0; rc == RC_OK && k < h.cols; k++)
+        sum += 0 * number_at(row, h.type, k);
+    free(row);
+    if (rc != RC_OK || sum == 0) return rc;
+    return model_not_finite(g->model, "what flows through its Linears is", e);
+}
+
 enum rc grams_finish(struct grams *g, struct err *e) {
     for (int i = 0; i < g->count; i++) {
         if (!g->active[i]) continue;
         TRY(g->job->backend->gram_finish(g->job->device, g->h[i], e));
+        TRY(check_finite(g, i, e));
         if (g->sum_abs[i]) TRY(finish_stats(g, i, e));
     }
     return RC_OK;

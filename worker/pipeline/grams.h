@@ -14,6 +14,7 @@ enum { GRAMS_MAX = (int)INPUT_COUNT > (int)BLOCK_LINEARS_MAX ? (int)INPUT_COUNT 
 
 struct grams {
     const struct job *job;
+    const struct model *model;
     int count;
     struct mat h[GRAMS_MAX];     /* [K, K]; data NULL: never needed */
     double *sum_abs[GRAMS_MAX];  /* [K] Σ|x|, where stats were asked for */
@@ -25,11 +26,12 @@ struct grams {
 
 struct grams_args {
     const struct job *job;
-    int count;                /* INPUT_COUNT or BLOCK_LINEARS_MAX */
-    int64_t width[GRAMS_MAX]; /* K of input i, 0 when no block needs it */
-    int64_t tokens;           /* that all devices together will add */
-    bool stats;               /* mean |x| of the channels too */
-    int64_t beside;           /* bytes that other grams of the walk hold */
+    const struct model *model; /* whose damaged weight an error names */
+    int count;                 /* INPUT_COUNT or BLOCK_LINEARS_MAX */
+    int64_t width[GRAMS_MAX];  /* K of input i, 0 when no block needs it */
+    int64_t tokens;            /* that all devices together will add */
+    bool stats;                /* mean |x| of the channels too */
+    int64_t beside;            /* bytes that other grams of the walk hold */
 };
 int64_t grams_bytes(const struct grams_args *a);
 /* RC_NO_MEMORY when they exceed the job's ram_limit (in host memory). */
@@ -42,7 +44,8 @@ enum rc grams_begin(struct grams *g, const bool *wanted, struct err *e);
 enum rc grams_add(struct grams *g, int input, struct mat x, struct err *e);
 /* Of the same inputs on several devices: leaves the sum of all on each, grams[i] on device i. */
 enum rc grams_combine(struct grams *grams, int count, struct err *e);
-/* After the last grams_add of the block, and after they were combined, before h is read. */
+/* After the last grams_add of the block, and after they were combined, before h is read. RC_INVALID says why where a
+ * value added was not finite. */
 enum rc grams_finish(struct grams *g, struct err *e);
 
 #endif

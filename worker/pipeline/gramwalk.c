@@ -169,6 +169,7 @@ static enum rc run_member(void *ctx, int member, const struct job *job, struct e
     struct gram_run *run = ctx;
     struct gram_walker k = {.run = run, .g = run->g, .job = job, .member = member, .grams = &run->grams[member]};
     struct grams_args a = {.job = job,
+                           .model = run->g->model,
                            .count = INPUT_COUNT,
                            .tokens = run->g->windows->count * run->g->windows->length,
                            .stats = run->g->stats};

@@ -96,13 +96,12 @@ struct calibration_sink packed_store_sink(struct packed_store *s) {
 
 /* --- from an artifact's shards --- */
 
-/* A part of a packed Linear; of fp8 with one scale for all, it is there once for each row. Absent: zeros. */
+/* A part of a packed Linear. Absent: zeros. */
 static enum rc copy_part(const struct st_tensor *from, int64_t bytes, uint8_t **to, struct err *e) {
     if (bytes == 0) return RC_OK;
     *to = calloc(1, (size_t)bytes);
     if (!*to) return err_set(e, RC_NO_MEMORY, "no memory for %lld bytes of packed weights", (long long)bytes);
-    for (int64_t at = 0; from && at < bytes; at += from->bytes)
-        memcpy(*to + at, from->data, (size_t)(from->bytes < bytes - at ? from->bytes : bytes - at));
+    if (from) memcpy(*to, from->data, (size_t)(from->bytes < bytes ? from->bytes : bytes));
     return RC_OK;
 }
 
@@ -175,9 +174,10 @@ enum rc packed_store_read(struct packed_store *s, const struct model *made, cons
 static enum rc expand_fp8(const struct held_linear *h, struct mat out) {
     struct stored values = {out.data, out.type, h->rows * h->cols};
     const uint16_t *scales = (const uint16_t *)h->packed.scales;
+    int64_t each = h->candidate.fp8_scale == FP8_PER_TENSOR ? values.count : h->cols; /* weights with one scale */
 #pragma omp parallel for
     for (int64_t i = 0; i < values.count; i++)
-        stored_set(&values, i, e4m3_decode(h->packed.codes[i]) * bf16_to_f32(scales[i / h->cols]));
+        stored_set(&values, i, e4m3_decode(h->packed.codes[i]) * bf16_to_f32(scales[i / each]));
     return RC_OK;
 }
 

@@ -72,4 +72,6 @@ void gradients_key(const struct model *model, const struct fingerprints *prints,
     int64_t last = model->linear_count - 1;
     strbuf_printf(key, " %lld %s %s", (long long)seed, hash_text(fingerprints_input(prints, last), input),
                   hash_text(fingerprints_weight(prints, last), head));
+    /* Of no Linear's input, so that the chain does not have it. */
+    if (model->arch.logits_scaling != 1) strbuf_printf(key, " logits/%a", model->arch.logits_scaling);
 }

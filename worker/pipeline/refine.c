@@ -8,6 +8,7 @@
 #include "base/mem.h"
 #include "base/random.h"
 #include "base/sizes.h"
+#include "worker/model/finite.h"
 #include "worker/pipeline/calibrate.h"
 #include "worker/pipeline/hidden.h"
 #include "worker/pipeline/reverse.h"
@@ -143,7 +144,7 @@ static enum rc add_kl(struct refiner *k, const struct site *site, struct err *e)
     double sum = 0;
     for (int64_t i = 0; i < site->windows * k->length; i++)
         sum += k->kl[i];
-    if (!isfinite(sum)) return err_set(e, RC_INVALID, "the quantized model's logits are not finite");
+    if (!isfinite(sum)) return model_not_finite(k->model, "the quantized model's logits are", e);
     k->kl_sum += sum;
     return RC_OK;
 }
