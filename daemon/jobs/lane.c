@@ -298,10 +298,7 @@ void lane_claimed(struct lane *lane, const struct err *e) {
     struct err error;
 
     if (e->rc != RC_OK) {
-        if (e->rc != RC_CONFLICT && e->rc != RC_NOT_FOUND) {
-            remember_error(lane, e->message);
-            lane->failures++;
-        }
+        if (e->rc != RC_CONFLICT && e->rc != RC_NOT_FOUND) lane_queue_failed(lane, e); /* the disk, not the worker */
         left(lane);
         return;
     }

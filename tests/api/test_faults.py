@@ -1,6 +1,7 @@
 """What breaks: workers, the daemon, the disk. Nothing that was acknowledged is lost."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -89,6 +90,23 @@ def test_a_full_disk_refuses_writes_serves_reads_and_loses_nothing(daemon):
     daemon.fault.unlink()
     assert daemon.wait_for(running, "succeeded", seconds=30)["attempt"] == 1
     assert len(daemon.rows(running)) == 20 and len(daemon.ask("GET", "/v1/jobs").json["items"]) == 2
+
+
+def test_a_job_that_cannot_start_on_a_full_disk_is_tried_again_at_leisure(daemon):
+    id_ = daemon.submit("rows=1")["id"]
+    daemon.fault.write_text("ENOSPC")  # before its worker has said hello
+    daemon.until(lambda: "full" in (daemon.devices()["cpu"]["last_error"] or ""))
+    before = turns(daemon)
+    time.sleep(1)
+    assert turns(daemon) - before < 200
+    daemon.fault.unlink()
+    assert daemon.wait_for(id_, "succeeded")["attempt"] == 1
+
+
+def turns(daemon):
+    """How often its loop has waited."""
+    status = open(f"/proc/{daemon.process.pid}/status", encoding="ascii").read()
+    return int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.M)[1])
 
 
 def test_a_disk_that_was_full_at_the_start_holds_nothing_up_once_it_is_not(daemon):
