@@ -176,6 +176,16 @@ def test_half_closed_clients_get_their_stream(service):
         assert b'"state":"succeeded"' in told and told.endswith(b"\r\n0\r\n\r\n")
 
 
+def test_what_only_begins_with_the_id_of_a_job_is_none(service):
+    service.put_dataset()
+    job = service.submit("rows=1")["id"]
+    service.wait_for(job, "succeeded")
+    for method, tail in (("GET", "x"), ("PATCH", "x"), ("POST", "%20x/retry"), ("POST", "x/cancel"), ("DELETE", "x")):
+        answer = service.ask(method, f"/v1/jobs/{job}{tail}", {"priority": 1} if method == "PATCH" else None)
+        assert_problem(answer, 404)
+    assert service.job(job)["priority"] == 0
+
+
 def test_unknown_things_are_named(service):
     service.put_dataset()
     for body, pointer, name in (
