@@ -21,6 +21,12 @@ def test_three_lost_workers_fail_the_job_and_each_cause_is_told(daemon):
     assert daemon.submit(wait=10)["state"] == "succeeded"
 
 
+def test_the_end_of_what_a_lost_worker_said_is_told_wherever_it_is_cut(daemon):
+    job = daemon.submit("crash-always=0 babble", wait=25)
+    for attempt in job["error"]["attempts"]:
+        assert attempt["stderr"].endswith("ää.\ncrashing as told\n"), attempt
+
+
 def test_a_worker_that_breaks_the_protocol_is_ended(daemon):
     job = daemon.submit("garbage", wait=25)
     assert job["state"] == "failed" and "protocol" in job["error"]["attempts"][0]["cause"]
