@@ -218,6 +218,9 @@ def test_cursors_that_were_not_handed_out(service):
     job = service.submit("rows=1")["id"]
     for target in ("/v1/jobs?cursor=zzz", f"/v1/jobs/{job}/rows?cursor=zzz", "/v1/datasets?cursor=%2e%2e"):
         assert_problem(service.ask("GET", target), 422, "?cursor")
+    for before_all_rows in ("-1.", "-1._", "0._token_kl"):  # those of the worker's own memory among them
+        answer = service.ask("GET", f"/v1/jobs/{job}/rows?cursor={before_all_rows}")
+        assert_problem(answer, 422, "?cursor")
 
 
 def test_clients_that_leave_while_waiting(service):
