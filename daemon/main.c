@@ -161,6 +161,7 @@ static void close_app(struct app *app) {
 
 static enum rc serve(struct process *p, struct err *e) {
     signal(SIGPIPE, SIG_IGN); /* before the first pipe */
+    signal(SIGXFSZ, SIG_IGN); /* a file at the limit of its size is an error of the write */
     uv_loop_init(&p->app.loop);
     enum rc rc = open_app(&p->app, e);
     if (rc == RC_OK) {

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -96,6 +97,17 @@ def test_a_full_disk_refuses_writes_serves_reads_and_loses_nothing(daemon):
     daemon.fault.unlink()
     assert daemon.wait_for(running, "succeeded", seconds=30)["attempt"] == 1
     assert len(daemon.rows(running)) == 20 and len(daemon.ask("GET", "/v1/jobs").json["items"]) == 2
+
+
+def test_a_limit_on_the_size_of_files_refuses_writes_and_ends_nothing(daemon):
+    pid, (_, hard) = daemon.process.pid, resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = daemon.submit(wait=10)["id"]
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
+    assert daemon.ask("PUT", "/v1/datasets/large", "x" * 5000).status == 500
+    answer = daemon.ask("POST", "/v1/jobs", {"kind": "eval", "model": "org/m", "dataset": "d"})
+    assert answer.status == 500 and daemon.job(kept)["state"] == "succeeded"
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+    assert daemon.submit(wait=10)["state"] == "succeeded"
 
 
 def test_a_job_that_cannot_start_on_a_full_disk_is_tried_again_at_leisure(daemon):
