@@ -7,6 +7,8 @@ import signal
 import subprocess
 import time
 
+from conftest import Daemon
+
 
 def test_a_lost_worker_is_replaced_and_the_job_goes_on_after_its_rows(daemon):
     job = daemon.submit("rows=4 crash=2", wait=20)
@@ -136,6 +138,21 @@ def test_a_disk_that_was_full_at_the_start_holds_nothing_up_once_it_is_not(daemo
     assert daemon.job(id_)["state"] == "running" and daemon.ask("GET", "/readyz").status == 507
     daemon.fault.unlink()
     assert daemon.wait_for(id_, "succeeded")["attempt"] == 1
+
+
+class WithoutStreams(Daemon):
+    def command(self):
+        return ["sh", "-c", 'exec "$@" <&- >&-', "sh", *super().command()]
+
+
+def test_a_daemon_that_is_started_without_standard_streams_works(tmp_path):
+    daemon = WithoutStreams(tmp_path)
+    try:
+        daemon.put_dataset()
+        assert daemon.submit("rows=2 crash=1", wait=20)["attempt"] == 2
+    finally:
+        status = daemon.stop()
+    assert status == 0
 
 
 def test_an_idle_worker_leaves(make_daemon):
