@@ -4,6 +4,7 @@
  * checkpoint), streams end with an event, and the process leaves within ten seconds. A second signal changes nothing.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -161,8 +162,20 @@ static void close_app(struct app *app) {
     devices_release(&app->devices);
 }
 
+/* The descriptor of one that is closed would go to the next file, and libuv aborts when it is to close such a one. */
+static void open_missing_streams(void) {
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) close(fd);
+}
+
 static enum rc serve(struct process *p, struct err *e) {
+    open_missing_streams();
     signal(SIGPIPE, SIG_IGN); /* before the first pipe */
+    signal(SIGXFSZ, SIG_IGN); /* a file at the limit of its size is an error of the write */
     uv_loop_init(&p->app.loop);
     enum rc rc = open_app(&p->app, e);
     if (rc == RC_OK) {

@@ -7,6 +7,7 @@
 #include "daemon/http/response.h"
 #include "daemon/http/sse.h"
 #include "daemon/jobs/hub.h"
+#include "daemon/store/events.h"
 #include "daemon/store/jobs.h"
 #include "daemon/store/store.h"
 
@@ -60,6 +61,16 @@ static void on_close(void *data) {
     free(feed);
 }
 
+/* An id that was never given, of data that were replaced meanwhile, would keep its client waiting for as many events:
+ * it hears of what comes from now on. */
+static enum rc limit_to_last(struct request *r, int64_t *after, struct err *e) {
+    int64_t last;
+
+    TRY(event_last(store_reader(request_app(r)->store), &last, e));
+    if (*after > last) *after = last;
+    return RC_OK;
+}
+
 /* `job` NULL: of all jobs. */
 static enum rc follow(struct request *r, const char *job, struct err *e) {
     struct events_query query;
@@ -68,6 +79,7 @@ static enum rc follow(struct request *r, const char *job, struct err *e) {
 
     TRY(request_decode_query(r, &query, e));
     TRY(sse_position(r, query.after, &after, e));
+    if (!job) TRY(limit_to_last(r, &after, e));
     feed = xcalloc(1, sizeof *feed);
     feed->format = sse_format(r);
     feed->subscription = hub_subscribe(request_app(r)->hub, job, after, on_wake, feed);

@@ -109,7 +109,7 @@ static void wait_for_end(struct ticket *t) {
 static void on_command(void *ctx, const char *job, const struct problems *problems, const struct err *e) {
     struct ticket *t = ctx;
 
-    memcpy(t->job, job, sizeof t->job);
+    snprintf(t->job, sizeof t->job, "%s", job);
     if (!t->request) {
         ticket_free(t);
     } else if (e->rc != RC_OK) {

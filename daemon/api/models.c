@@ -1,11 +1,13 @@
 /* /v1/models: what lies beneath the --models roots, and what the worker says about it. */
 #include "daemon/models.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/strbuf.h"
 #include "daemon/api/routes.h"
 #include "daemon/app.h"
 #include "daemon/http/response.h"
@@ -13,10 +15,20 @@
 
 enum { TEXT_MAX = 1 << 20 };
 
+/* A folder may be called anything, a path may not. */
+static void append_escaped(struct strbuf *out, const char *name) {
+    for (; *name; name++) {
+        unsigned char c = (unsigned char)*name;
+        strbuf_printf(out, isalnum(c) || strchr("-._~/", c) ? "%c" : "%%%02X", c);
+    }
+}
+
 static json_t *links(const char *name) {
-    char *self = xasprintf("/v1/models/%s", name);
-    json_t *json = json_pack("{s:s}", "self", self);
-    free(self);
+    struct strbuf self = STRBUF_INIT;
+    strbuf_puts(&self, "/v1/models/");
+    append_escaped(&self, name);
+    json_t *json = json_pack("{s:s}", "self", self.data);
+    strbuf_release(&self);
     return json;
 }
 

@@ -80,13 +80,14 @@ static enum format choose_format(const struct request *r, int asked) {
     return request_accepts(r, "application/x-ndjson") ? FORMAT_NDJSON : FORMAT_JSON;
 }
 
-/* A cursor is "index.phase" of the last row of the page before. */
+/* A cursor is "index.phase" of the last row of the page before, which was a public one. */
 static enum rc read_cursor(const char *cursor, struct row_range *range, struct err *e) {
     char *end;
 
     if (!cursor) return RC_OK;
     range->after_index = strtoll(cursor, &end, 10);
-    if (end == cursor || *end != '.') return err_at(e, "?cursor", RC_INVALID, "is not a cursor that was handed out");
+    if (end == cursor || *end != '.' || strcmp(end + 1, ROW_PHASE_PUBLIC) < 0)
+        return err_at(e, "?cursor", RC_INVALID, "is not a cursor that was handed out");
     range->after_phase = end + 1;
     return RC_OK;
 }

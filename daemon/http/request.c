@@ -293,10 +293,11 @@ void request_end(struct request *r) {
     r->phase = PHASE_IDLE;
 }
 
+/* Its answer may be under way by now, to a client that reads slowly: then the deferral's data is gone. */
 static void on_timeout(uv_timer_t *timer) {
     struct request *r = timer->data;
     stop_timer(r);
-    r->deferral.timeout(r, r->deferral.data);
+    if (r->deferred) r->deferral.timeout(r, r->deferral.data);
 }
 
 void request_defer(struct request *r, const struct deferral *deferral) {

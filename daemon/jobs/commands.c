@@ -1,6 +1,5 @@
 #include "daemon/jobs/commands.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +13,7 @@
 struct command {
     struct write_op op;
     struct app *app;
-    char job[ID_SIZE];
+    char *job; /* whatever a client took for an id */
     enum job_action action;
     struct job_patch patch;
     int64_t priority;
@@ -29,7 +28,7 @@ static struct command *command_new(struct app *app, const char *job, command_don
     c->app = app;
     c->done = done;
     c->ctx = ctx;
-    snprintf(c->job, sizeof c->job, "%s", job);
+    c->job = xstrdup(job);
     return c;
 }
 
@@ -37,6 +36,7 @@ static void command_end(struct command *c, const struct err *e) {
     struct app *app = c->app;
 
     c->done(c->ctx, c->job, NULL, e);
+    free(c->job);
     free(c->label);
     free(c->device);
     free(c->leftover);

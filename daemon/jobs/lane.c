@@ -245,7 +245,6 @@ static void settle_loss(struct lane *lane, const struct worker_end *end) {
     json_t *loss = json_pack("{s:s, s:s, s:s}", "cause", end->cause, "at", time_format(time_now_ms(), at), "stderr",
                              end->stderr_tail);
 
-    if (!loss) loss = json_pack("{s:s, s:s}", "cause", end->cause, "at", at); /* what it wrote is not UTF-8 */
     settle(lane, &(struct job_change){.job = lane->job, .action = ACTION_LOSE, .loss = loss});
     json_decref(loss);
 }
@@ -298,10 +297,7 @@ void lane_claimed(struct lane *lane, const struct err *e) {
     struct err error;
 
     if (e->rc != RC_OK) {
-        if (e->rc != RC_CONFLICT && e->rc != RC_NOT_FOUND) {
-            remember_error(lane, e->message);
-            lane->failures++;
-        }
+        if (e->rc != RC_CONFLICT && e->rc != RC_NOT_FOUND) lane_queue_failed(lane, e); /* the disk, not the worker */
         left(lane);
         return;
     }

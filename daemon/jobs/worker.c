@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "base/strbuf.h"
+#include "base/utf8.h"
 
 enum { TICK_MS = 500, TAIL_MAX = 2048, ARGS_MAX = 16, DRAIN_TICKS = 2 };
 
@@ -63,7 +64,7 @@ static void end_if_over(struct worker *w) {
     end = (struct worker_end){.exit_status = w->exit_status,
                               .signal = w->signal,
                               .cause = w->cause,
-                              .stderr_tail = w->tail.data ? w->tail.data : ""};
+                              .stderr_tail = w->tail.data ? utf8_repair(w->tail.data) : ""};
     close_handles(w);
     w->events->on_end(w->ctx, &end);
 }

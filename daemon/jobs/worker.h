@@ -23,7 +23,7 @@ struct worker_end {
     int64_t exit_status;
     int signal;              /* 0: it exited by itself */
     const char *cause;       /* for people: "killed by signal 9 (Killed)", "no heartbeat for 10 s" */
-    const char *stderr_tail; /* the last lines it wrote there, "" when none */
+    const char *stderr_tail; /* the last lines it wrote there, as UTF-8, "" when none */
 };
 
 struct worker_events {

@@ -5,6 +5,7 @@ Labels are words joined by blanks:
   rows=N       sends N rows (those of earlier attempts are kept), then a result
   slow=MS      waits so long before each row
   crash=K      exits with status 3 before row K, in the first attempt only; crash-always=K in every one
+  babble       says a lot on stderr before it crashes, cut within a letter by whoever keeps the end of it
   hang         never answers a cancel, and goes on beating
   mute         stops beating and answering
   twice        sends its first row twice
@@ -85,6 +86,7 @@ class Worker:
         for index in range(count):
             for word, always in (("crash", False), ("crash-always", True)):
                 if words.get(word) == str(index) and (always or attempt == 1):
+                    print("ä" * 3000 + "." if "babble" in words else "", file=sys.stderr)
                     print("crashing as told", file=sys.stderr, flush=True)
                     os._exit(3)
             if index not in done:

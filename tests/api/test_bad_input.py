@@ -184,6 +184,16 @@ def test_the_first_line_of_a_refusal_says_where_and_whether_there_is_more(servic
     assert service.ask("GET", "/v1/jobs/01X").json["detail"].startswith("there is no job")
 
 
+def test_what_only_begins_with_the_id_of_a_job_is_none(service):
+    service.put_dataset()
+    job = service.submit("rows=1")["id"]
+    service.wait_for(job, "succeeded")
+    for method, tail in (("GET", "x"), ("PATCH", "x"), ("POST", "%20x/retry"), ("POST", "x/cancel"), ("DELETE", "x")):
+        answer = service.ask(method, f"/v1/jobs/{job}{tail}", {"priority": 1} if method == "PATCH" else None)
+        assert_problem(answer, 404)
+    assert service.job(job)["priority"] == 0
+
+
 def test_unknown_things_are_named(service):
     service.put_dataset()
     for body, pointer, name in (
@@ -216,6 +226,9 @@ def test_cursors_that_were_not_handed_out(service):
     job = service.submit("rows=1")["id"]
     for target in ("/v1/jobs?cursor=zzz", f"/v1/jobs/{job}/rows?cursor=zzz", "/v1/datasets?cursor=%2e%2e"):
         assert_problem(service.ask("GET", target), 422, "?cursor")
+    for before_all_rows in ("-1.", "-1._", "0._token_kl"):  # those of the worker's own memory among them
+        answer = service.ask("GET", f"/v1/jobs/{job}/rows?cursor={before_all_rows}")
+        assert_problem(answer, 422, "?cursor")
 
 
 def test_clients_that_leave_while_waiting(service):

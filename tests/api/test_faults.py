@@ -1,9 +1,13 @@
 """What breaks: workers, the daemon, the disk. Nothing that was acknowledged is lost."""
 
 import os
+import re
+import resource
 import signal
 import subprocess
 import time
+
+from conftest import Daemon
 
 
 def test_a_lost_worker_is_replaced_and_the_job_goes_on_after_its_rows(daemon):
@@ -18,6 +22,12 @@ def test_three_lost_workers_fail_the_job_and_each_cause_is_told(daemon):
     assert [a["attempt"] for a in job["error"]["attempts"]] == [1, 2, 3]
     assert all("status 3" in a["cause"] and "as told" in a["stderr"] for a in job["error"]["attempts"])
     assert daemon.submit(wait=10)["state"] == "succeeded"
+
+
+def test_the_end_of_what_a_lost_worker_said_is_told_wherever_it_is_cut(daemon):
+    job = daemon.submit("crash-always=0 babble", wait=25)
+    for attempt in job["error"]["attempts"]:
+        assert attempt["stderr"].endswith("ää.\ncrashing as told\n"), attempt
 
 
 def test_a_worker_that_breaks_the_protocol_is_ended(daemon):
@@ -91,6 +101,34 @@ def test_a_full_disk_refuses_writes_serves_reads_and_loses_nothing(daemon):
     assert len(daemon.rows(running)) == 20 and len(daemon.ask("GET", "/v1/jobs").json["items"]) == 2
 
 
+def test_a_limit_on_the_size_of_files_refuses_writes_and_ends_nothing(daemon):
+    pid, (_, hard) = daemon.process.pid, resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = daemon.submit(wait=10)["id"]
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
+    assert daemon.ask("PUT", "/v1/datasets/large", "x" * 5000).status == 500
+    answer = daemon.ask("POST", "/v1/jobs", {"kind": "eval", "model": "org/m", "dataset": "d"})
+    assert answer.status == 500 and daemon.job(kept)["state"] == "succeeded"
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+    assert daemon.submit(wait=10)["state"] == "succeeded"
+
+
+def test_a_job_that_cannot_start_on_a_full_disk_is_tried_again_at_leisure(daemon):
+    id_ = daemon.submit("rows=1")["id"]
+    daemon.fault.write_text("ENOSPC")  # before its worker has said hello
+    daemon.until(lambda: "full" in (daemon.devices()["cpu"]["last_error"] or ""))
+    before = turns(daemon)
+    time.sleep(1)
+    assert turns(daemon) - before < 200
+    daemon.fault.unlink()
+    assert daemon.wait_for(id_, "succeeded")["attempt"] == 1
+
+
+def turns(daemon):
+    """How often its loop has waited."""
+    status = open(f"/proc/{daemon.process.pid}/status", encoding="ascii").read()
+    return int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.M)[1])
+
+
 def test_a_disk_that_was_full_at_the_start_holds_nothing_up_once_it_is_not(daemon):
     id_ = daemon.submit("rows=4 slow=100")["id"]
     daemon.until(lambda: daemon.rows(id_))
@@ -100,6 +138,21 @@ def test_a_disk_that_was_full_at_the_start_holds_nothing_up_once_it_is_not(daemo
     assert daemon.job(id_)["state"] == "running" and daemon.ask("GET", "/readyz").status == 507
     daemon.fault.unlink()
     assert daemon.wait_for(id_, "succeeded")["attempt"] == 1
+
+
+class WithoutStreams(Daemon):
+    def command(self):
+        return ["sh", "-c", 'exec "$@" <&- >&-', "sh", *super().command()]
+
+
+def test_a_daemon_that_is_started_without_standard_streams_works(tmp_path):
+    daemon = WithoutStreams(tmp_path)
+    try:
+        daemon.put_dataset()
+        assert daemon.submit("rows=2 crash=1", wait=20)["attempt"] == 2
+    finally:
+        status = daemon.stop()
+    assert status == 0
 
 
 def test_an_idle_worker_leaves(make_daemon):

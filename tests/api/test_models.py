@@ -26,6 +26,15 @@ def test_models_are_found_by_their_path(service):
     assert {"org/nested", "team/cached"} <= set(names(service))
 
 
+def test_the_link_of_a_model_leads_to_it_whatever_its_folder_is_called(service):
+    odd = "org/50% größer? #2"
+    (service.models / odd).mkdir()
+    (service.models / odd / "config.json").write_text("{}")
+    link, = (m["links"]["self"] for m in service.ask("GET", "/v1/models").json["items"] if m["name"] == odd)
+    assert link == "/v1/models/org/50%25%20gr%C3%B6%C3%9Fer%3F%20%232"
+    assert "there is no model" not in service.ask("GET", link).body.decode()
+
+
 def test_nothing_outside_the_roots_is_reached(service):
     outside = service.folder / "outside"
     outside.mkdir()

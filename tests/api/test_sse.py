@@ -57,6 +57,20 @@ def test_all_jobs_share_a_stream(service, ended_job):
     assert_problem(service.ask("GET", "/v1/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/events"), 404)
 
 
+def test_who_has_ids_of_data_that_were_replaced_hears_what_comes(service):
+    service.put_dataset()
+    with service.dial() as s:
+        s.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 1000000\r\n\r\n")
+        assert s.recv(12) == b"HTTP/1.1 200"
+        job = service.submit("rows=1")["id"]
+        service.wait_for(job, "succeeded")
+        s.settimeout(5)
+        told = b""
+        while b'"state":"succeeded"' not in told:
+            told += s.recv(65536)
+        assert job.encode() in told
+
+
 def test_many_streams_at_once(service):
     sockets = [service.dial() for _ in range(300)]
     for s in sockets:

@@ -74,6 +74,21 @@ static enum rc get_never(struct request *r, struct err *e) {
     return RC_OK;
 }
 
+static atomic_int late_timeouts;
+static void count_timeout(struct request *r, void *data) {
+    (void)r, (void)data;
+    late_timeouts++;
+}
+
+/* Answered long before its time is over, with more than a socket takes. */
+static enum rc get_heavy(struct request *r, struct err *e) {
+    size_t len = 32 << 20;
+    (void)e;
+    request_defer(r, &(struct deferral){.timeout = count_timeout, .timeout_ms = 50});
+    respond_text(r, 200, "text/plain", xcalloc(1, len), len);
+    return RC_OK;
+}
+
 static enum rc get_failure(struct request *r, struct err *e) {
     (void)r;
     return err_at(e, "/a/b", RC_INVALID, "b must not be so");
@@ -145,6 +160,7 @@ static const struct route table[] = {
     {.method = "POST", .pattern = "/echo", .id = "echo", .handler = post_echo, .body_type = BODY_JSON},
     {.method = "GET", .pattern = "/late", .id = "late", .handler = get_late},
     {.method = "GET", .pattern = "/never", .id = "never", .handler = get_never},
+    {.method = "GET", .pattern = "/heavy", .id = "heavy", .handler = get_heavy},
     {.method = "GET", .pattern = "/failure", .id = "failure", .handler = get_failure},
     {.method = "PUT", .pattern = "/upload", .id = "upload", .handler = put_upload, .body_type = BODY_STREAM},
     {.method = "GET",
@@ -370,6 +386,17 @@ static void test_deferred_answers_come_later(void **state) {
     close(fd);
 }
 
+/* What the timeout would answer with is no longer there: the answer that is under way took it. */
+static void test_no_deferral_times_out_while_its_answer_is_read_slowly(void **state) {
+    (void)state;
+    int fd = dial();
+    say(fd, "GET /heavy HTTP/1.1\r\n" HOST "\r\n");
+    usleep(300000);
+    assert_int_equal(late_timeouts, 0);
+    assert_int_equal(hear(fd, "\r\n\r\n"), 200);
+    close(fd);
+}
+
 static void test_uploads_come_in_pieces(void **state) {
     (void)state;
     int fd = dial();
@@ -485,6 +512,7 @@ int main(void) {
         TEST(test_a_refusal_keeps_the_connection_usable),
         TEST(test_bodies_over_the_limit),
         TEST(test_deferred_answers_come_later),
+        TEST(test_no_deferral_times_out_while_its_answer_is_read_slowly),
         TEST(test_uploads_come_in_pieces),
         TEST(test_streams_lag_with_their_client_and_end),
         TEST(test_a_slow_head_is_cut_off),
