@@ -81,26 +81,25 @@ static enum rc sync_path(const char *path, int flags, struct err *e) {
     return rc;
 }
 
-/* Removes content that has lost its last user. It runs on the writer thread, after the commit that took the user away
- * and in order with puts, so that it never removes what a put has just brought back. */
+/* Removes content that has lost its last user. It runs on the writer thread, so that it never removes what a put has
+ * just brought back, and looks at what is committed alone: a rollback brings users back, but no file. What it cannot
+ * remove, the sweep at the next start does. */
 struct collect {
     struct write_op op;
     char *folder, sha256[SHA256_HEX_SIZE];
 };
 
-static enum rc collect_run(struct db *db, struct write_op *op, struct err *e) {
+static void remove_unneeded(struct db *db, struct write_op *op) {
     struct collect *collect = (struct collect *)op;
+    struct err e;
     bool needed;
 
-    TRY(content_needed(db, collect->sha256, &needed, e));
-    if (needed) return RC_OK;
+    if (content_needed(db, collect->sha256, &needed, &e) != RC_OK || needed) return;
     char *path = dataset_path(collect->folder, collect->sha256);
-    enum rc rc = unlink(path) == 0 || errno == ENOENT ? RC_OK : err_errno(e, "cannot remove %s", path);
+    unlink(path);
     free(path);
-    return rc;
 }
 
-/* What could not be removed is tried again by the sweep at the next start. */
 static void collect_done(struct write_op *op, const struct err *e) {
     struct collect *collect = (struct collect *)op;
 
@@ -112,7 +111,7 @@ static void collect_done(struct write_op *op, const struct err *e) {
 static void collect_content(struct store *s, const char *sha256) {
     struct collect *collect = xcalloc(1, sizeof *collect);
 
-    collect->op = (struct write_op){.run = collect_run, .done = collect_done};
+    collect->op = (struct write_op){.committed = remove_unneeded, .done = collect_done};
     collect->folder = xstrdup(store_datasets(s));
     memcpy(collect->sha256, sha256, sizeof collect->sha256);
     store_submit(s, &collect->op);

@@ -87,10 +87,13 @@ static void commit(struct db *db, struct write_op *head) {
 
     for (struct write_op *op = head; op; op = op->next)
         op->err = (struct err){0};
-    if (all_barriers(head) || run_batch(db, head, &e) == RC_OK) return;
-    if (!transaction_ended(db)) db_run(db, &ignored, "ROLLBACK", "");
-    err_context(&e, "nothing was stored");
-    fail_batch(head, &e);
+    if (!all_barriers(head) && run_batch(db, head, &e) != RC_OK) {
+        if (!transaction_ended(db)) db_run(db, &ignored, "ROLLBACK", "");
+        err_context(&e, "nothing was stored");
+        fail_batch(head, &e);
+    }
+    for (struct write_op *op = head; op; op = op->next)
+        if (op->committed && op->err.rc == RC_OK) op->committed(db, op);
 }
 
 static void *writer_main(void *arg) {

@@ -17,6 +17,8 @@
 struct write_op {
     /* Writer thread. NULL: does nothing, and `done` tells that all that was submitted before is durable. */
     enum rc (*run)(struct db *db, struct write_op *op, struct err *e);
+    /* Writer thread, once the batch is durable, before any other is begun: what no rollback would undo. May be NULL. */
+    void (*committed)(struct db *db, struct write_op *op);
     /* Loop thread; e->rc RC_OK: durable. May be NULL. */
     void (*done)(struct write_op *op, const struct err *e);
     struct event_list events; /* what `run` appended with event_append; published before `done` when committed */

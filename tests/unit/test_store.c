@@ -9,6 +9,7 @@
 
 #include "base/mem.h"
 #include "daemon/jobs/hub.h"
+#include "daemon/store/datasets.h"
 #include "daemon/store/jobs.h"
 #include "daemon/store/migrate.h"
 #include "daemon/store/rows.h"
@@ -174,6 +175,97 @@ static void test_a_full_disk_fails_the_write_and_not_the_store(void **unused) {
     assert_int_equal(state_of(&job), JOB_QUEUED);
 }
 
+/* ---- the writer held up, so that what is submitted comes into one batch ---- */
+
+static uv_sem_t held, go_on;
+
+static enum rc hold(struct db *db, struct write_op *w, struct err *e) {
+    (void)db, (void)w, (void)e;
+    uv_sem_post(&held);
+    uv_sem_wait(&go_on);
+    return RC_OK;
+}
+
+static void on_put(void *ctx, const struct dataset *d, bool created, const struct err *e) {
+    (void)d, (void)created;
+    assert_int_equal(e->rc, RC_OK);
+    *(bool *)ctx = true;
+}
+
+/* A text called "d" whose content is its hash. */
+static void put(const char *sha256, bool *done) {
+    struct dataset d = {.name = "d", .bytes = (int64_t)strlen(sha256)};
+    char *upload = xasprintf("%s/.upload-%s", store_datasets(store), sha256);
+    FILE *file = fopen(upload, "w");
+    assert_true(file && fputs(sha256, file) > 0 && fclose(file) == 0);
+    snprintf(d.sha256, sizeof d.sha256, "%s", sha256);
+    *done = false;
+    dataset_put(store, &d, upload, on_put, done);
+    free(upload);
+}
+
+static void wait_until(const bool *done) {
+    while (!*done)
+        uv_run(&loop, UV_RUN_ONCE);
+}
+
+static bool has_content(const char *sha256) {
+    char *path = dataset_path(store_datasets(store), sha256);
+    bool there = access(path, F_OK) == 0;
+    free(path);
+    return there;
+}
+
+static enum rc insert_reader_of_old(struct db *db, struct write_op *w, struct err *e) {
+    struct op *op = (struct op *)w;
+    struct job_insert insert = {.job = {.kind = "eval", .spec = "{}", .owner = "local", .lane = "device"}};
+    insert.job.dataset = "d";
+    insert.job.dataset_sha256 = "old";
+    memcpy(insert.job.id, op->id, sizeof op->id);
+    return job_insert(db, &w->events, &insert, e);
+}
+
+/* The commit that took a text's last reader away is the one that fails. */
+static void test_no_text_goes_that_a_rollback_brings_the_reader_of_back(void **unused) {
+    struct op job = {0}, holder;
+    struct dataset seen;
+    struct err e;
+    bool done;
+    (void)unused;
+    assert_true(uv_sem_init(&held, 0) == 0 && uv_sem_init(&go_on, 0) == 0);
+    put("old", &done);
+    wait_until(&done);
+    assert_int_equal(id_new(job.id, &e), RC_OK);
+    assert_int_equal(run(&job, insert_reader_of_old), RC_OK);
+    put("new", &done);
+    do
+        assert_int_equal(dataset_get(store_reader(store), "d", &seen, &e), RC_OK);
+    while (strcmp(seen.sha256, "new") != 0);
+    submit(&holder, hold);
+    uv_sem_wait(&held);
+    job.action = ACTION_CANCEL;
+    submit(&job, change_job);
+    wait_until(&done); /* which asks for the old content to go */
+    FILE *fault = fopen(fault_path, "w");
+    assert_true(fault && fputs("ENOSPC", fault) > 0 && fclose(fault) == 0);
+    uv_sem_post(&go_on);
+    assert_int_equal(finish(&job), RC_NO_SPACE);
+    unlink(fault_path);
+    assert_int_equal(state_of(&job), JOB_QUEUED);
+    assert_true(has_content("old"));
+    put("newer", &done);
+    wait_until(&done);
+    assert_int_equal(run(&job, change_job), RC_OK);
+    put("old", &done);
+    wait_until(&done);
+    put("newest", &done);
+    wait_until(&done);
+    assert_int_equal(run(&holder, NULL), RC_OK);
+    assert_true(has_content("newest") && !has_content("old") && !has_content("new") && !has_content("newer"));
+    uv_sem_destroy(&held);
+    uv_sem_destroy(&go_on);
+}
+
 static void test_the_third_loss_fails_the_job(void **unused) {
     struct op job = new_job();
     (void)unused;
@@ -248,6 +340,7 @@ int main(void) {
         cmocka_unit_test(test_ids_grow_within_a_millisecond),
         cmocka_unit_test(test_an_operation_that_fails_leaves_its_batch_alone),
         cmocka_unit_test(test_a_full_disk_fails_the_write_and_not_the_store),
+        cmocka_unit_test(test_no_text_goes_that_a_rollback_brings_the_reader_of_back),
         cmocka_unit_test(test_the_third_loss_fails_the_job),
         cmocka_unit_test(test_a_subscription_has_no_gap_and_no_duplicate),
         cmocka_unit_test(test_migrations_apply_once_keep_a_copy_and_refuse_newer),
