@@ -3,6 +3,7 @@
  * against that candidate's or, of noise, by their squared relative error: good between widths of one method, between
  * methods as good as drift or error is there. */
 #include <math.h>
+#include <stdio.h>
 
 #include "worker/pipeline/allocate.h"
 
@@ -27,13 +28,25 @@ static enum score default_score(const struct profile_table *table, const char **
     return fisher ? SCORE_FISHER : SCORE_DRIFT;
 }
 
+/* Fills `text` with the names of those that every row has: error at least. */
+static const char *scores_there(const struct profile_table *table, char *text, size_t size) {
+    size_t len = 0;
+    for (int s = 0; s < SCORES_OF_ROWS; s++)
+        if (all_have(table, (enum score)s) && len < size)
+            len += (size_t)snprintf(text + len, size - len, "%s%s", len ? ", " : "", allocation_score_names[s]);
+    return text;
+}
+
 static enum rc check_scores(const struct profile_table *table, enum score score, struct err *e) {
+    char there[64];
     for (int i = 0; i < table->linear_count; i++)
         for (int c = 0; c < table->candidate_count; c++)
             if (lacks(table, i, c, score))
                 return err_at(e, "/score", RC_INVALID,
-                              "%s: the profile has none for %s at %s; a profile must ask for it in its scores",
-                              allocation_score_names[score], table->linears[i].name, table->ids[c]);
+                              "%s: the profile has none for %s at %s; it has %s, and others when its scores ask for "
+                              "them",
+                              allocation_score_names[score], table->linears[i].name, table->ids[c],
+                              scores_there(table, there, sizeof there));
     return RC_OK;
 }
 
