@@ -1,7 +1,6 @@
 #include "daemon/store/datasets.h"
 
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

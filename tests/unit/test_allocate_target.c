@@ -52,6 +52,12 @@ static void a_target_crosses_out_what_it_cannot_carry(void **state) {
     assert_int_equal(run_over(inputs, "\"budget\":{\"average_bits\":1.5},\"target\":\"vllm\"", &result, &e),
                      RC_INFEASIBLE);
     assert_non_null(strstr(e.message, "by target vllm"));
+    assert_int_equal(
+        run_over(inputs, "\"budget\":{\"average_bits\":1.5},\"target\":\"compressed-tensors\",\"method\":\"upgrade\"",
+                 &result, &e),
+        RC_INFEASIBLE);
+    assert_non_null(strstr(e.message, "starts at 4 bits), with the candidates that can be carried by target compressed-"
+                                      "tensors"));
     json_decref(inputs);
 }
 

@@ -26,7 +26,7 @@ static int64_t cost_limit(const struct allocation *a) {
 static enum rc infeasible(const struct allocation *a, int64_t smallest, struct err *e) {
     const struct spec_budget *budget = a->spec->budget;
     bool aimed = a->spec->target != TARGET_NONE;
-    char text[24], why[96];
+    char text[24], why[128];
     snprintf(why, sizeof why, "%s%s%s", a->spec->method == ALLOCATION_UPGRADE ? " (`upgrade` starts at 4 bits)" : "",
              aimed ? ", with the candidates that can be carried by target " : "",
              aimed ? target_names[a->spec->target] : "");

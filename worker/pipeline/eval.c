@@ -383,11 +383,11 @@ static enum rc calibrate_model(struct eval *v, struct err *e) {
 
 /* Before anything is computed for it. */
 static enum rc check_compare(const struct eval *v, struct err *e) {
+    if (!v->spec->compare) return RC_OK;
     const json_t *other = json_object_get(v->job->inputs, "compare");
     const char *windows = json_string_value(json_object_get(json_object_get(other, "result"), "windows_hash"));
     struct hash128 hash = windows_hash(&v->windows);
     char text[HASH_TEXT_SIZE];
-    if (!v->spec->compare) return RC_OK;
     if (windows && !strcmp(windows, hash_text(&hash, text)))
         return eval_compare_check(&v->table, json_object_get(other, "rows"), e);
     return err_at(e, "/compare", RC_INVALID,
