@@ -392,7 +392,9 @@ static void compare_pairs_with_an_earlier_eval(void **state) {
     size_t rows = json_array_size(after.rows);
     assert_int_equal(run_job(&after, FIXTURE "tiny", HELDOUT, shorter, NULL, inputs), RC_INVALID);
     assert_string_equal(after.err.pointer, "/compare");
-    assert_int_equal(json_array_size(after.rows), rows); /* refused before anything was computed */
+    assert_int_equal(run_job(&after, FIXTURE "tiny", FIXTURE "calibration.txt", same, NULL, inputs), RC_INVALID);
+    assert_non_null(strstr(after.err.message, "evaluated other windows")); /* as many, of another text */
+    assert_int_equal(json_array_size(after.rows), rows);                   /* refused before anything was computed */
     json_decref(inputs);
     run_release(&before);
     run_release(&after);

@@ -160,6 +160,36 @@ static void test_an_operation_that_fails_leaves_its_batch_alone(void **unused) {
     assert_int_equal(count, 2);
 }
 
+static int times_committed;
+static void count_committed(struct db *db, struct write_op *w) {
+    (void)db, (void)w;
+    times_committed++;
+}
+
+static enum rc insert_and_count(struct op *op) {
+    op->op = (struct write_op){.run = insert_job, .committed = count_committed, .done = on_done};
+    op->done = false;
+    store_submit(store, &op->op);
+    return finish(op);
+}
+
+static void test_what_no_rollback_undoes_waits_for_the_commit(void **unused) {
+    FILE *fault = fopen(fault_path, "w");
+    struct op job = {0};
+    struct err e;
+    (void)unused;
+    assert_true(fault && fputs("ENOSPC", fault) > 0 && fclose(fault) == 0);
+    assert_int_equal(id_new(job.id, &e), RC_OK);
+    times_committed = 0;
+    assert_int_equal(insert_and_count(&job), RC_NO_SPACE);
+    assert_int_equal(times_committed, 0);
+    unlink(fault_path);
+    assert_int_equal(insert_and_count(&job), RC_OK);
+    assert_int_equal(times_committed, 1);
+    assert_int_equal(insert_and_count(&job), RC_CONFLICT); /* there already: fails alone */
+    assert_int_equal(times_committed, 1);
+}
+
 static void test_a_full_disk_fails_the_write_and_not_the_store(void **unused) {
     FILE *fault = fopen(fault_path, "w");
     struct op job = {0};
@@ -339,6 +369,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ids_grow_within_a_millisecond),
         cmocka_unit_test(test_an_operation_that_fails_leaves_its_batch_alone),
+        cmocka_unit_test(test_what_no_rollback_undoes_waits_for_the_commit),
         cmocka_unit_test(test_a_full_disk_fails_the_write_and_not_the_store),
         cmocka_unit_test(test_no_text_goes_that_a_rollback_brings_the_reader_of_back),
         cmocka_unit_test(test_the_third_loss_fails_the_job),
